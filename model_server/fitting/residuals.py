@@ -1,0 +1,46 @@
+"""How far the annotations lie from a surface, in mm."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_server.geometry.sections import nearest_on_segments, plane_section
+from model_server.observations import Observations, PlanarOutline
+from model_server.reconstruction import Residual, Surface
+
+Array = NDArray[np.float64]
+
+
+def closest_distance(surface: Surface, points: Array) -> Array:
+    """(N,) unsigned distance from RAS points to a surface, mm."""
+    import trimesh
+
+    mesh = trimesh.Trimesh(surface.points, surface.triangles, process=False)
+    _, distance, _ = trimesh.proximity.closest_point(mesh, points)
+    return np.asarray(distance)
+
+
+def outline_distance(surface: Surface, outline: PlanarOutline) -> Array:
+    """(N,) in-plane distance from samples of an outline to the surface's section, mm.
+
+    Where the surface does not reach the plane the distance to the surface itself counts.
+    """
+    samples = np.concatenate(outline.resampled(1.0))
+    section = plane_section(surface.points, surface.triangles, outline.origin, outline.normal)
+    if len(section.triangles) == 0:
+        return closest_distance(surface, samples)
+    return nearest_on_segments(samples, section.ends)[2]
+
+
+def residuals(surface: Surface, observations: Observations) -> tuple[Residual, ...]:
+    """One residual for each outline and each set of boundary points."""
+    found = [
+        (o.name, "outline", outline_distance(surface, o)) for o in observations.outlines
+    ] + [
+        (p.name, "boundary points", closest_distance(surface, p.points))
+        for p in observations.boundary
+    ]
+    return tuple(
+        Residual(name, kind, float(gap.mean()), float(gap.max())) for name, kind, gap in found
+    )

@@ -1,0 +1,112 @@
+"""Label volumes and surfaces: largest component, smooth surface, voxelization."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage import measure
+
+from model_server.errors import ShapePriorError
+from model_server.observations import Volume
+from model_server.reconstruction import Surface
+
+Array = NDArray[np.float64]
+SMOOTHING_VOXELS = 0.7  # blurs the staircase; re-voxelized Dice stays above 0.98
+
+
+def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The largest connected component (26-neighborhood) of a boolean volume."""
+    labels, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    if count <= 1:
+        return mask
+    sizes = np.bincount(labels.ravel())[1:]
+    return np.asarray(labels == 1 + int(np.argmax(sizes)))
+
+
+def distance_field(mask: NDArray[np.bool_], spacing: Array) -> Array:
+    """Signed Euclidean distance, negative inside, (K, J, I) as ``mask``, zero between voxels.
+
+    Args:
+        spacing: (3,) mm along i, j, k.
+    """
+    sampling = np.asarray(spacing, dtype=np.float64)[::-1]
+    outside = ndimage.distance_transform_edt(~mask, sampling=sampling)
+    inside = ndimage.distance_transform_edt(mask, sampling=sampling)
+    # Each is measured to voxel centers across the border: their difference is zero between them.
+    return np.asarray(outside - inside, dtype=np.float64)
+
+
+def surface_from_label(label: Volume, spacing: float | None = None) -> Surface:
+    """Smooth closed surface of the largest component of a label volume.
+
+    The signed distance is resampled to isotropic voxels (shape-based interpolation between
+    slices), blurred against the staircase, and its zero level extracted by marching cubes.
+
+    Args:
+        label: any non-zero voxel belongs to the organ.
+        spacing: isotropic voxel size in mm; by default the finest of the volume's own, but no
+            finer than a ninetieth of the organ's extent.
+
+    Raises:
+        ShapePriorError: the volume is empty.
+    """
+    mask = largest_component(np.asarray(label.array) > 0)
+    if not mask.any():
+        raise ShapePriorError(
+            f"'{label.name}' is empty: no voxel has a label.", "Choose a segment with content."
+        )
+    box = tuple(slice(lo.min(), lo.max() + 1) for lo in np.nonzero(mask))
+    start = np.array([box[2].start, box[1].start, box[0].start], dtype=np.float64)
+    pad = 3
+    mask = np.pad(mask[box], pad)
+    # Interpolating the distance of a padded mask keeps caps closed at the scan's border.
+    field = distance_field(mask, label.spacing)
+    extent = np.array(mask.shape[::-1]) * label.spacing
+    step = spacing or max(float(label.spacing.min()), float(extent.max()) / 90.0)
+    zoom = label.spacing[::-1] / step
+    shape = np.maximum(np.round((np.array(mask.shape) - 1) * zoom).astype(int) + 1, 4)
+    grid = np.stack(
+        np.meshgrid(*[np.arange(n) * step for n in shape], indexing="ij")
+    ) / label.spacing[::-1].reshape(3, 1, 1, 1)
+    fine = ndimage.map_coordinates(field, grid, order=1, mode="nearest")
+    fine = ndimage.gaussian_filter(fine, SMOOTHING_VOXELS * np.maximum(zoom, 1.0))
+    verts, faces, _, _ = measure.marching_cubes(fine, 0.0)
+    ijk = verts[:, ::-1] * step / label.spacing + start - pad
+    return oriented(Surface(label.to_ras(ijk), faces.astype(np.int32)))
+
+
+def oriented(surface: Surface) -> Surface:
+    """The surface with triangles turned outward."""
+    if surface.volume() < 0:
+        return Surface(surface.points, np.ascontiguousarray(surface.triangles[:, ::-1]))
+    return surface
+
+
+def voxelize(surface: Surface, ijk_to_ras: Array, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Voxels whose centers lie inside a closed surface.
+
+    Args:
+        surface: RAS mm.
+        ijk_to_ras: (4, 4) geometry of the target.
+        shape: (K, J, I) of the target.
+    """
+    import vtk
+    from vtk.util.numpy_support import vtk_to_numpy
+
+    from model_server.io.surfaces import to_polydata
+
+    inverse = np.linalg.inv(ijk_to_ras)
+    ijk = surface.points @ inverse[:3, :3].T + inverse[:3, 3]
+    stencil = vtk.vtkPolyDataToImageStencil()
+    stencil.SetInputData(to_polydata(oriented(Surface(ijk, surface.triangles))))
+    stencil.SetOutputWholeExtent(0, shape[2] - 1, 0, shape[1] - 1, 0, shape[0] - 1)
+    stencil.SetTolerance(0.0)
+    image = vtk.vtkImageStencilToImage()
+    image.SetInputConnection(stencil.GetOutputPort())
+    image.SetOutsideValue(0)
+    image.SetInsideValue(1)
+    image.SetOutputScalarTypeToUnsignedChar()
+    image.Update()
+    output = image.GetOutput()
+    return np.asarray(vtk_to_numpy(output.GetPointData().GetScalars()).reshape(shape) > 0)

@@ -1,0 +1,261 @@
+"""What the user gave: outlines, points and volumes in world RAS millimetres.
+
+Everything is validated once, here at the border; the rest of the backend trusts it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_server.errors import ShapePriorError
+
+Array = NDArray[np.float64]
+MAX_OUT_OF_PLANE_MM = 1.0
+
+
+def _checked_points(points: object, name: str, least: int) -> Array:
+    array = np.asarray(points, dtype=np.float64)
+    if array.ndim != 2 or array.shape[1] != 3:
+        raise ShapePriorError(
+            f"'{name}' is not a list of 3-D points.", "Give three coordinates for each point."
+        )
+    if not np.isfinite(array).all():
+        bad = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
+        raise ShapePriorError(
+            f"Point {bad + 1} of '{name}' has a coordinate that is not a number.",
+            "Delete that point or place it again.",
+        )
+    if len(array) < least:
+        raise ShapePriorError(
+            f"'{name}' has {len(array)} point(s), fewer than {least}.", "Place more points."
+        )
+    return array
+
+
+def _signed_area(loop_2d: Array) -> float:
+    x, y = loop_2d.T
+    return float(0.5 * np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y))
+
+
+def _first_self_crossing(loop_2d: Array) -> int | None:
+    """Index of the first edge of the closed (N, 2) loop that crosses another, or None."""
+    a = loop_2d
+    d = np.roll(a, -1, axis=0) - a
+    offset = a[None] - a[:, None]
+    cross = d[:, None, 0] * d[None, :, 1] - d[:, None, 1] * d[None, :, 0]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = (offset[..., 0] * d[None, :, 1] - offset[..., 1] * d[None, :, 0]) / cross
+        u = (offset[..., 0] * d[:, None, 1] - offset[..., 1] * d[:, None, 0]) / cross
+        hit = (t > 0) & (t < 1) & (u > 0) & (u < 1)
+    index = np.arange(len(a))
+    gap = np.abs(index[:, None] - index[None])
+    hit &= np.minimum(gap, len(a) - gap) > 1
+    return int(np.argwhere(hit)[0, 0]) if hit.any() else None
+
+
+@dataclass(frozen=True)
+class PlanarOutline:
+    """Closed loops drawn in one plane of any orientation.
+
+    Attributes:
+        name: what the user calls it; errors and residuals use it.
+        loops: each (N, 3) RAS mm, dense, closed implicitly (the first point is not repeated).
+        origin: (3,) a point of the plane, RAS mm.
+        normal: (3,) unit normal of the plane.
+    """
+
+    name: str
+    loops: tuple[Array, ...]
+    origin: Array
+    normal: Array
+
+    @classmethod
+    def from_loop(cls, points: object, name: str) -> PlanarOutline:
+        """An outline from one closed loop, its plane fitted to the points.
+
+        Args:
+            points: (N, 3) RAS mm, dense along the loop; a repeated last point is dropped.
+            name: the curve's name.
+
+        Raises:
+            ShapePriorError: fewer than three points, NaN, coincident points, points on a line,
+                a loop leaving its plane by more than 1 mm, or crossing itself.
+        """
+        loop = _checked_points(points, name, 3)
+        step = np.linalg.norm(loop - np.roll(loop, 1, axis=0), axis=1)
+        loop = loop[step > 1e-9]
+        if len(loop) < 3:
+            raise ShapePriorError(
+                f"The points of '{name}' all lie in one spot.", "Draw the outline again."
+            )
+        origin = loop.mean(axis=0)
+        _, extent, axes = np.linalg.svd(loop - origin, full_matrices=False)
+        if extent[1] < 1e-6 * max(extent[0], 1e-12):
+            raise ShapePriorError(
+                f"The points of '{name}' lie on one line.",
+                "Draw the outline around the organ, not along it.",
+            )
+        normal = axes[2]
+        off = np.abs((loop - origin) @ normal)
+        if off.max() > MAX_OUT_OF_PLANE_MM:
+            raise ShapePriorError(
+                f"'{name}' leaves its plane by {off.max():.1f} mm (at most "
+                f"{MAX_OUT_OF_PLANE_MM:g} mm is allowed).",
+                "Draw it again in one slice, without scrolling in between.",
+                "not-planar",
+            )
+        flat = (loop - origin) @ axes[:2].T
+        crossing = _first_self_crossing(flat)
+        if crossing is not None:
+            x, y, z = loop[crossing]
+            raise ShapePriorError(
+                f"'{name}' crosses itself near ({x:.0f}, {y:.0f}, {z:.0f}) mm RAS.",
+                "Move or delete the control points there.",
+                "self-crossing",
+            )
+        return cls(name, (origin + flat @ axes[:2],), origin, normal)
+
+    @cached_property
+    def basis(self) -> Array:
+        """(2, 3) orthonormal in-plane axes."""
+        helper = np.eye(3)[np.argmin(np.abs(self.normal))]
+        first = np.cross(self.normal, helper)
+        first /= np.linalg.norm(first)
+        return np.stack([first, np.cross(self.normal, first)])
+
+    def resampled(self, spacing: float) -> list[Array]:
+        """Each loop as (N, 3) points at equal arc length, about ``spacing`` mm apart."""
+        return [resample_loop(loop, spacing) for loop in self.loops]
+
+
+def resample_loop(loop: Array, spacing: float, least: int = 16) -> Array:
+    """(N, 3) closed loop -> (M, 3) points at equal arc length, M >= ``least``."""
+    closed = np.vstack([loop, loop[:1]])
+    length = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(closed, axis=0), axis=1))])
+    count = max(least, int(np.ceil(length[-1] / spacing)))
+    at = np.arange(count) * (length[-1] / count)
+    return np.stack([np.interp(at, length, closed[:, k]) for k in range(3)], axis=1)
+
+
+@dataclass(frozen=True)
+class PointSet:
+    """Points the user clicked: (N, 3) RAS mm."""
+
+    points: Array
+    name: str = "points"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "points", _checked_points(self.points, self.name, 1))
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A voxel array with its geometry.
+
+    Attributes:
+        array: (K, J, I), the order of SimpleITK and of Slicer's ``arrayFromVolume``.
+        ijk_to_ras: (4, 4), voxel indices (i, j, k) -> RAS mm.
+        name: for messages.
+    """
+
+    array: NDArray[np.generic]
+    ijk_to_ras: Array
+    name: str = "volume"
+
+    @property
+    def spacing(self) -> Array:
+        """(3,) mm along i, j, k."""
+        return np.asarray(np.linalg.norm(self.ijk_to_ras[:3, :3], axis=0))
+
+    def to_ras(self, ijk: Array) -> Array:
+        """(..., 3) voxel indices -> RAS mm."""
+        return ijk @ self.ijk_to_ras[:3, :3].T + self.ijk_to_ras[:3, 3]
+
+    def to_ijk(self, ras: Array) -> Array:
+        """(..., 3) RAS mm -> continuous voxel indices."""
+        return (ras - self.ijk_to_ras[:3, 3]) @ np.linalg.inv(self.ijk_to_ras[:3, :3]).T
+
+
+@dataclass(frozen=True)
+class Observations:
+    """All that the user gave about one structure."""
+
+    outlines: tuple[PlanarOutline, ...] = ()
+    boundary: tuple[PointSet, ...] = ()
+    inside: tuple[PointSet, ...] = ()
+    outside: tuple[PointSet, ...] = ()
+    label_map: Volume | None = None
+    image: Volume | None = None
+
+    def boundary_points(self) -> Array:
+        """(N, 3) every boundary click, RAS mm."""
+        sets = [s.points for s in self.boundary]
+        return np.concatenate(sets) if sets else np.empty((0, 3))
+
+    def spanning_points(self, spacing: float = 1.0) -> Array:
+        """(N, 3) points on the boundary from outlines and clicks: what the annotations span."""
+        parts = [loop for o in self.outlines for loop in o.resampled(spacing)]
+        return np.concatenate([*parts, self.boundary_points()])
+
+    def require_enough(self) -> None:
+        """Raise unless these annotations can determine a surface.
+
+        Raises:
+            ShapePriorError: nothing at all, one plane alone, or fewer than four boundary points.
+        """
+        if self.label_map is not None:
+            return
+        clicks = len(self.boundary_points())
+        if not self.outlines and clicks == 0:
+            raise ShapePriorError(
+                "There is no outline and no boundary point.",
+                "Draw the organ's outline on two or three slices, or click on its boundary.",
+                "no-annotation",
+            )
+        if not self.outlines and clicks < 4:
+            raise ShapePriorError(
+                f"{clicks} boundary point(s) are too few to place the organ.",
+                "Click at least four points, spread over its boundary.",
+                "too-few",
+            )
+        if len(self.planes()) == 1 and clicks == 0:
+            raise ShapePriorError(
+                f"'{self.outlines[0].name}' is the only plane.",
+                "Draw a second outline on another slice, best at a right angle to it.",
+                "one-plane",
+            )
+        if self.extent_mm() < 1e-3:
+            raise ShapePriorError(
+                "All boundary points lie in one spot.", "Spread them over the organ's boundary."
+            )
+
+    def planes(self) -> list[list[PlanarOutline]]:
+        """Outlines grouped by plane (normals within 2 degrees, offset within 0.5 mm)."""
+        groups: list[list[PlanarOutline]] = []
+        for outline in self.outlines:
+            for group in groups:
+                first = group[0]
+                along = abs(float(first.normal @ outline.normal)) > np.cos(np.deg2rad(2.0))
+                near = abs(float((outline.origin - first.origin) @ first.normal)) < 0.5
+                if along and near:
+                    group.append(outline)
+                    break
+            else:
+                groups.append([outline])
+        return groups
+
+    def parallel_only(self) -> bool:
+        """Whether all outlines lie in parallel planes (the organ's ends are then open)."""
+        if len(self.outlines) < 2 or len(self.boundary_points()) > 0:
+            return False
+        normals = np.stack([o.normal for o in self.outlines])
+        return bool(np.abs(normals @ normals[0]).min() > np.cos(np.deg2rad(10.0)))
+
+    def extent_mm(self) -> float:
+        """Diagonal of the annotations' bounding box, mm."""
+        points = self.spanning_points()
+        return float(np.linalg.norm(np.ptp(points, axis=0))) if len(points) else 0.0

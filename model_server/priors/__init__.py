@@ -1,0 +1,1 @@
+"""Shape priors and baselines: one file for each system, behind one protocol."""

@@ -1,0 +1,79 @@
+"""Which priors there are, and loading them by name."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from pathlib import Path
+
+from model_server.errors import ShapePriorError
+from model_server.priors.card import CARD_FILE, PriorCard, read_card
+from model_server.priors.protocol import ShapePrior
+
+# method -> module and class; the class offers ``load(folder, card, device)``.
+METHODS = {
+    "pca": ("model_server.priors.pca", "PcaPrior"),
+    "dals": ("model_server.priors.dals", "DalsPrior"),
+    "deepsdf": ("model_server.priors.deepsdf", "DeepSdfPrior"),
+}
+# Baselines that need no training: name -> module and class, constructed without arguments.
+UNTRAINED = {
+    "rbf": ("model_server.priors.rbf", "RbfBaseline"),
+    "poisson": ("model_server.priors.poisson", "PoissonBaseline"),
+    "dasm": ("model_server.priors.dasm", "DasmBaseline"),
+}
+BUNDLED_ZOO = Path(__file__).parent.parent / "zoo"
+ZOO_VARIABLE = "SHAPE_PRIOR_ZOO"  # a folder of priors the user trained
+
+
+def zoo_folders() -> list[Path]:
+    """Folders that are searched for priors, the user's own first."""
+    own = os.environ.get(ZOO_VARIABLE)
+    return ([Path(own)] if own else []) + [BUNDLED_ZOO]
+
+
+def prior_folders() -> dict[str, Path]:
+    """Folder of every prior in the zoo, by name."""
+    found: dict[str, Path] = {}
+    for zoo in zoo_folders():
+        if zoo.is_dir():
+            for card in sorted(zoo.glob(f"*/{CARD_FILE}")):
+                found.setdefault(card.parent.name, card.parent)
+    return found
+
+
+def list_priors() -> list[PriorCard]:
+    """The cards of all priors, sorted by name."""
+    return [read_card(folder) for _, folder in sorted(prior_folders().items())]
+
+
+def load_prior(name: str | Path, device: str = "auto") -> ShapePrior:
+    """A prior by its name, or from a folder that holds a ``prior.json``.
+
+    Args:
+        name: "hippocampus-dals", "rbf", or a folder.
+        device: "auto", "cpu" or "cuda".
+
+    Raises:
+        ShapePriorError: no such prior, or its files are damaged.
+    """
+    if str(name) in UNTRAINED:
+        module, kind = UNTRAINED[str(name)]
+        untrained: ShapePrior = getattr(import_module(module), kind)()
+        return untrained
+    folder = prior_folders().get(str(name), Path(name))
+    if not (folder / CARD_FILE).is_file():
+        known = ", ".join([*prior_folders(), *UNTRAINED])
+        raise ShapePriorError(
+            f"There is no prior called '{name}'.", f"Choose one of: {known}.", "unknown-prior"
+        )
+    card = read_card(folder)
+    if card.method not in METHODS:
+        raise ShapePriorError(
+            f"The prior '{card.name}' uses the unknown method '{card.method}'.",
+            "Update the extension.",
+            "bad-prior",
+        )
+    module, kind = METHODS[card.method]
+    prior: ShapePrior = getattr(import_module(module), kind).load(folder, card, device)
+    return prior

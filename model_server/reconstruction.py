@@ -1,0 +1,83 @@
+"""The answer of a fit: a surface in patient space and what is known about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_server.pose import Pose
+
+Array = NDArray[np.float64]
+Triangles = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Surface:
+    """A triangle mesh: ``points`` (V, 3), ``triangles`` (F, 3), outward oriented."""
+
+    points: Array
+    triangles: Triangles
+
+    def corners(self) -> Array:
+        """(F, 3, 3) corner points of every triangle."""
+        return self.points[self.triangles]
+
+    def area(self) -> float:
+        """Surface area, in squared units of ``points``."""
+        a, b, c = self.corners().transpose(1, 0, 2)
+        return float(0.5 * np.linalg.norm(np.cross(b - a, c - a), axis=1).sum())
+
+    def volume(self) -> float:
+        """Enclosed volume by the divergence theorem, in cubed units of ``points``."""
+        a, b, c = (self.corners() - self.points.mean(axis=0)).transpose(1, 0, 2)
+        return float(np.einsum("ij,ij->i", a, np.cross(b, c)).sum() / 6.0)
+
+
+@dataclass(frozen=True)
+class Residual:
+    """Distance between one annotation and the surface, mm (in plane for outlines)."""
+
+    name: str
+    kind: str
+    mean_mm: float
+    max_mm: float
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a reconstruction comes from."""
+
+    prior: str
+    version: str
+    device: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    iterations: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A closed surface in RAS mm with its correspondences.
+
+    Attributes:
+        surface: V vertices, RAS mm.
+        template_coordinates: (V, 3) where each vertex lies on the prior's template.
+        pose: canonical frame -> RAS mm.
+        latents: (d,) one latent, or (N, d) one for each vertex of the prior's own mesh.
+        stage: what produced it, e.g. "quick look", "global", "local", "final".
+        residuals: one for each outline and point set.
+        provenance: prior, device, seconds and iterations for each stage.
+        uncertainty_mm: (V,) standard deviation along the normal, mm (Laplace), or None.
+        warnings: sentences for the user.
+    """
+
+    surface: Surface
+    template_coordinates: Array
+    pose: Pose
+    latents: Array
+    stage: str
+    residuals: tuple[Residual, ...]
+    provenance: Provenance
+    uncertainty_mm: Array | None = None
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,120 @@
+"""Folders of label volumes -> training and validation shapes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_server.geometry.labels import surface_from_label
+from model_server.io.volumes import read_volume
+from model_server.observations import Volume
+from model_server.reconstruction import Surface
+
+Array = NDArray[np.float64]
+# Cases that are likely the same patient (shared/data/README.md); the later follow the first.
+SAME_PATIENT = (
+    ("lits_0", "lits_1"),
+    ("lits_6", "lits_7", "lits_8", "lits_9"),
+    ("lits_14", "lits_15"),
+    ("lits_17", "lits_18"),
+    ("lits_19", "lits_20"),
+    ("lits_22", "lits_23"),
+    ("amos_019", "amos_119"),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One label volume of a data folder."""
+
+    name: str
+    path: Path
+    side: str | None = None
+
+    def label(self) -> Volume:
+        """The label volume; any non-zero voxel is organ."""
+        return read_volume(self.path)
+
+    def surface(self) -> Surface:
+        """The smooth surface of the largest component, RAS mm."""
+        return surface_from_label(self.label())
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training and validation cases, in sorted order."""
+
+    training: tuple[Case, ...]
+    validation: tuple[Case, ...]
+
+    def few_shot(self, count: int = 5) -> tuple[Case, ...]:
+        """The first training cases."""
+        return self.training[:count]
+
+
+def _patient(name: str) -> str:
+    """The name shared by all cases of one patient."""
+    name = re.sub(r"_(left|right)$", "", name)
+    for group in SAME_PATIENT:
+        for member in group:
+            if name.endswith("_" + member):
+                return name.removesuffix(member) + group[0]
+    return name
+
+
+def split_cases(folder: Path, only: str = "") -> Split:
+    """The cases of ``folder/labels``: every tenth patient (0, 10, ...) validates.
+
+    Args:
+        folder: holds ``labels/*.nii.gz`` (or any ``*.nii.gz`` itself).
+        only: keep cases whose name contains this, e.g. "lits".
+    """
+    labels = folder / "labels" if (folder / "labels").is_dir() else folder
+    paths = sorted(p for p in labels.iterdir() if p.name.endswith((".nii.gz", ".nrrd", ".nii")))
+    names = [re.sub(r"\.(nii\.gz|nii|nrrd|seg\.nrrd)$", "", p.name) for p in paths]
+    # The split counts all cases of the folder, so that a subset never moves a case across.
+    # Of cases that share a patient the first decides.
+    held_out = {n for n in list(_numbered(names))[::10] if _patient(n) == n}
+    training, validation = [], []
+    for name, path in zip(names, paths, strict=True):
+        if only not in name:
+            continue
+        side = name.rsplit("_", 1)[1] if name.endswith(("_left", "_right")) else None
+        side_of = validation if _patient(name) in held_out else training
+        side_of.append(Case(name, path, side))
+    return Split(tuple(training), tuple(validation))
+
+
+def _numbered(names: list[str]) -> Iterator[str]:
+    """Case names in sorted order, the two kidneys of a patient counted once."""
+    seen = set()
+    for name in sorted(names):
+        patient = re.sub(r"_(left|right)$", "", name)
+        if patient not in seen:
+            seen.add(patient)
+            yield patient
+
+
+@dataclass(frozen=True)
+class Standardization:
+    """Patient -> canonical: ``(x - center) / scale``, mirrored for right organs of a pair."""
+
+    center: Array
+    rms_radius: float
+
+
+def standardization(surface: Surface) -> Standardization:
+    """Centroid and RMS radius of a surface, area weighted."""
+    corners = surface.corners()
+    middle = corners.mean(axis=1)
+    weight = 0.5 * np.linalg.norm(
+        np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1
+    )
+    center = np.average(middle, axis=0, weights=weight)
+    radius = np.sqrt(np.average(((middle - center) ** 2).sum(axis=1), weights=weight))
+    return Standardization(center, float(radius))

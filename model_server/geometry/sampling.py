@@ -1,0 +1,38 @@
+"""Random points on a surface."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_server.reconstruction import Surface
+
+Array = NDArray[np.float64]
+
+
+def sample_surface(
+    surface: Surface, count: int, rng: np.random.Generator, stratified: bool = True
+) -> Array:
+    """(count, 3) points on a surface, uniform by area.
+
+    Args:
+        surface: any triangle mesh of positive area.
+        count: how many points.
+        rng: where the randomness comes from.
+        stratified: one point in each equal share of the total area, triangles in their own
+            order: as uniform as independent draws, with smaller gaps.
+    """
+    corners = surface.corners()
+    first, second = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    area = np.linalg.norm(np.cross(first, second), axis=1)
+    cumulative = np.cumsum(area)
+    share = rng.random(count)
+    if stratified:
+        share = (np.arange(count) + share) / count
+    face = np.searchsorted(cumulative, share * cumulative[-1], side="right")
+    face = np.minimum(face, len(area) - 1)
+    u, v = rng.random((2, count))
+    # Points beyond the triangle's diagonal are folded back into it.
+    over = u + v > 1.0
+    u, v = np.where(over, 1.0 - u, u), np.where(over, 1.0 - v, v)
+    return np.asarray(corners[face, 0] + u[:, None] * first[face] + v[:, None] * second[face])

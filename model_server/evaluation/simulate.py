@@ -223,13 +223,13 @@ def _drawn_loops(surface: Surface, plane: Plane) -> list[Array]:
     return [loop for loop, area in zip(loops, areas, strict=True) if area >= least]
 
 
-def drawn_outlines(
+def draw_outlines(
     surface: Surface,
     planes: Sequence[Plane],
     rng: np.random.Generator,
     control_points: int = CONTROL_POINTS,
     jitter_mm: float = JITTER_MM,
-) -> tuple[PlanarOutline, ...]:
+) -> Observations:
     """One outline for each plane, drawn as a person would; several loops where the organ has them.
 
     Raises:
@@ -242,7 +242,7 @@ def drawn_outlines(
             for loop in _drawn_loops(surface, plane)
         )
         outlines.append(PlanarOutline(plane.name, loops, plane.origin, plane.normal))
-    return tuple(outlines)
+    return Observations(outlines=tuple(outlines))
 
 
 def three_outlines(
@@ -251,7 +251,7 @@ def three_outlines(
     control_points: int = CONTROL_POINTS,
     jitter_mm: float = JITTER_MM,
     offset_share: float = OFFSET_SHARE,
-) -> tuple[PlanarOutline, ...]:
+) -> Observations:
     """An axial, a coronal and a sagittal outline near the middle: the product's main task.
 
     Args:
@@ -262,7 +262,7 @@ def three_outlines(
         offset_share: see ``middle_planes``.
     """
     planes = middle_planes(surface, rng, offset_share)
-    return drawn_outlines(surface, planes, rng, control_points, jitter_mm)
+    return draw_outlines(surface, planes, rng, control_points, jitter_mm)
 
 
 def exact_outlines(
@@ -270,7 +270,7 @@ def exact_outlines(
     planes: Sequence[Plane],
     samples: int = PAPER_SAMPLES,
     rng: np.random.Generator | None = None,
-) -> tuple[PlanarOutline, ...]:
+) -> Observations:
     """Points on the exact intersection curves (DALS, section 4.2), all loops of each plane.
 
     Args:
@@ -297,30 +297,32 @@ def exact_outlines(
             share = np.arange(count) / count if rng is None else np.sort(rng.random(count))
             drawn.append(points_along(loop, share * length))
         outlines.append(PlanarOutline(plane.name, tuple(drawn), plane.origin, plane.normal))
-    return tuple(outlines)
+    return Observations(outlines=tuple(outlines))
 
 
 def clicks(
     surface: Surface, count: int, rng: np.random.Generator, jitter_mm: float = JITTER_MM
-) -> PointSet:
+) -> Observations:
     """Points clicked all over the boundary, each off by Gaussian noise along every axis, mm."""
     points = sample_surface(surface, count, rng)
-    return PointSet(points + jitter_mm * rng.standard_normal(points.shape), "clicks")
+    points = points + jitter_mm * rng.standard_normal(points.shape)
+    return Observations(boundary=(PointSet(points, "clicks"),))
 
 
 def surface_points(
     surface: Surface, rng: np.random.Generator, count: int = PAPER_POINTS
-) -> PointSet:
+) -> Observations:
     """Exact points, independent and uniform over the surface (DALS, section 4.1)."""
-    return PointSet(sample_surface(surface, count, rng, stratified=False), "surface points")
+    points = sample_surface(surface, count, rng, stratified=False)
+    return Observations(boundary=(PointSet(points, "surface points"),))
 
 
 def mixture(surface: Surface, rng: np.random.Generator, count: int = 10) -> Observations:
     """Two of the three outlines, and clicks elsewhere on the boundary."""
-    outlines = three_outlines(surface, rng)
+    outlines = three_outlines(surface, rng).outlines
     left_out = int(rng.integers(len(outlines)))
     kept = tuple(o for i, o in enumerate(outlines) if i != left_out)
-    return Observations(outlines=kept, boundary=(clicks(surface, count, rng),))
+    return Observations(outlines=kept, boundary=clicks(surface, count, rng).boundary)
 
 
 def degraded_mask(

@@ -66,8 +66,8 @@ class Truth:
     @classmethod
     def from_surface(cls, surface: Surface, spacing: Array, margin_mm: float = 8.0) -> Truth:
         """A known surface, voxelized with the given spacing (3,) mm along i, j, k."""
-        low = surface.points.min(axis=0) - margin_mm
-        high = surface.points.max(axis=0) + margin_mm
+        low: Array = surface.points.min(axis=0) - margin_mm
+        high: Array = surface.points.max(axis=0) + margin_mm
         shape = tuple(int(n) for n in np.ceil((high - low) / spacing)[::-1] + 1)
         geometry = np.diag([*spacing, 1.0])
         geometry[:3, 3] = low

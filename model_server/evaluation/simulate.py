@@ -350,7 +350,8 @@ def degraded_mask(
     field = distance_field(truth, label.spacing)
     sampling = label.spacing[::-1]
     depth = float(-field.min())
-    error_mm = error_share * depth
+    # A shift below half a voxel would change nothing.
+    error_mm = error_share * depth + 0.5 * float(label.spacing.max())
     noise = ndimage.gaussian_filter(rng.standard_normal(field.shape), 0.5 * depth / sampling)
     mask = field + error_mm * noise / max(float(noise.std()), 1e-12) < 0
     near = np.argwhere(np.abs(field) < max(1.5 * float(label.spacing.max()), error_mm))

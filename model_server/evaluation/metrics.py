@@ -115,8 +115,9 @@ def dice(surface: Surface, label: Volume) -> float:
         before[1] : before[1] + size[1],
         before[0] : before[0] + size[0],
     ]
-    both, total = np.count_nonzero(inside & truth), np.count_nonzero(found)
-    return float(2.0 * both / max(total + np.count_nonzero(truth), 1))
+    both = int(np.count_nonzero(inside & truth))
+    total = int(np.count_nonzero(found)) + int(np.count_nonzero(truth))
+    return 2.0 * both / max(total, 1)
 
 
 def distances_to(surface: Surface, points: Array) -> Array:
@@ -193,7 +194,7 @@ def paper_frame(surface: Surface) -> tuple[Array, float]:
 def _paper_samples(surface: Surface, frame: tuple[Array, float], seed: int) -> Array:
     center, radius = frame
     rng = np.random.default_rng(seed)
-    return (sample_surface(surface, PAPER_SAMPLES, rng) - center) / radius
+    return (sample_surface(surface, PAPER_SAMPLES, rng, stratified=False) - center) / radius
 
 
 def _tree(points: Array) -> cKDTree:

@@ -13,22 +13,20 @@ Array = NDArray[np.float64]
 def sample_surface(
     surface: Surface, count: int, rng: np.random.Generator, stratified: bool = True
 ) -> Array:
-    """(count, 3) points on a surface, uniform by area.
+    """(count, 3) points on a surface, uniform by area, in the order of its triangles.
 
     Args:
         surface: any triangle mesh of positive area.
         count: how many points.
         rng: where the randomness comes from.
-        stratified: one point in each equal share of the total area, triangles in their own
-            order: as uniform as independent draws, with smaller gaps.
+        stratified: one point in each equal share of the total area: as uniform as independent draws, with smaller gaps.
     """
     corners = surface.corners()
     first, second = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     area = np.linalg.norm(np.cross(first, second), axis=1)
     cumulative = np.cumsum(area)
     share = rng.random(count)
-    if stratified:
-        share = (np.arange(count) + share) / count
+    share = (np.arange(count) + share) / count if stratified else np.sort(share)
     face = np.searchsorted(cumulative, share * cumulative[-1], side="right")
     face = np.minimum(face, len(area) - 1)
     u, v = rng.random((2, count))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_server.observations import Observations
+from model_server.pose import Pose
 from model_server.priors.card import PriorCard
 from model_server.reconstruction import Reconstruction, Surface
 
@@ -27,6 +28,8 @@ class FitSettings:
         local: whether the local stage (one latent for each vertex) runs.
         remesh: whether the final surface is remeshed.
         uncertainty: whether per-vertex standard deviations are computed.
+        quality_weight: multiplies lambda_reg, the weight of the triangle quality term.
+        pose: a known pose, taken as it is (the papers' protocol); by default it is estimated.
     """
 
     prior_strength: float = 1.0
@@ -34,6 +37,8 @@ class FitSettings:
     local: bool = True
     remesh: bool = True
     uncertainty: bool = True
+    quality_weight: float = 1.0
+    pose: Pose | None = None
 
 
 class ShapePrior(Protocol):

@@ -1,0 +1,83 @@
+"""Plots of evaluations (matplotlib, drawn without a window)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model_server.evaluation.results import COLUMNS, PAIRED_METRICS, EvaluationResult
+
+DPI = 150
+
+
+def _figure(columns: int, width: float = 4.0, height: float = 3.6) -> tuple[Any, list[Any]]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
+
+
+def _save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI)
+
+
+def plot_methods(
+    result: EvaluationResult, path: Path, metrics: Sequence[str] = PAIRED_METRICS
+) -> None:
+    """One panel for each metric: a box for each method, and a dot for each case.
+
+    Args:
+        result: methods without a successful case are shown empty.
+        path: PNG, PDF or SVG.
+        metrics: names as in ``metrics.measure``.
+    """
+    figure, panels = _figure(len(metrics))
+    places = np.arange(len(result.methods))
+    for axis, metric in zip(panels, metrics, strict=True):
+        for place, method in zip(places, result.methods, strict=True):
+            values = np.array(list(result.values(method, metric).values()))
+            if len(values) == 0:
+                continue
+            axis.boxplot(values, positions=[place], widths=0.6, showfliers=False)
+            # Evenly spread, so that the picture is the same every time.
+            spread = place + 0.2 * np.linspace(-1, 1, len(values))
+            axis.plot(spread, values, ".", markersize=3, alpha=0.6)
+        axis.set_xticks(places, result.methods, rotation=30, ha="right")
+        axis.set_title(COLUMNS[metric][0])
+        axis.grid(axis="y", alpha=0.3)
+    figure.suptitle(result.heading(), fontsize=8, wrap=True)
+    _save(figure, path)
+
+
+def plot_curves(
+    values: Mapping[str, Mapping[int, Sequence[float]]] | Mapping[str, Any],
+    metrics: Sequence[str],
+    path: Path,
+    xlabel: str = "annotated planes",
+) -> None:
+    """Metrics over a count, a line for each method: mean, with its standard error (figure 6).
+
+    Args:
+        values: metric -> method -> count -> values of the cases.
+        metrics: the panels.
+        path: PNG, PDF or SVG.
+        xlabel: what is counted.
+    """
+    figure, panels = _figure(len(metrics))
+    for axis, metric in zip(panels, metrics, strict=True):
+        for method, by_count in values[metric].items():
+            counts = [n for n in sorted(by_count) if len(by_count[n])]
+            mean = np.array([np.mean(by_count[n]) for n in counts])
+            error = np.array([np.std(by_count[n]) / np.sqrt(len(by_count[n])) for n in counts])
+            axis.errorbar(counts, mean, error, marker="o", markersize=3, capsize=2, label=method)
+        axis.set_title(COLUMNS[metric][0].split(" ×")[0])
+        axis.set_xlabel(xlabel)
+        axis.grid(alpha=0.3)
+    panels[0].legend(fontsize=7)
+    _save(figure, path)

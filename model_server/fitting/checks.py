@@ -1,0 +1,85 @@
+"""Does a fitted surface make sense? Errors and warnings that say what to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from model_server.errors import ShapePriorError
+from model_server.observations import Observations
+from model_server.priors.card import PriorCard
+from model_server.reconstruction import Residual, Surface
+
+SIZE_FACTOR = 2.0  # beyond the largest or smallest training shape by this factor is an error
+TOO_FAR = 0.12  # mean residual as a share of the organ's RMS radius: these do not belong together
+FAR = 0.06  # the same, for a warning
+
+
+def check_size(observations: Observations, card: PriorCard) -> None:
+    """Refuse annotations whose size no organ of this kind can have.
+
+    Raises:
+        ShapePriorError: far smaller or larger than every training shape, as metres are.
+    """
+    limits = card.hyperparameters.get("annotation_extent_mm")
+    extent = observations.extent_mm()
+    if not limits or extent <= 0:
+        return
+    low, high = limits
+    if low / SIZE_FACTOR <= extent <= high * SIZE_FACTOR:
+        return
+    hint = (
+        "They may be in metres: scale them by 1000."
+        if extent * 1000 >= low / SIZE_FACTOR and extent < low
+        else "Check that they are in millimetres and that the prior is of the right organ."
+    )
+    raise ShapePriorError(
+        f"The annotations span {extent:.3g} mm; for a {card.organ} between {low:.0f} and "
+        f"{high:.0f} mm are expected.",
+        hint,
+        "wrong-size",
+    )
+
+
+def check_fit(
+    observations: Observations,
+    surface: Surface,
+    gaps: Sequence[Residual],
+    card: PriorCard,
+    scale: float,
+) -> tuple[str, ...]:
+    """Warnings about a fit; an error where the annotations contradict each other.
+
+    Args:
+        observations: what was fitted.
+        surface: RAS mm.
+        gaps: its residuals.
+        card: of the prior.
+        scale: mm per canonical unit.
+
+    Raises:
+        ShapePriorError: an outline lies so far from the surface that the outlines cannot belong
+            to one organ of this kind.
+    """
+    del surface
+    warnings = []
+    radius = 0.5 * scale
+    for gap in gaps:
+        if gap.kind != "outline":
+            continue
+        if gap.mean_mm > TOO_FAR * radius:
+            raise ShapePriorError(
+                f"'{gap.name}' lies {gap.mean_mm:.1f} mm from every {card.organ} that fits the "
+                "other annotations.",
+                "Check that all outlines belong to one organ, and to the organ of the prior.",
+                "contradiction",
+            )
+        if gap.mean_mm > FAR * radius:
+            warnings.append(
+                f"'{gap.name}' is {gap.mean_mm:.1f} mm off the surface on average: check it."
+            )
+    if observations.parallel_only():
+        warnings.append(
+            "All outlines are parallel: the organ's two ends are guessed from the prior. Add an "
+            "outline across them."
+        )
+    return tuple(warnings)

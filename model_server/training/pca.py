@@ -1,0 +1,39 @@
+"""Training of the PCA of signed distance fields."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_server.geometry.grid import Grid
+from model_server.priors.pca import SdfModes
+from model_server.reconstruction import Surface
+
+Array = NDArray[np.float64]
+REACH = 2.5  # half the cube's edge, in RMS radii
+CLAMP = 0.5  # in RMS radii
+
+
+def train_modes(
+    surfaces: Sequence[Surface], rms_radius: float, count: int = 48, modes: int = 100
+) -> SdfModes:
+    """Mean and principal modes of the clamped signed distance fields of canonical surfaces.
+
+    Args:
+        surfaces: canonical frame.
+        rms_radius: their RMS radius.
+        count: grid points along an edge.
+        modes: at most this many, and fewer than there are shapes.
+    """
+    grid = Grid(count, REACH * rms_radius)
+    clamp = CLAMP * rms_radius
+    data = np.stack([grid.signed_distance(s, clamp).ravel() for s in surfaces]).astype(np.float32)
+    mean = data.mean(axis=0)
+    centered = data - mean
+    # The Gram matrix is small; its eigenvectors give the modes without a large SVD.
+    values, vectors = np.linalg.eigh(centered @ centered.T)
+    keep = np.argsort(values)[::-1][: min(modes, len(data) - 1)]
+    scaled = vectors[:, keep] / np.sqrt(max(len(data) - 1, 1))
+    return SdfModes(grid, np.column_stack([mean, centered.T @ scaled]).astype(np.float32), clamp)

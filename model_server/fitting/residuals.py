@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from model_server.geometry.closest import closest_on_mesh
 from model_server.geometry.sections import nearest_on_segments, plane_section
 from model_server.observations import Observations, PlanarOutline
 from model_server.reconstruction import Residual, Surface
@@ -14,11 +15,7 @@ Array = NDArray[np.float64]
 
 def closest_distance(surface: Surface, points: Array) -> Array:
     """(N,) unsigned distance from RAS points to a surface, mm."""
-    import trimesh
-
-    mesh = trimesh.Trimesh(surface.points, surface.triangles, process=False)
-    _, distance, _ = trimesh.proximity.closest_point(mesh, points)
-    return np.asarray(distance)
+    return closest_on_mesh(surface, points)[2]
 
 
 def outline_distance(surface: Surface, outline: PlanarOutline) -> Array:

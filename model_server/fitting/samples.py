@@ -24,20 +24,32 @@ class BoundarySamples:
     Attributes:
         points: (N, 3).
         normals: (N, 3) normal of the plane a point was drawn in; 0 where it was clicked in space.
+        groups: (N,) number of the plane, -1 for points in space.
         inside: (A, 3) points the user placed inside the organ.
         outside: (B, 3) points placed outside.
     """
 
     points: Array
     normals: Array
+    groups: NDArray[np.int64]
     inside: Array
     outside: Array
 
     def mirrored(self) -> BoundarySamples:
         """The samples in a world mirrored right-left."""
         return BoundarySamples(
-            *(mirror_points(a) for a in (self.points, self.normals, self.inside, self.outside))
+            mirror_points(self.points),
+            mirror_points(self.normals),
+            self.groups,
+            mirror_points(self.inside),
+            mirror_points(self.outside),
         )
+
+    def planes(self) -> list[tuple[Array, Array]]:
+        """Points (N, 3) and normal (3,) of every plane."""
+        numbers = np.unique(self.groups[self.groups >= 0])
+        chosen = [self.groups == number for number in numbers]
+        return [(self.points[c], self.normals[c][0]) for c in chosen]
 
 
 def boundary_samples(observations: Observations) -> BoundarySamples:
@@ -45,10 +57,12 @@ def boundary_samples(observations: Observations) -> BoundarySamples:
     points: list[Array] = []
     normals: list[Array] = []
     spacing = max(observations.extent_mm() / SAMPLES_PER_EXTENT, 1e-3)
-    for outline in observations.outlines:
-        for loop in outline.resampled(spacing):
+    groups: list[int] = []
+    for number, plane in enumerate(observations.planes()):
+        for loop in (loop for outline in plane for loop in outline.resampled(spacing)):
             points.append(loop)
-            normals.append(np.broadcast_to(outline.normal, loop.shape))
+            normals.append(np.broadcast_to(plane[0].normal, loop.shape))
+            groups += [number] * len(loop)
     clicks = observations.boundary_points()
     points.append(clicks)
     normals.append(np.zeros_like(clicks))
@@ -64,6 +78,7 @@ def boundary_samples(observations: Observations) -> BoundarySamples:
     return BoundarySamples(
         np.concatenate(points),
         np.concatenate(normals),
+        np.array(groups + [-1] * (sum(map(len, points)) - len(groups)), dtype=np.int64),
         gathered(observations.inside),
         gathered(observations.outside),
     )

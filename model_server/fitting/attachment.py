@@ -1,0 +1,152 @@
+"""Which point of a mesh explains which annotation: the residuals of the mesh fits.
+
+Every residual is a signed distance along the surface normal. For planar outlines it is measured
+within the plane, both from the outline to the section and back (DALS, appendix A); for points in
+space along the normal at the closest point.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_server.fitting.samples import BoundarySamples
+from model_server.geometry.closest import closest_on_mesh
+from model_server.geometry.sections import nearest_on_segments, plane_section
+from model_server.reconstruction import Surface
+
+Array = NDArray[np.float64]
+Indices = NDArray[np.int64]
+LEAST_TILT = 0.35  # a surface nearly parallel to the plane says little of where it crosses it
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """N residuals, each linear in three vertices.
+
+    Attributes:
+        vertices: (N, 3) vertex indices.
+        weights: (N, 3) barycentric coordinates.
+        directions: (N, 3) how the residual changes with the attached point.
+        residuals: (N,) mm.
+        trust: (N,) relative weight.
+    """
+
+    vertices: Indices
+    weights: Array
+    directions: Array
+    residuals: Array
+    trust: Array
+
+    def joined(self, other: Attachment) -> Attachment:
+        """Both sets of residuals."""
+        pairs = zip(self.__dict__.values(), other.__dict__.values(), strict=True)
+        return Attachment(*(np.concatenate(pair) for pair in pairs))
+
+
+def vertex_normals(surface: Surface) -> Array:
+    """(V, 3) unit normals, area weighted."""
+    corners = surface.corners()
+    cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    normals = np.zeros_like(surface.points)
+    for corner in range(3):
+        np.add.at(normals, surface.triangles[:, corner], cross)
+    return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+
+
+def attach(surface: Surface, samples: BoundarySamples) -> Attachment:
+    """Residuals of a mesh against all boundary samples, RAS mm."""
+    normals = vertex_normals(surface)
+    planar = np.abs(samples.normals).sum(axis=1) > 0
+    parts = []
+    for plane in samples.planes():
+        parts.extend(_attach_plane(surface, normals, *plane))
+    free = samples.points[~planar]
+    if len(free):
+        parts.append(_attach_free(surface, normals, free))
+    parts.extend(_attach_sides(surface, normals, samples))
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = whole.joined(part)
+    return whole
+
+
+def _blend(values: Array, vertices: Indices, weights: Array) -> Array:
+    return np.asarray((weights[..., None] * values[vertices]).sum(axis=1))
+
+
+def _attach_free(surface: Surface, normals: Array, points: Array) -> Attachment:
+    triangle, weights, _ = closest_on_mesh(surface, points)
+    vertices = surface.triangles[triangle].astype(np.int64)
+    direction = _blend(normals, vertices, weights)
+    gap = ((_blend(surface.points, vertices, weights) - points) * direction).sum(axis=1)
+    return Attachment(vertices, weights, direction, gap, np.ones(len(points)))
+
+
+def _attach_sides(surface: Surface, normals: Array, samples: BoundarySamples) -> list[Attachment]:
+    """Inside and outside points count only while they lie on the wrong side."""
+    parts = []
+    for points, sign in ((samples.inside, -1.0), (samples.outside, 1.0)):
+        if len(points):
+            part = _attach_free(surface, normals, points)
+            wrong = sign * part.residuals > 0
+            parts.append(
+                Attachment(
+                    part.vertices, part.weights, part.directions, part.residuals, 1.0 * wrong
+                )
+            )
+    return parts
+
+
+def _attach_plane(
+    surface: Surface, normals: Array, points: Array, normal: Array
+) -> list[Attachment]:
+    section = plane_section(surface.points, surface.triangles, points[0], normal)
+    if len(section.triangles) == 0:
+        # The mesh does not reach the plane yet: pull it there.
+        return [_attach_free(surface, normals, points)]
+    segment, share, _ = nearest_on_segments(points, section.ends)
+    there = _on_section(surface, normals, section, segment, share, points, normal)
+    # Back: where the section lies far from the drawn curve, the mesh has to leave the plane.
+    middle = np.arange(len(section.triangles))
+    half = np.full(len(middle), 0.5)
+    places = section.ends.mean(axis=1)
+    nearest = points[np.linalg.norm(places[:, None] - points[None], axis=2).argmin(axis=1)]
+    back = _on_section(surface, normals, section, middle, half, nearest, normal)
+    length = np.linalg.norm(section.ends[:, 1] - section.ends[:, 0], axis=1)
+    trust = back.trust * length * (len(points) / max(length.sum(), 1e-9))
+    return [there, Attachment(back.vertices, back.weights, back.directions, back.residuals, trust)]
+
+
+def _on_section(
+    surface: Surface,
+    normals: Array,
+    section,  # type: ignore[no-untyped-def]
+    segment: Indices,
+    share: Array,
+    targets: Array,
+    plane_normal: Array,
+) -> Attachment:
+    ends = section.ends[segment]
+    place = (1 - share)[:, None] * ends[:, 0] + share[:, None] * ends[:, 1]
+    vertices = surface.triangles[section.triangles[segment]].astype(np.int64)
+    weights = _barycentric(surface.points[vertices], place)
+    direction = _blend(normals, vertices, weights)
+    in_plane = direction - (direction @ plane_normal)[:, None] * plane_normal
+    tilt = np.maximum(np.linalg.norm(in_plane, axis=1), LEAST_TILT)
+    gap = ((place - targets) * direction).sum(axis=1) / tilt
+    return Attachment(
+        vertices, weights, direction / tilt[:, None], gap, np.full(len(targets), 0.5)
+    )
+
+
+def _barycentric(corners: Array, points: Array) -> Array:
+    """(N, 3) barycentric coordinates of points in their triangles' planes."""
+    u, v, w = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0], points - corners[:, 0]
+    uu, uv, vv = (u * u).sum(1), (u * v).sum(1), (v * v).sum(1)
+    wu, wv = (w * u).sum(1), (w * v).sum(1)
+    area = np.maximum(uu * vv - uv * uv, 1e-30)
+    s, t = (vv * wu - uv * wv) / area, (uu * wv - uv * wu) / area
+    return np.clip(np.stack([1 - s - t, s, t], axis=1), 0.0, 1.0)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from model_server.fitting.mask import MaskField
 from model_server.fitting.samples import BoundarySamples
 from model_server.geometry.closest import closest_on_mesh
 from model_server.geometry.sections import nearest_on_segments, plane_section
@@ -65,7 +66,9 @@ def attach(surface: Surface, samples: BoundarySamples) -> Attachment:
         parts.extend(_attach_plane(surface, normals, *plane))
     free = samples.points[~planar]
     if len(free):
-        parts.append(_attach_free(surface, normals, free))
+        parts.append(attach_points(surface, free, normals))
+    if samples.mask is not None:
+        parts.append(_attach_mask(surface, samples.mask))
     parts.extend(_attach_sides(surface, normals, samples))
     whole = parts[0]
     for part in parts[1:]:
@@ -77,7 +80,9 @@ def _blend(values: Array, vertices: Indices, weights: Array) -> Array:
     return np.asarray((weights[..., None] * values[vertices]).sum(axis=1))
 
 
-def _attach_free(surface: Surface, normals: Array, points: Array) -> Attachment:
+def attach_points(surface: Surface, points: Array, normals: Array | None = None) -> Attachment:
+    """Residuals of (N, 3) points in space: signed distance along the surface normal."""
+    normals = vertex_normals(surface) if normals is None else normals
     triangle, weights, _ = closest_on_mesh(surface, points)
     vertices = surface.triangles[triangle].astype(np.int64)
     direction = _blend(normals, vertices, weights)
@@ -85,12 +90,21 @@ def _attach_free(surface: Surface, normals: Array, points: Array) -> Attachment:
     return Attachment(vertices, weights, direction, gap, np.ones(len(points)))
 
 
+def _attach_mask(surface: Surface, mask: MaskField) -> Attachment:
+    """Every vertex reads the mask's distance (Eq. 8; signed, so that it is linear across)."""
+    count = len(surface.points)
+    value, slope = mask.at(surface.points)
+    vertices = np.repeat(np.arange(count)[:, None], 3, axis=1)
+    weights = np.tile([1.0, 0.0, 0.0], (count, 1))
+    return Attachment(vertices, weights, slope, value, np.ones(count))
+
+
 def _attach_sides(surface: Surface, normals: Array, samples: BoundarySamples) -> list[Attachment]:
     """Inside and outside points count only while they lie on the wrong side."""
     parts = []
     for points, sign in ((samples.inside, -1.0), (samples.outside, 1.0)):
         if len(points):
-            part = _attach_free(surface, normals, points)
+            part = attach_points(surface, points, normals)
             wrong = sign * part.residuals > 0
             parts.append(
                 Attachment(
@@ -106,7 +120,7 @@ def _attach_plane(
     section = plane_section(surface.points, surface.triangles, points[0], normal)
     if len(section.triangles) == 0:
         # The mesh does not reach the plane yet: pull it there.
-        return [_attach_free(surface, normals, points)]
+        return [attach_points(surface, points, normals)]
     segment, share, _ = nearest_on_segments(points, section.ends)
     there = _on_section(surface, normals, section, segment, share, points, normal)
     # Back: where the section lies far from the drawn curve, the mesh has to leave the plane.

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from model_server.errors import ShapePriorError
 from model_server.observations import Observations
 from model_server.priors.card import PriorCard
-from model_server.reconstruction import Residual, Surface
+from model_server.reconstruction import Residual
 
 SIZE_FACTOR = 2.0  # beyond the largest or smallest training shape by this factor is an error
-TOO_FAR = 0.12  # mean residual as a share of the organ's RMS radius: these do not belong together
-FAR = 0.06  # the same, for a warning
+TOO_FAR = 0.5  # mean residual as a share of the organ's RMS radius: these do not belong together
+FAR = 0.15  # the same, for a warning
 
 
 def check_size(observations: Observations, card: PriorCard) -> None:
@@ -42,27 +42,23 @@ def check_size(observations: Observations, card: PriorCard) -> None:
 
 def check_fit(
     observations: Observations,
-    surface: Surface,
     gaps: Sequence[Residual],
     card: PriorCard,
-    scale: float,
+    radius: float,
 ) -> tuple[str, ...]:
     """Warnings about a fit; an error where the annotations contradict each other.
 
     Args:
         observations: what was fitted.
-        surface: RAS mm.
-        gaps: its residuals.
+        gaps: the residuals of the fitted surface.
         card: of the prior.
-        scale: mm per canonical unit.
+        radius: RMS radius of the fitted organ, mm.
 
     Raises:
         ShapePriorError: an outline lies so far from the surface that the outlines cannot belong
             to one organ of this kind.
     """
-    del surface
     warnings = []
-    radius = 0.5 * scale
     for gap in gaps:
         if gap.kind != "outline":
             continue

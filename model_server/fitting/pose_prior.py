@@ -110,6 +110,13 @@ def mirror_pose(pose: Pose) -> Pose:
     )
 
 
+def pose_step(start: Pose, end: Pose) -> Array:
+    """(7,) the step (translation mm, log scale, rotation vector) from one pose to another."""
+    turn = Rotation.from_matrix(end.rotation @ start.rotation.T).as_rotvec()
+    shift = end.translation - start.translation
+    return np.concatenate([shift, [np.log(end.scale / start.scale)], turn])
+
+
 @dataclass(frozen=True)
 class Regression:
     """Linear prediction of (translation / size, log(scale / size), rotation vector).

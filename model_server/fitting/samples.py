@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from model_server.fitting.mask import MaskField
 from model_server.fitting.pose_prior import mirror_points
 from model_server.geometry.labels import surface_from_label
 from model_server.geometry.sampling import sample_surface
@@ -27,6 +28,7 @@ class BoundarySamples:
         groups: (N,) number of the plane, -1 for points in space.
         inside: (A, 3) points the user placed inside the organ.
         outside: (B, 3) points placed outside.
+        mask: the distance field of a label map to refine, if there is one.
     """
 
     points: Array
@@ -34,6 +36,7 @@ class BoundarySamples:
     groups: NDArray[np.int64]
     inside: Array
     outside: Array
+    mask: MaskField | None = None
 
     def mirrored(self) -> BoundarySamples:
         """The samples in a world mirrored right-left."""
@@ -43,6 +46,7 @@ class BoundarySamples:
             self.groups,
             mirror_points(self.inside),
             mirror_points(self.outside),
+            None if self.mask is None else self.mask.mirrored(),
         )
 
     def planes(self) -> list[tuple[Array, Array]]:
@@ -81,4 +85,5 @@ def boundary_samples(observations: Observations) -> BoundarySamples:
         np.array(groups + [-1] * (sum(map(len, points)) - len(groups)), dtype=np.int64),
         gathered(observations.inside),
         gathered(observations.outside),
+        None if observations.label_map is None else MaskField.of(observations.label_map),
     )

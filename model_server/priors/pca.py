@@ -19,7 +19,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 from skimage import measure
 
-from model_server.fitting.checks import check_fit
+from model_server.fitting.checks import check_fit, check_size
 from model_server.fitting.pose_prior import PosePrior, mirror_pose
 from model_server.fitting.residuals import residuals
 from model_server.fitting.samples import BoundarySamples, boundary_samples
@@ -172,12 +172,15 @@ class PcaPrior:
     ) -> Iterator[Reconstruction]:
         """Yield the one surface of the Gauss-Newton fit."""
         began = time.perf_counter()
+        check_size(observations, self.card)
         state = self.solve(observations, settings)
         surface = self.modes.surface(state.latents)
         spread = self.uncertainty(state, surface.points) if settings.uncertainty else None
         placed = oriented(Surface(state.pose.apply(surface.points), surface.triangles))
         gaps = residuals(placed, observations)
-        warnings = check_fit(observations, placed, gaps, self.card, state.pose.scale)
+        warnings = check_fit(
+            observations, gaps, self.card, state.pose.scale * self.rms_radius
+        )
         seconds = {"quick look": time.perf_counter() - began}
         yield Reconstruction(
             surface=placed,

@@ -1,0 +1,356 @@
+"""Fitting DALS by second-order steps (Jensen et al., section 3.2, Eq. 3 and 4).
+
+Global stage: Gauss-Newton on the pose and one latent, under the Gaussians learned in training.
+Local stage: one latent for each vertex. The Dirichlet energy Tr(Z'L^pZ) is the precision of a
+Gaussian process over the template sphere, so its minimizer given N linearized residuals is a
+linear system of N unknowns with the pre-inverted energy as kernel; no gradient descent is needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model_server.fitting.attachment import Attachment, attach, attach_points, vertex_normals
+from model_server.fitting.samples import BoundarySamples
+from model_server.geometry.icosphere import icosphere, uniform_laplacian
+from model_server.geometry.quality import quality_gradient
+from model_server.pose import Pose
+from model_server.priors.dals_decoder import DalsDecoder
+from model_server.reconstruction import Surface
+
+Array = NDArray[np.float64]
+ROBUST = 3.0  # residuals beyond this many standard deviations lose weight (Cauchy)
+
+
+@dataclass(frozen=True)
+class SolverSettings:
+    """What the fits of this prior assume, chosen on validation cases.
+
+    Attributes:
+        global_level, local_level: subdivisions of the template in each stage.
+        global_steps, local_steps: linearizations.
+        noise_start, noise: standard deviation of the annotations in RMS radii, annealed.
+        effective_points: so many independent points do sparse annotations count as in the global
+            stage (neighboring samples of a curve say the same); dense ones count one in ten.
+        local_noise: standard deviation of one residual in the local stage, in RMS radii.
+        local_spread: prior standard deviation of the local latents, in units of the global one.
+        smoothness: epsilon of (L^p + epsilon)^-1; smaller couples wider.
+        power: p of the Dirichlet energy.
+        quality_weight: lambda_reg, the weight of the triangle quality term.
+        latent_weight: weight of the latents' Gaussian.
+        guide_noise: standard deviation of the quick look's surface as evidence, in RMS radii.
+        guide_points: so many independent points does the quick look count as.
+    """
+
+    global_level: int = 3
+    local_level: int = 4
+    global_steps: int = 8
+    local_steps: int = 2
+    noise_start: float = 0.10
+    noise: float = 0.04
+    effective_points: float = 100.0
+    local_noise: float = 0.04
+    local_spread: float = 0.5
+    smoothness: float = 1e-2
+    power: int = 2
+    quality_weight: float = 0.0
+    latent_weight: float = 1.0
+    guide_noise: float = 0.05
+    guide_points: float = 100.0
+
+
+@lru_cache(maxsize=4)
+def dirichlet_kernel(level: int, power: int, smoothness: float) -> NDArray[np.float32]:
+    """(V, V) inverse of L^p + epsilon on the template, scaled to unit mean variance (Eq. 4)."""
+    laplacian = uniform_laplacian(level).toarray()
+    energy = np.linalg.matrix_power(laplacian, power) + smoothness * np.eye(len(laplacian))
+    kernel = np.linalg.inv(energy)
+    return np.asarray(kernel / np.diag(kernel).mean(), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class LocalSystem:
+    """What the local stage knows after a step, for its uncertainty.
+
+    Attributes:
+        across: (V, N) covariance of the field at vertices and residuals, per latent component.
+        by_latent: (N, K) change of residuals by their latents.
+        system: (N, N) covariance of the residuals, noise included.
+        spread: variance of a latent component.
+    """
+
+    across: Array
+    by_latent: Array
+    system: Array
+    spread: float
+
+
+@dataclass(frozen=True)
+class DalsState:
+    """Where a fit stands.
+
+    Attributes:
+        pose: canonical -> RAS mm (of the mirrored world for mirrored organs).
+        latent: (K,) whitened global latent.
+        local: (V, K) whitened local latents on the sphere of ``level``, or None.
+        level: of the sphere.
+        moved: (7,) pose step from the expected pose.
+        covariance: (7 + K, 7 + K) Laplace covariance after the global stage.
+    """
+
+    pose: Pose
+    latent: Array
+    level: int
+    moved: Array
+    local: Array | None = None
+    covariance: Array | None = None
+
+
+class DalsSolver:
+    """The linear algebra of a DALS fit.
+
+    Args:
+        decoder: trained; stays on its device.
+        latent_mean: (d,) of the training latents.
+        latent_root: (d, K) with z = mean + root @ u, u of unit variance.
+        rms_radius: of canonical shapes.
+        settings: see there.
+    """
+
+    def __init__(
+        self,
+        decoder: DalsDecoder,
+        latent_mean: Array,
+        latent_root: Array,
+        rms_radius: float,
+        settings: SolverSettings = SolverSettings(),
+    ) -> None:
+        self.decoder = decoder
+        self.device = next(decoder.parameters()).device
+        self.latent_mean = latent_mean
+        self.latent_root = latent_root
+        self.rms_radius = rms_radius
+        self.settings = settings
+
+    # --- decoding -----------------------------------------------------------------------------
+
+    def latents(self, state: DalsState) -> Array:
+        """(V, d) latents of every vertex, or (1, d) while they are one."""
+        whitened = state.latent[None] + (0.0 if state.local is None else state.local)
+        return np.asarray(self.latent_mean + whitened @ self.latent_root.T)
+
+    def _tensor(self, array: Array) -> torch.Tensor:
+        return torch.as_tensor(array, dtype=torch.float32, device=self.device)
+
+    def canonical(self, state: DalsState, level: int | None = None) -> Surface:
+        """The decoded surface in the canonical frame."""
+        sphere = icosphere(state.level if level is None else level)
+        with torch.no_grad():
+            points = self.decoder.vertices(
+                self._tensor(self.latents(state)), self._tensor(sphere.points)
+            )
+        return Surface(points.cpu().numpy().astype(np.float64), sphere.triangles)
+
+    def surface(self, state: DalsState) -> Surface:
+        """The decoded surface, RAS mm."""
+        canonical = self.canonical(state)
+        return Surface(state.pose.apply(canonical.points), canonical.triangles)
+
+    def jacobian(self, state: DalsState, vertices: NDArray[np.int64]) -> Array:
+        """(M, 3, K) canonical motion of template vertices by their whitened latents.
+
+        The decoder is pointwise, so three backward passes give every vertex its own Jacobian.
+        """
+        latents = self.latents(state)
+        shared = len(latents) == 1
+        rows = np.repeat(latents, len(vertices), axis=0) if shared else latents[vertices]
+        z = self._tensor(rows).requires_grad_()
+        x = self._tensor(icosphere(state.level).points[vertices])
+        moved = self.decoder.vertices(z, x)
+        rows_of = [
+            torch.autograd.grad(moved[:, axis].sum(), z, retain_graph=axis < 2)[0]
+            for axis in range(3)
+        ]
+        root = self._tensor(self.latent_root)
+        return np.asarray((torch.stack(rows_of, dim=1) @ root).cpu().numpy(), dtype=np.float64)
+
+    # --- linearized residuals -----------------------------------------------------------------
+
+    def _by_latent(self, state: DalsState, attached: Attachment) -> Array:
+        """(N, K) change of every residual, mm, by the whitened latent where it is attached."""
+        used, inverse = np.unique(attached.vertices, return_inverse=True)
+        jacobian = self.jacobian(state, used)
+        direction = attached.directions @ state.pose.linear()
+        rows = inverse.reshape(attached.vertices.shape)
+        return np.asarray(
+            sum(
+                attached.weights[:, k, None]
+                * np.einsum("ni,nik->nk", direction, jacobian[rows[:, k]])
+                for k in range(3)
+            )
+        )
+
+    def _by_pose(self, state: DalsState, surface: Surface, attached: Attachment) -> Array:
+        """(N, 7) change of every residual, mm, by (translation, log scale, rotation)."""
+        place = (attached.weights[..., None] * surface.points[attached.vertices]).sum(axis=1)
+        arm = place - state.pose.translation
+        direction = attached.directions
+        return np.column_stack(
+            [direction, (direction * arm).sum(axis=1), np.cross(arm, direction)]
+        )
+
+    def _weights(self, attached: Attachment, noise: float, share: float) -> Array:
+        robust = 1.0 + (attached.residuals / (ROBUST * noise)) ** 2
+        return attached.trust * share / robust / noise**2
+
+    def _evidence(
+        self,
+        surface: Surface,
+        samples: BoundarySamples,
+        guide: Array | None,
+        noise: float,
+        share: float | None,
+    ) -> tuple[Attachment, Array]:
+        """Residuals of the annotations and, weakly, of the guide; and their weights.
+
+        ``share`` scales the annotations' weights; by default they count as
+        ``effective_points``.
+        """
+        attached = attach(surface, samples)
+        if share is None:
+            total = max(float(attached.trust.sum()), 1.0)
+            share = max(min(1.0, self.settings.effective_points / total), 0.1)
+        weight = self._weights(attached, noise, share)
+        if guide is None or not len(guide):
+            return attached, weight
+        guided = attach_points(surface, guide)
+        sigma = self.settings.guide_noise * self.rms_radius * self._scale(surface)
+        alike = self.settings.guide_points / len(guide)
+        extra = self._weights(guided, sigma, min(1.0, alike))
+        return attached.joined(guided), np.concatenate([weight, extra])
+
+    def _scale(self, surface: Surface) -> float:
+        """mm per canonical unit, from the surface itself."""
+        centered = surface.points - surface.points.mean(axis=0)
+        return float(np.sqrt((centered**2).sum(axis=1).mean())) / self.rms_radius
+
+    # --- stages -------------------------------------------------------------------------------
+
+    def global_step(
+        self,
+        state: DalsState,
+        samples: BoundarySamples,
+        spread: Array,
+        noise: float,
+        strength: float,
+        guide: Array | None = None,
+    ) -> DalsState:
+        """One Gauss-Newton step on pose and global latent.
+
+        Args:
+            state: to improve.
+            samples: RAS mm.
+            spread: (7, 7) covariance of the pose prior.
+            noise: mm.
+            strength: of the latents' Gaussian.
+            guide: (G, 3) points of the quick look's surface, RAS mm.
+        """
+        surface = self.surface(state)
+        attached, weight = self._evidence(surface, samples, guide, noise, None)
+        jacobian = np.concatenate(
+            [self._by_pose(state, surface, attached), self._by_latent(state, attached)], axis=1
+        )
+        precision = np.linalg.inv(spread)
+        normal = (jacobian * weight[:, None]).T @ jacobian
+        gradient = jacobian.T @ (weight * attached.residuals)
+        normal[:7, :7] += precision
+        gradient[:7] += precision @ state.moved
+        normal[7:, 7:] += strength * np.eye(len(state.latent))
+        gradient[7:] += strength * state.latent
+        step = -np.linalg.solve(normal, gradient)
+        units = np.sqrt(np.diag(spread))
+        step *= min(1.0, 2.0 / max(float(np.abs(step[:7] / units).max()), 1e-9))
+        return replace(
+            state,
+            pose=state.pose.perturbed(step[:3], step[3], step[4:7]),
+            latent=state.latent + step[7:],
+            moved=state.moved + step[:7],
+            covariance=np.linalg.inv(normal),
+        )
+
+    def local_step(
+        self,
+        state: DalsState,
+        samples: BoundarySamples,
+        noise: float,
+        strength: float,
+        guide: Array | None = None,
+    ) -> tuple[DalsState, LocalSystem]:
+        """One linearization of the local stage; arguments as in ``global_step``."""
+        level = self.settings.local_level
+        count = len(icosphere(level).points)
+        size = len(state.latent)
+        local = np.zeros((count, size)) if state.local is None else state.local
+        state = replace(state, local=local, level=level)
+        surface = self.surface(state)
+        attached, weight = self._evidence(surface, samples, guide, noise, 1.0)
+        keep = weight > 1e-6 * weight.max()
+        attached = Attachment(*(np.asarray(v)[keep] for v in attached.__dict__.values()))
+        by_latent = self._by_latent(state, attached)
+        kernel = dirichlet_kernel(level, self.settings.power, self.settings.smoothness)
+        spread = self.settings.local_spread**2 / strength
+        # across[v, i]: covariance of the field at vertex v and at residual i.
+        across = spread * sum(
+            attached.weights[:, k] * kernel[:, attached.vertices[:, k]] for k in range(3)
+        )
+        between = sum(
+            attached.weights[:, k, None] * across[attached.vertices[:, k]] for k in range(3)
+        )
+        gram = between * (by_latent @ by_latent.T)
+        start = self._quality_start(state, surface, kernel, spread)
+        felt = _field_at(local - start, attached)
+        target = (by_latent * felt).sum(axis=1) - attached.residuals
+        system = gram + np.diag(1.0 / weight[keep])
+        solved = np.linalg.solve(system, target)
+        local = start + across @ (by_latent * solved[:, None])
+        return replace(state, local=local), LocalSystem(across, by_latent, system, spread)
+
+    def uncertainty(self, state: DalsState, local: LocalSystem | None) -> Array:
+        """(V,) standard deviation along the normal, mm: Laplace, global and local parts added."""
+        surface = self.surface(state)
+        every = np.arange(len(surface.points))
+        ones = np.tile([1.0, 0.0, 0.0], (len(every), 1))
+        own = np.repeat(every[:, None], 3, axis=1)
+        here = Attachment(own, ones, vertex_normals(surface), np.zeros(len(every)), ones[:, 0])
+        by_latent = self._by_latent(state, here)
+        variance = np.zeros(len(every))
+        if state.covariance is not None:
+            rows = np.concatenate([self._by_pose(state, surface, here), by_latent], axis=1)
+            variance += np.einsum("vi,ij,vj->v", rows, state.covariance, rows, optimize=True)
+        if local is not None:
+            prior = local.spread * (by_latent**2).sum(axis=1)
+            shared = local.across * (by_latent @ local.by_latent.T)
+            known = np.linalg.solve(local.system, shared.T)
+            variance += np.maximum(prior - (shared * known.T).sum(axis=1), 0.0)
+        return np.sqrt(np.maximum(variance, 0.0))
+
+    def _quality_start(
+        self, state: DalsState, surface: Surface, kernel: NDArray[np.float32], spread: float
+    ) -> Array:
+        """(V, K) where the triangle quality term alone would put the local latents."""
+        if self.settings.quality_weight <= 0 or state.local is None:
+            return np.zeros((len(kernel), len(state.latent)))
+        force = quality_gradient(surface) @ state.pose.linear()
+        every = np.arange(len(kernel))
+        pull = np.einsum("vi,vik->vk", force, self.jacobian(state, every))
+        return np.asarray(-self.settings.quality_weight * spread * (kernel @ pull))
+
+
+def _field_at(field: Array, attached: Attachment) -> Array:
+    """(N, K) a vertex field (V, K) where the residuals are attached."""
+    return np.asarray((attached.weights[..., None] * field[attached.vertices]).sum(axis=1))

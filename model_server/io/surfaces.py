@@ -1,12 +1,26 @@
-"""Surfaces as VTK data and files."""
+"""Surfaces as VTK data and files; memory is RAS, files are LPS as 3D Slicer writes them.
+
+Every file says ``SPACE=LPS`` where Slicer looks for it (header, comment or field data), so Slicer
+shows the surface in its place. Only VTP keeps arrays; STL keeps no vertex order either.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from model_server.reconstruction import Surface
+from model_server.errors import ShapePriorError
+from model_server.reconstruction import Reconstruction, Surface
+
+Array = NDArray[np.float64]
+LPS = np.array([-1.0, -1.0, 1.0])
+HEADER = "ShapePriorSlicer output. SPACE=LPS"
+SURFACE_FORMATS = (".stl", ".ply", ".obj", ".vtp")
+TEMPLATE_ARRAY = "TemplateCoordinates"
+UNCERTAINTY_ARRAY = "UncertaintyMm"
 
 
 def to_polydata(surface: Surface) -> Any:
@@ -23,3 +37,144 @@ def to_polydata(surface: Surface) -> Any:
     data.SetPoints(points)
     data.SetPolys(cells)
     return data
+
+
+def from_polydata(data: Any) -> Surface:
+    """A triangulated ``vtkPolyData`` as a surface (same units and frame)."""
+    from vtk.util.numpy_support import vtk_to_numpy
+
+    points = vtk_to_numpy(data.GetPoints().GetData()).astype(np.float64)
+    triangles = vtk_to_numpy(data.GetPolys().GetConnectivityArray()).reshape(-1, 3)
+    return Surface(points, triangles.astype(np.int32))
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+def surface_bytes(reconstruction: Reconstruction, suffix: str) -> bytes:
+    """A surface file's content, in LPS mm.
+
+    Args:
+        reconstruction: its surface, RAS mm; VTP also takes template coordinates and uncertainty.
+        suffix: one of ``SURFACE_FORMATS``.
+    """
+    # LPS is RAS turned by half a turn: triangles keep their orientation.
+    surface = reconstruction.surface
+    surface = Surface(surface.points * LPS, surface.triangles)
+    if suffix == ".stl":
+        return _stl(surface)
+    if suffix == ".ply":
+        return _ply(surface)
+    if suffix == ".obj":
+        return _obj(surface)
+    if suffix == ".vtp":
+        arrays = {TEMPLATE_ARRAY: reconstruction.template_coordinates}
+        if reconstruction.uncertainty_mm is not None:
+            arrays[UNCERTAINTY_ARRAY] = reconstruction.uncertainty_mm
+        return _vtp(surface, arrays)
+    raise ValueError(f"no surface format: {suffix}")
+
+
+def _stl(surface: Surface) -> bytes:
+    corners = surface.corners()
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-30)
+    facets = np.zeros(
+        len(corners), dtype=[("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("more", "<u2")]
+    )
+    facets["normal"], facets["corners"] = normals, corners
+    return HEADER.encode().ljust(80) + np.uint32(len(facets)).tobytes() + facets.tobytes()
+
+
+def _ply(surface: Surface) -> bytes:
+    header = (
+        f"ply\nformat binary_little_endian 1.0\ncomment {HEADER}\n"
+        f"element vertex {len(surface.points)}\n"
+        "property float x\nproperty float y\nproperty float z\n"
+        f"element face {len(surface.triangles)}\n"
+        "property list uchar int vertex_indices\nend_header\n"
+    )
+    faces = np.zeros(len(surface.triangles), dtype=[("count", "u1"), ("vertices", "<i4", 3)])
+    faces["count"], faces["vertices"] = 3, surface.triangles
+    return header.encode() + surface.points.astype("<f4").tobytes() + faces.tobytes()
+
+
+def _obj(surface: Surface) -> bytes:
+    points = "\n".join(f"v {x:.5f} {y:.5f} {z:.5f}" for x, y, z in surface.points)
+    faces = "\n".join(f"f {a} {b} {c}" for a, b, c in surface.triangles + 1)
+    return f"# {HEADER}\n{points}\n{faces}\n".encode()
+
+
+def _vtp(surface: Surface, arrays: dict[str, Array]) -> bytes:
+    import vtk
+    from vtk.util.numpy_support import numpy_to_vtk
+
+    data = to_polydata(surface)
+    for name, values in arrays.items():
+        array = numpy_to_vtk(np.ascontiguousarray(values, dtype=np.float32), deep=1)
+        array.SetName(name)
+        data.GetPointData().AddArray(array)
+    space = vtk.vtkStringArray()
+    space.SetName("SPACE")
+    space.InsertNextValue("LPS")
+    data.GetFieldData().AddArray(space)
+    writer = vtk.vtkXMLPolyDataWriter()
+    writer.SetInputData(data)
+    # Base64 instead of raw bytes after the XML: a string result holds no zero bytes.
+    writer.SetDataModeToBinary()
+    writer.WriteToOutputStringOn()
+    writer.Write()
+    return str(writer.GetOutputString()).encode()
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def read_surface(path: Path) -> tuple[Surface, dict[str, Array]]:
+    """A surface file that this module or 3D Slicer wrote, in RAS mm, and its point arrays.
+
+    STL comes back with equal vertices merged. Files that do not name their frame are LPS, as
+    Slicer takes them.
+
+    Raises:
+        ShapePriorError: the file is missing or not a triangle mesh of a known format.
+    """
+    import vtk
+    from vtk.util.numpy_support import vtk_to_numpy
+
+    readers = {
+        ".stl": vtk.vtkSTLReader,
+        ".ply": vtk.vtkPLYReader,
+        ".obj": vtk.vtkOBJReader,
+        ".vtp": vtk.vtkXMLPolyDataReader,
+    }
+    kind = readers.get(path.suffix.lower())
+    if kind is None or not path.is_file():
+        raise ShapePriorError(
+            f"'{path}' cannot be read as a surface.",
+            f"Give a file that ends in one of {', '.join(SURFACE_FORMATS)}.",
+            "unreadable",
+        )
+    reader = kind()
+    reader.SetFileName(str(path))
+    reader.Update()
+    data = reader.GetOutput()
+    if data.GetNumberOfPolys() == 0:
+        raise ShapePriorError(
+            f"'{path}' holds no triangles.", "Save the surface again.", "unreadable"
+        )
+    surface = from_polydata(data)
+    if not _is_ras(path, data):
+        surface = Surface(surface.points * LPS, surface.triangles)
+    held = data.GetPointData()
+    names = [held.GetArrayName(i) for i in range(held.GetNumberOfArrays())]
+    arrays = {name: vtk_to_numpy(held.GetArray(name)).astype(np.float64) for name in names}
+    return surface, arrays
+
+
+def _is_ras(path: Path, data: Any) -> bool:
+    space = data.GetFieldData().GetAbstractArray("SPACE")
+    if space is not None and space.GetNumberOfValues():
+        return str(space.GetValue(0)) == "RAS"
+    with path.open("rb") as file:
+        return b"SPACE=RAS" in file.read(400)

@@ -1,7 +1,8 @@
-"""Voxel volumes from and to files, by SimpleITK; memory is RAS, files are LPS as ITK writes them."""
+"""Voxel volumes from and to files, by SimpleITK; memory is RAS, files are LPS as ITK has them."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,26 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError
+from model_server.geometry.labels import voxelize
 from model_server.observations import Volume
+from model_server.reconstruction import Surface
 
+Array = NDArray[np.float64]
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+VOLUME_FORMATS = (".seg.nrrd", ".nrrd", ".nii.gz")
+DEFAULT_SPACING_MM = 1.0
+MARGIN_MM = 5.0  # around the shape where there is no reference
+MOST_OUTSIDE = 0.01  # share of the shape that may lie outside the reference
+# What lies toward - and + along R, A, S.
+SIDES = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
+# SNOMED CT codes and Slicer's colors of its general anatomy list.
+TERMINOLOGY = {
+    "liver": ("10200004", "Liver", (0.8667, 0.5098, 0.3961)),
+    "kidney": ("64033007", "Kidney", (0.7255, 0.4, 0.3255)),
+    "pancreas": ("15776009", "Pancreas", (0.9765, 0.7059, 0.4353)),
+    "spleen": ("78961009", "Spleen", (0.6157, 0.4235, 0.6353)),
+}
+TISSUE_COLOR = (0.5020, 0.6824, 0.5020)
 
 
 def volume_from_image(image: sitk.Image, name: str) -> Volume:
@@ -40,6 +58,8 @@ def read_volume(path: Path) -> Volume:
     Raises:
         ShapePriorError: the file is missing, not an image, or not 3-D.
     """
+    # ITK's own warnings would stand between the user and ours.
+    sitk.ProcessObject.GlobalWarningDisplayOff()
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
@@ -53,3 +73,155 @@ def read_volume(path: Path) -> Volume:
             f"'{path}' is not a 3-D volume of single values.", "Export one volume or segment of it."
         )
     return volume_from_image(image, Path(path).name)
+
+
+# --- where a labelmap lives ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where voxels lie.
+
+    Attributes:
+        ijk_to_ras: (4, 4).
+        shape: (K, J, I).
+    """
+
+    ijk_to_ras: Array
+    shape: tuple[int, ...]
+
+
+def geometry_of(volume: Volume) -> Geometry:
+    """The geometry of a volume."""
+    return Geometry(volume.ijk_to_ras, volume.array.shape)
+
+
+def geometry_around(
+    surface: Surface, spacing: float = DEFAULT_SPACING_MM, margin: float = MARGIN_MM
+) -> Geometry:
+    """An isotropic box around a surface whose axes are LPS, as ITK's default is.
+
+    Args:
+        surface: RAS mm.
+        spacing: mm.
+        margin: at least this much room on every side, mm.
+    """
+    # Whole multiples of the spacing: results of one patient share a lattice.
+    low = np.floor((surface.points.min(axis=0) - margin) / spacing)
+    high = np.ceil((surface.points.max(axis=0) + margin) / spacing)
+    count = (high - low).astype(int) + 1
+    matrix = np.diag([-spacing, -spacing, spacing, 1.0])
+    matrix[:3, 3] = np.array([high[0], high[1], low[2]]) * spacing
+    return Geometry(matrix, tuple(int(n) for n in count[::-1]))
+
+
+def require_contains(reference: Volume, surface: Surface) -> None:
+    """Refuse a reference volume that a surface sticks out of.
+
+    Raises:
+        ShapePriorError: more than 1 % of the enclosed volume lies outside.
+    """
+    low, high = surface.points.min(axis=0), surface.points.max(axis=0)
+    step = np.maximum((high - low) / 48.0, 1e-6)
+    lattice = np.diag([*step, 1.0])
+    lattice[:3, 3] = low
+    kji = np.argwhere(voxelize(surface, lattice, (49, 49, 49)))
+    ras = kji[:, ::-1] * step + low
+    if not len(ras):
+        return
+    ijk = reference.to_ijk(ras)
+    last = np.array(reference.array.shape[::-1]) - 0.5
+    # How far out, in mm, below the first voxel (0) and beyond the last (1) along each axis.
+    beyond = np.stack([-0.5 - ijk, ijk - last], axis=1) * reference.spacing
+    outside = (beyond > 1e-6).any(axis=(1, 2))
+    share = float(outside.mean())
+    if share <= MOST_OUTSIDE:
+        return
+    end, axis = np.unravel_index(int(beyond.max(axis=0).argmax()), (2, 3))
+    direction = reference.ijk_to_ras[:3, axis] * (1.0 if end == 1 else -1.0)
+    main = int(np.argmax(np.abs(direction)))
+    side = SIDES[main][int(direction[main] > 0)]
+    raise ShapePriorError(
+        f"The reference volume '{reference.name}' does not contain the shape: {share:.0%} of it "
+        f"lies outside, up to {beyond.max():.0f} mm beyond the {side} side.",
+        "Give the volume that was annotated (or one that holds the whole organ), or leave the "
+        "reference out for a 1 mm grid around the shape.",
+        "reference-too-small",
+    )
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+def write_labelmap(path: Path, surface: Surface, geometry: Geometry, organ: str) -> None:
+    """Write the inside of a surface as a labelmap: 1 inside, 0 elsewhere.
+
+    Args:
+        path: ends in one of ``VOLUME_FORMATS``; ``.seg.nrrd`` opens as a segmentation in Slicer.
+        surface: RAS mm.
+        geometry: of the file.
+        organ: names the segment.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    inside = voxelize(surface, geometry.ijk_to_ras, geometry.shape)
+    image = image_from_array(inside.astype(np.uint8), geometry.ijk_to_ras)
+    if path.name.endswith(".seg.nrrd"):
+        for key, value in segmentation_header(inside, organ).items():
+            image.SetMetaData(key, value)
+    write_image(path, image)
+
+
+def write_image(path: Path, image: sitk.Image) -> None:
+    """Write any image, compressed.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    sitk.ProcessObject.GlobalWarningDisplayOff()
+    try:
+        sitk.WriteImage(image, str(path), True)
+    except RuntimeError as error:
+        raise OSError(f"ITK could not write '{path}'") from error
+
+
+def segmentation_header(inside: NDArray[np.bool_], organ: str) -> dict[str, str]:
+    """The keys by which Slicer knows the segment of a ``.seg.nrrd``.
+
+    Args:
+        inside: (K, J, I).
+        organ: e.g. "liver".
+    """
+    extent = []
+    for axis in (2, 1, 0):
+        filled = np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis})))
+        # Slicer writes an empty extent as 0 -1.
+        extent += [filled[0], filled[-1]] if len(filled) else [0, -1]
+    code, meaning, color = TERMINOLOGY.get(organ, ("", "", TISSUE_COLOR))
+    what = (
+        f"SCT^123037004^Anatomical Structure~SCT^{code}^{meaning}"
+        if code
+        else "SCT^85756007^Tissue~SCT^85756007^Tissue"
+    )
+    terms = (
+        f"Segmentation category and type - 3D Slicer General Anatomy list~{what}~^^~"
+        "Anatomic codes - DICOM master list~^^~^^"
+    )
+    return {
+        "Segment0_ID": organ,
+        "Segment0_Name": organ,
+        "Segment0_NameAutoGenerated": "0",
+        "Segment0_Color": " ".join(f"{c:g}" for c in color),
+        "Segment0_ColorAutoGenerated": "0",
+        "Segment0_Extent": " ".join(str(int(n)) for n in extent),
+        "Segment0_LabelValue": "1",
+        "Segment0_Layer": "0",
+        "Segment0_Tags": f"Segmentation.Status:completed|TerminologyEntry:{terms}|",
+        "Segmentation_ContainedRepresentationNames": "Binary labelmap|",
+        "Segmentation_ConversionParameters": "",
+        # Slicer up to 5.2 reads the first of these, later versions the second.
+        "Segmentation_MasterRepresentation": "Binary labelmap",
+        "Segmentation_SourceRepresentation": "Binary labelmap",
+        "Segmentation_ReferenceImageExtentOffset": "0 0 0",
+    }

@@ -1,0 +1,431 @@
+"""The command line: ``python -m model_server`` and ``shape-prior``.
+
+Results go to files and to standard output; progress, warnings and errors go to standard error.
+What the user can mend ends in one sentence and exit code 2, Ctrl-C in 130. torch and VTK are
+imported inside the commands that need them, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from model_server.errors import ShapePriorError
+
+if TYPE_CHECKING:
+    from model_server.observations import Observations, Volume
+    from model_server.priors.protocol import ShapePrior
+    from model_server.reconstruction import Reconstruction
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+SIDES = ("auto", "left", "right")
+DEVICES = ("auto", "cpu", "cuda")
+# Options that take several values after one flag; click knows only one value for each flag.
+SEVERAL = ("--annotations", "--methods")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+app = typer.Typer(
+    name="shape-prior",
+    help="Organ surfaces from sparse annotations, by learned shape priors.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+output = Console(highlight=False)
+
+
+def main() -> None:
+    """Entry point."""
+    app(split_several(sys.argv[1:]))
+
+
+def split_several(words: Sequence[str]) -> list[str]:
+    """``--annotations A B --output C`` -> ``--annotations A --annotations B --output C``."""
+    result: list[str] = []
+    flag: str | None = None
+    waiting = False  # the flag stands there already and has no value yet
+    for word in words:
+        if word.startswith("-") and word != "-":
+            flag, waiting = (word, True) if word in SEVERAL else (None, False)
+            result.append(word)
+        elif flag is not None and not waiting:
+            result += [flag, word]
+        else:
+            waiting = False
+            result.append(word)
+    return result
+
+
+def guarded(command: Callable[P, R]) -> Callable[P, R]:
+    """A command whose mendable errors end in one sentence, and Ctrl-C in exit code 130."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except ShapePriorError as error:
+            errors.print(f"Error: {error}", markup=False)
+            raise typer.Exit(EXIT_BAD_INPUT) from error
+        except KeyboardInterrupt as error:
+            errors.print("Interrupted: nothing was written.")
+            raise typer.Exit(EXIT_INTERRUPTED) from error
+
+    return run
+
+
+def _choice(value: str, allowed: Sequence[str], option: str) -> str:
+    if value not in allowed:
+        raise ShapePriorError(
+            f"{option} is '{value}'.", f"Choose one of: {', '.join(allowed)}.", "unknown-choice"
+        )
+    return value
+
+
+# --- priors -------------------------------------------------------------------------------------
+
+
+@app.command()
+@guarded
+def priors(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the priors that can be fitted."""
+    from dataclasses import asdict
+
+    from model_server.priors.registry import UNTRAINED, list_priors
+
+    cards = list_priors()
+    if as_json:
+        print(json.dumps({"priors": [asdict(c) for c in cards], "untrained": list(UNTRAINED)}))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "organ", "method", "version", "sides", "shapes", "license"):
+        table.add_column(column, no_wrap=True)
+    for card in cards:
+        shapes = str(len(card.splits.get("training", [])))
+        sides = "both" if card.mirrors else ""
+        table.add_row(
+            *(card.name, card.organ, card.method, card.version, sides, shapes, card.licence)
+        )
+    output.print(table)
+    output.print(f"Without training: {', '.join(UNTRAINED)}.")
+
+
+# --- fit ----------------------------------------------------------------------------------------
+
+
+@app.command()
+@guarded
+def fit(
+    prior: Annotated[str, typer.Option(help="Name of a prior (see 'priors'), or its folder.")],
+    annotations: Annotated[
+        list[Path] | None,
+        typer.Option(help="3D Slicer markups files (.mrk.json): closed curves, point lists."),
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="Label volume to refine.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Volume whose geometry labelmaps take.")
+    ] = None,
+    output_files: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--output", help=".stl, .ply, .obj, .vtp, .nrrd, .seg.nrrd or .nii.gz; repeatable."
+        ),
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Where the report goes (JSON).")] = None,
+    side: Annotated[str, typer.Option(help="auto, left or right (paired organs).")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Fit a prior to outlines, points or a mask, and write the surface."""
+    _choice(side, SIDES, "--side")
+    _check_device(device)
+    from model_server.io.outputs import check_outputs
+
+    paths = output_files or []
+    check_outputs(paths, [report] if report else [])
+    session = Session.opened(prior, annotations or [], mask, reference, device)
+    result = session.fit(side, quiet)
+    session.write(result, paths, report)
+    for warning in result.warnings:
+        errors.print(f"Warning: {warning}", markup=False)
+    if not quiet:
+        errors.print(f"Wrote {', '.join(str(p) for p in paths)}.", markup=False)
+
+
+def _check_device(device: str) -> None:
+    if _choice(device, DEVICES, "--device") != "cuda":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ShapePriorError(
+            "There is no CUDA device on this machine.", "Choose --device auto or cpu."
+        )
+
+
+class Session:
+    """One fit from files to files, and what each part of it took.
+
+    Args:
+        prior: loaded.
+        observations: RAS mm.
+        reference: geometry of labelmaps, or None.
+        seconds: stages so far.
+    """
+
+    def __init__(
+        self,
+        prior: ShapePrior,
+        observations: Observations,
+        reference: Volume | None,
+        seconds: dict[str, float],
+    ) -> None:
+        self.prior = prior
+        self.observations = observations
+        self.reference = reference
+        self.seconds = seconds
+
+    @classmethod
+    def opened(
+        cls,
+        prior: str,
+        annotations: Sequence[Path],
+        mask: Path | None,
+        reference: Path | None,
+        device: str,
+    ) -> Session:
+        """Read everything a fit needs.
+
+        Raises:
+            ShapePriorError: a file cannot be used, or there is no such prior.
+        """
+        from model_server.io.markups import read_annotations
+        from model_server.io.volumes import read_volume
+        from model_server.priors.registry import load_prior
+
+        began = time.perf_counter()
+        image = read_volume(reference) if reference else None
+        label = read_volume(mask) if mask else None
+        observations = read_annotations(annotations, label, image)
+        observations.require_enough()
+        read = time.perf_counter()
+        loaded = load_prior(prior, device)
+        seconds = {"read annotations": read - began, "load prior": time.perf_counter() - read}
+        return cls(loaded, observations, image, seconds)
+
+    def fit(self, side: str = "auto", quiet: bool = False) -> Reconstruction:
+        """The last of the surfaces the prior yields; each is told on standard error.
+
+        Raises:
+            ShapePriorError: the annotations cannot determine a surface.
+        """
+        from model_server.priors.protocol import FitSettings
+
+        began = time.perf_counter()
+        result = None
+        waiting = errors.status(f"Fitting {self.prior.card.name} ...")
+        if not quiet:
+            waiting.start()
+        try:
+            for result in self.prior.fit(self.observations, settings=FitSettings(side=side)):
+                if not quiet:
+                    errors.print(_progress_line(result, time.perf_counter() - began), markup=False)
+        finally:
+            waiting.stop()
+        if result is None:
+            raise ShapePriorError("The fit yielded no surface.", "Try another prior.")
+        self.seconds["fit"] = time.perf_counter() - began
+        return result
+
+    def write(
+        self, result: Reconstruction, paths: Sequence[Path], report_file: Path | None
+    ) -> dict[str, Any]:
+        """Write the results and the report together; returns the report.
+
+        Raises:
+            ShapePriorError: the reference does not contain the shape, or a file cannot be written.
+        """
+        from model_server.io.outputs import write_outputs
+        from model_server.report import as_json
+        from model_server.report import report as make_report
+
+        content = make_report(result, self.seconds)
+        others = {report_file: as_json(content)} if report_file else {}
+        organ = self.prior.card.organ
+        write_outputs(result, paths, self.reference, organ, others)
+        return content
+
+
+def _progress_line(result: Reconstruction, seconds: float) -> str:
+    gaps = [r.mean_mm for r in result.residuals]
+    mean = f"{sum(gaps) / len(gaps):6.2f} mm from the annotations" if gaps else ""
+    return f"{result.stage:<14} {seconds:6.2f} s  {mean}"
+
+
+# --- train, evaluate ----------------------------------------------------------------------------
+
+
+@app.command()
+@guarded
+def train(
+    method: Annotated[str, typer.Argument(help="pca, dals or deepsdf.")],
+    organ: Annotated[str, typer.Option(help="Names the prior, e.g. liver.")],
+    data: Annotated[Path, typer.Option(help="Folder of label volumes (or with labels/ in it).")],
+    output_folder: Annotated[
+        Path, typer.Option("--output", help="Folder of priors; the prior gets one in it.")
+    ] = Path("runs"),
+    only: Annotated[str, typer.Option(help="Keep cases whose name contains this.")] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Hyperparameter as name=value; repeatable.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Train a prior from label volumes; started again, it goes on from its checkpoint."""
+    _check_device(device)
+    if not data.is_dir():
+        raise ShapePriorError(f"There is no folder '{data}'.", "Check --data.", "no-data")
+    options = dict(_parsed_option(text) for text in option or [])
+    from model_server.training.run import train as run_training
+
+    with TrainingProgress(quiet) as progress:
+        card = run_training(
+            method,
+            organ,
+            data,
+            output_folder,
+            only=only,
+            device=device,
+            steps=steps,
+            progress=progress,
+            options=options,
+        )
+    output.print(f"Trained {card.name} in {output_folder / card.name}.", markup=False)
+
+
+def _parsed_option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ShapePriorError(f"--option '{text}' is not name=value.", "Write e.g. modes=40.")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+class TrainingProgress:
+    """A bar on standard error: stage, share done, latest figures."""
+
+    def __init__(self, quiet: bool) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        self._bar = Progress(*columns, console=errors, disable=quiet)
+        self._task = self._bar.add_task("starting", total=1.0)
+
+    def __enter__(self) -> TrainingProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, stage: str, share: float, figures: dict[str, Any]) -> None:
+        """Show where a training stands."""
+        shown = "  ".join(f"{k} {_short(v)}" for k, v in figures.items())
+        self._bar.update(self._task, description=f"{stage}  {shown}".rstrip(), completed=share)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@app.command()
+@guarded
+def evaluate(
+    organ: Annotated[str, typer.Option(help="hippocampus, liver, kidney, ...")],
+    data: Annotated[Path, typer.Option(help="Root of the label volumes, or the organ's folder.")],
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(help="The first is compared with the others, e.g. dals pca rbf poisson."),
+    ] = None,
+    protocol: Annotated[str, typer.Option(help="outlines, mixture, points-2500, ...")] = "outlines",
+    split: Annotated[str, typer.Option(help="validation, training or all.")] = "validation",
+    limit: Annotated[int | None, typer.Option(help="Only the first so many cases.")] = None,
+    only: Annotated[str | None, typer.Option(help="Keep cases whose name contains this.")] = None,
+    output_file: Annotated[Path | None, typer.Option("--output", help="JSON of results.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="Threads of torch.")] = None,
+    stages: Annotated[bool, typer.Option("--stages", help="Measure every stage.")] = False,
+    repeats: Annotated[int, typer.Option(help="Annotations of each case.")] = 1,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Compare methods on label volumes through the same annotations."""
+    _check_device(device)
+    if output_file:
+        from model_server.io.outputs import check_writable
+
+        check_writable(output_file)
+    from model_server.evaluation.harness import evaluate as run_evaluation
+
+    def tell(case: str, method: str, done: int, total: int) -> None:
+        if not quiet:
+            errors.print(f"{done}/{total}  {case}  {method}", markup=False)
+
+    result = run_evaluation(
+        organ,
+        data,
+        methods or [],
+        protocol,
+        split,
+        limit,
+        output_file,
+        device,
+        threads,
+        only=only,
+        every_stage=stages,
+        repeats=repeats,
+        progress=tell,
+    )
+    for table in result.tables():
+        output.print(table)
+
+
+# --- demo ---------------------------------------------------------------------------------------
+
+
+@app.command()
+@guarded
+def demo(
+    output_folder: Annotated[
+        Path, typer.Option("--output", help="Folder for the results; made if missing.")
+    ] = Path("demo-output"),
+    prior: Annotated[str, typer.Option(help="Prior to fit.")] = "hippocampus-dals",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "cpu",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Fit the bundled example from its three outlines; write surface, labelmap and picture."""
+    _check_device(device)
+    from model_server.demo import run_demo
+
+    run_demo(output_folder, prior, device, quiet)
+
+
+if __name__ == "__main__":
+    main()

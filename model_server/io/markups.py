@@ -1,0 +1,298 @@
+"""3D Slicer's markups files (``.mrk.json``): outlines and points in, outlines and points out.
+
+Slicer writes LPS by default and says so in each markup; memory is RAS. Slicer's scene may name a
+markup otherwise than its file does: where the file gives no name, the file's own name is taken.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.interpolate import CubicSpline
+
+from model_server.errors import ShapePriorError
+from model_server.observations import Observations, PlanarOutline, PointSet, Volume
+
+Array = NDArray[np.float64]
+POINTS_PER_SEGMENT = 10  # Slicer's default for every curve
+SCHEMA = (
+    "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/"
+    "Schema/markups-schema-v1.0.3.json#"
+)
+# Slicer up to 4.10 wrote the number of the coordinate system instead of its name.
+TO_RAS = {
+    "LPS": np.array([-1.0, -1.0, 1.0]),
+    "1": np.array([-1.0, -1.0, 1.0]),
+    "RAS": np.ones(3),
+    "0": np.ones(3),
+}
+# Names that Slicer's curve nodes use for what runs through the control points.
+SPLINES = ("cardinalspline", "cardinal", "spline")
+MILLIMETERS = ("mm", "millimeter", "millimeters", "millimetre", "millimetres")
+
+
+@dataclass(frozen=True)
+class Markup:
+    """One markup of a file.
+
+    Attributes:
+        name: of the markup, or of its file.
+        kind: Slicer's type: "ClosedCurve", "Fiducial", ...
+        points: (N, 3) the control points that were placed, RAS mm.
+        curve_type: "spline" or "linear"; matters for curves only.
+        side: "boundary", "inside" or "outside"; matters for point lists only.
+    """
+
+    name: str
+    kind: str
+    points: Array
+    curve_type: str = "spline"
+    side: str = "boundary"
+
+
+def closed_curve(control_points: Array, linear: bool = False) -> Array:
+    """The dense loop that Slicer draws through the control points of a closed curve.
+
+    Slicer's default is the periodic cubic spline with one unit of parameter between control
+    points, ten points for each segment.
+
+    Args:
+        control_points: (N, 3), N >= 3.
+        linear: straight segments instead.
+
+    Returns:
+        (10 N, 3), the first point not repeated.
+    """
+    count = len(control_points)
+    closed = np.vstack([control_points, control_points[:1]])
+    at = np.arange(count * POINTS_PER_SEGMENT) / POINTS_PER_SEGMENT
+    if linear:
+        return np.stack([np.interp(at, np.arange(count + 1), column) for column in closed.T], 1)
+    return np.asarray(CubicSpline(np.arange(count + 1), closed, bc_type="periodic")(at))
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def read_annotations(
+    paths: Sequence[Path], mask: Volume | None = None, reference: Volume | None = None
+) -> Observations:
+    """Everything the user drew, from any mix of markups files.
+
+    Closed curves become outlines; point lists become boundary points, unless the word "inside"
+    or "outside" stands in the list's name (or, where that says nothing, in its description):
+    then they say which side of the boundary they lie on.
+
+    Args:
+        paths: ``.mrk.json`` files; a file named twice counts once.
+        mask: a label volume to refine; any non-zero voxel is organ.
+        reference: the image that was annotated.
+
+    Raises:
+        ShapePriorError: a file that is not a markups file, a markup that is neither a closed
+            curve nor a point list, a curve that is no outline, an empty mask.
+    """
+    if mask is not None and not np.any(mask.array):
+        raise ShapePriorError(
+            f"The mask '{mask.name}' is empty: no voxel has a label.",
+            "Choose a segment with content.",
+        )
+    files = {path.resolve(): path for path in paths}.values()
+    markups = _distinct([markup for path in files for markup in read_markups(path)])
+    outlines = [_outline(m) for m in markups if m.kind == "ClosedCurve"]
+    lists = [m for m in markups if m.kind == "Fiducial" and len(m.points)]
+    sides = {
+        side: tuple(PointSet(m.points, m.name) for m in lists if m.side == side)
+        for side in ("boundary", "inside", "outside")
+    }
+    return Observations(tuple(outlines), label_map=mask, image=reference, **sides)
+
+
+def read_markups(path: Path) -> list[Markup]:
+    """Every closed curve and point list of one file, RAS mm.
+
+    Raises:
+        ShapePriorError: see ``read_annotations``.
+    """
+    return [_markup(entry, path) for entry in _entries(path)]
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    what = "Give a .mrk.json file as 3D Slicer saves closed curves and point lists."
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        reason = "does not exist" if not path.exists() else f"cannot be read ({error.strerror})"
+        raise ShapePriorError(
+            f"The annotation file '{path}' {reason}.", "Check its name.", "unreadable"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ShapePriorError(f"'{path}' is not a markups file.", what, "unreadable") from error
+    entries = content.get("markups") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+        raise ShapePriorError(f"'{path}' is not a markups file.", what, "unreadable")
+    return entries
+
+
+def _markup(entry: dict[str, Any], path: Path) -> Markup:
+    name = str(entry.get("name") or re.sub(r"(\.mrk)?\.json$", "", path.name))
+    kind = str(entry.get("type"))
+    if kind not in ("ClosedCurve", "Fiducial"):
+        what = "an open curve" if kind == "Curve" else f"a markup of type '{kind}'"
+        raise ShapePriorError(
+            f"'{name}' in '{path.name}' is {what}, not a closed curve or a point list.",
+            "Draw the outline with Slicer's closed curve tool.",
+            "wrong-markup",
+        )
+    frame = str(entry.get("coordinateSystem", "LPS")).strip().upper()
+    if frame not in TO_RAS:
+        raise ShapePriorError(
+            f"'{name}' in '{path.name}' has the unknown coordinate system '{frame}'.",
+            "Save it again from 3D Slicer, which writes LPS.",
+        )
+    _check_units(entry.get("coordinateUnits", "mm"), name, path)
+    points = _control_points(entry, name) * TO_RAS[frame]
+    curve_type = _curve_type(entry, name) if kind == "ClosedCurve" else "spline"
+    return Markup(name, kind, points, curve_type, _side(entry, name))
+
+
+def _check_units(units: object, name: str, path: Path) -> None:
+    code = units[0] if isinstance(units, list) and units else units
+    if str(code).strip().lower() not in MILLIMETERS:
+        raise ShapePriorError(
+            f"The coordinates of '{name}' in '{path.name}' are in '{code}', not in millimeters.",
+            "Set the scene's length unit to mm in 3D Slicer and save it again.",
+            "wrong-units",
+        )
+
+
+def _control_points(entry: dict[str, Any], name: str) -> Array:
+    """(N, 3) positions of the points that were placed, in the file's own frame."""
+    found = []
+    for number, point in enumerate(entry.get("controlPoints") or [], start=1):
+        # Points that Slicer lists but nobody placed have the status "undefined" or "preview".
+        if isinstance(point, dict) and point.get("positionStatus", "defined") != "defined":
+            continue
+        try:
+            place = np.array(point["position"], dtype=np.float64)
+            if place.shape != (3,) or not np.isfinite(place).all():
+                raise ValueError
+        except (KeyError, TypeError, ValueError) as error:
+            raise ShapePriorError(
+                f"Point {number} of '{name}' does not have three coordinates that are numbers.",
+                "Delete that point or place it again.",
+            ) from error
+        found.append(place)
+    return np.stack(found) if found else np.empty((0, 3))
+
+
+def _curve_type(entry: dict[str, Any], name: str) -> str:
+    """ "spline" or "linear".
+
+    Slicer keeps the curve type in the scene and not in the file; files of other programs may
+    name it.
+    """
+    written = str(entry.get("curveType", entry.get("interpolation", "cardinalSpline")))
+    plain = written.strip().lower().replace("_", "").replace(" ", "")
+    if plain in SPLINES:
+        return "spline"
+    if plain == "linear":
+        return "linear"
+    raise ShapePriorError(
+        f"The closed curve '{name}' has the curve type '{written}', which is not supported.",
+        "Set it to 'spline' or 'linear' in Slicer's Markups module.",
+        "wrong-markup",
+    )
+
+
+def _side(entry: dict[str, Any], name: str) -> str:
+    for text in (name, str(entry.get("description", ""))):
+        # Underscores and digits part words: "inside_1" is one.
+        words = set(re.findall(r"[a-z]+", text.lower())) & {"inside", "outside"}
+        if len(words) == 2:
+            raise ShapePriorError(
+                f"The point list '{name}' is called both inside and outside.",
+                "Use one list for each.",
+            )
+        if words:
+            return words.pop()
+    return "boundary"
+
+
+def _distinct(markups: list[Markup]) -> list[Markup]:
+    """The markups with names that differ: residuals and errors are told apart by them."""
+    taken: set[str] = set()
+    named = []
+    for markup in markups:
+        name, number = markup.name, 1
+        while name in taken:
+            number += 1
+            name = f"{markup.name} ({number})"
+        taken.add(name)
+        named.append(Markup(name, markup.kind, markup.points, markup.curve_type, markup.side))
+    return named
+
+
+def _outline(markup: Markup) -> PlanarOutline:
+    count = len(markup.points)
+    if count < 3:
+        raise ShapePriorError(
+            f"The closed curve '{markup.name}' has {count} control point(s); an outline needs at "
+            "least three.",
+            "Place more points around the organ, or delete the curve.",
+            "too-few",
+        )
+    loop = closed_curve(markup.points, linear=markup.curve_type == "linear")
+    return PlanarOutline.from_loop(loop, markup.name)
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+def write_markups(path: Path, markups: Iterable[Markup]) -> None:
+    """Write markups as a file that 3D Slicer opens, in LPS.
+
+    Args:
+        path: ends in ``.mrk.json``.
+        markups: closed curves (their control points) and point lists, RAS mm.
+    """
+    content = {"@schema": SCHEMA, "markups": [_as_entry(markup) for markup in markups]}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _as_entry(markup: Markup) -> dict[str, Any]:
+    # Adding zero turns -0.0 into 0.0.
+    places = np.round(markup.points * TO_RAS["LPS"], 4) + 0.0
+    return {
+        "type": markup.kind,
+        "name": markup.name,
+        "coordinateSystem": "LPS",
+        "coordinateUnits": "mm",
+        "locked": False,
+        "fixedNumberOfControlPoints": False,
+        "labelFormat": "%N-%d",
+        "lastUsedControlPointNumber": len(places),
+        "controlPoints": [
+            {
+                "id": str(number),
+                "label": f"{markup.name}-{number}",
+                "description": "",
+                "associatedNodeID": "",
+                "position": place.tolist(),
+                "orientation": [-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0],
+                "selected": True,
+                "locked": False,
+                "visibility": True,
+                "positionStatus": "defined",
+            }
+            for number, place in enumerate(places, start=1)
+        ],
+        "measurements": [],
+    }

@@ -1,0 +1,91 @@
+"""What a fit found, as plain numbers for ``report.json``; every name says its unit."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from model_server import __version__
+from model_server.reconstruction import Reconstruction
+
+REPORT_VERSION = 1
+
+
+def report(
+    reconstruction: Reconstruction, other_seconds: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """The report of a reconstruction.
+
+    Args:
+        reconstruction: RAS mm.
+        other_seconds: stages outside the fit, e.g. loading the prior.
+    """
+    surface, made = reconstruction.surface, reconstruction.provenance
+    low, high = surface.points.min(axis=0), surface.points.max(axis=0)
+    area = surface.area()
+    return _finite(
+        {
+            "report_version": REPORT_VERSION,
+            "program_version": __version__,
+            "prior": made.prior,
+            "prior_version": made.version,
+            "device": made.device,
+            "stage": reconstruction.stage,
+            "pose": reconstruction.pose.as_dict(),
+            "residuals": [
+                {
+                    "name": r.name,
+                    "kind": r.kind,
+                    "mean_mm": round(r.mean_mm, 4),
+                    "max_mm": round(r.max_mm, 4),
+                }
+                for r in reconstruction.residuals
+            ],
+            "volume_ml": round(surface.volume() / 1000.0, 4),
+            "area_mm2": round(area, 2),
+            "area_cm2": round(area / 100.0, 4),
+            "bounds_ras_mm": [[round(float(v), 3) for v in corner] for corner in (low, high)],
+            "vertices": len(surface.points),
+            "triangles": len(surface.triangles),
+            "seconds": {k: round(v, 4) for k, v in made.seconds.items()},
+            "other_seconds": {k: round(v, 4) for k, v in (other_seconds or {}).items()},
+            "iterations": dict(made.iterations),
+            "uncertainty_mm": _spread(reconstruction),
+            "warnings": list(reconstruction.warnings),
+        }
+    )
+
+
+def _spread(reconstruction: Reconstruction) -> dict[str, Any] | None:
+    """Standard deviation along the normal over the surface, and where it is largest."""
+    values = reconstruction.uncertainty_mm
+    if values is None or not len(values):
+        return None
+    worst = reconstruction.surface.points[int(np.argmax(values))]
+    return {
+        "mean": round(float(values.mean()), 4),
+        "median": round(float(np.median(values)), 4),
+        "percentile_95": round(float(np.percentile(values, 95)), 4),
+        "max": round(float(values.max()), 4),
+        "max_at_ras_mm": [round(float(v), 2) for v in worst],
+    }
+
+
+def _finite(value: Any) -> Any:
+    """The same with numbers that JSON does not know (NaN, infinity) as None."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def as_json(content: Mapping[str, Any]) -> str:
+    """The report as text for a file."""
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"

@@ -19,7 +19,8 @@ def sample_surface(
         surface: any triangle mesh of positive area.
         count: how many points.
         rng: where the randomness comes from.
-        stratified: one point in each equal share of the total area: as uniform as independent draws, with smaller gaps.
+        stratified: one point in each equal share of the total area: as uniform as independent
+            draws, with smaller gaps.
     """
     corners = surface.corners()
     first, second = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.interpolate import CubicSpline
 
 from model_server.errors import ShapePriorError
+from model_server.geometry.curves import closed_spline
 from model_server.geometry.labels import distance_field, largest_component
 from model_server.geometry.loops import loop_area, loop_length, points_along, section_loops
 from model_server.geometry.sampling import sample_surface
@@ -27,7 +26,6 @@ CONTROL_POINTS = 16  # per curve (issue 2, bars)
 JITTER_MM = 0.25  # standard deviation of a placed control point, along each in-plane axis
 OFFSET_SHARE = 0.1  # planes lie within +-10 % of the extent about the bounding box's center
 LEAST_AREA_SHARE = 0.1  # loops smaller than this share of the plane's largest are not drawn
-SAMPLES_PER_SEGMENT = 10  # Slicer's default for closed curves
 PAPER_SAMPLES = 5000  # points on each curve (DALS, section 4.2)
 PAPER_POINTS = 2500  # points on the surface (DALS, section 4.1)
 REDRAWS = 20  # attempts at a curve that does not cross itself
@@ -123,23 +121,6 @@ def oblique_planes(
         shift = rng.uniform(-offset_share, offset_share, 3) * extent
         planes.append(Plane(f"oblique {index + 1}", center + shift, normal))
     return planes
-
-
-@lru_cache(maxsize=8)
-def _spline_matrix(count: int, samples: int) -> Array:
-    """(count * samples, count): control points -> points of the closed cubic spline through them.
-
-    3D Slicer interpolates closed curves so: parameters 0, 1, 2, ..., periodic ends.
-    """
-    knots = np.arange(count + 1)
-    identity = np.vstack([np.eye(count), np.eye(count)[:1]])
-    spline = CubicSpline(knots, identity, bc_type="periodic")
-    return np.asarray(spline(np.arange(count * samples) / samples))
-
-
-def closed_spline(control_points: Array, samples: int = SAMPLES_PER_SEGMENT) -> Array:
-    """(n, 3) control points -> (n * samples, 3) points of Slicer's closed curve."""
-    return np.asarray(_spline_matrix(len(control_points), samples) @ control_points)
 
 
 def _in_plane_axes(normal: Array) -> Array:

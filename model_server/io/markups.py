@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import CubicSpline
 
 from model_server.errors import ShapePriorError
+from model_server.geometry.curves import closed_polygon, closed_spline
 from model_server.observations import Observations, PlanarOutline, PointSet, Volume
 
 Array = NDArray[np.float64]
-POINTS_PER_SEGMENT = 10  # Slicer's default for every curve
 SCHEMA = (
     "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/"
     "Schema/markups-schema-v1.0.3.json#"
@@ -55,27 +54,6 @@ class Markup:
     points: Array
     curve_type: str = "spline"
     side: str = "boundary"
-
-
-def closed_curve(control_points: Array, linear: bool = False) -> Array:
-    """The dense loop that Slicer draws through the control points of a closed curve.
-
-    Slicer's default is the periodic cubic spline with one unit of parameter between control
-    points, ten points for each segment.
-
-    Args:
-        control_points: (N, 3), N >= 3.
-        linear: straight segments instead.
-
-    Returns:
-        (10 N, 3), the first point not repeated.
-    """
-    count = len(control_points)
-    closed = np.vstack([control_points, control_points[:1]])
-    at = np.arange(count * POINTS_PER_SEGMENT) / POINTS_PER_SEGMENT
-    if linear:
-        return np.stack([np.interp(at, np.arange(count + 1), column) for column in closed.T], 1)
-    return np.asarray(CubicSpline(np.arange(count + 1), closed, bc_type="periodic")(at))
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -176,7 +154,12 @@ def _check_units(units: object, name: str, path: Path) -> None:
 def _control_points(entry: dict[str, Any], name: str) -> Array:
     """(N, 3) positions of the points that were placed, in the file's own frame."""
     found = []
-    for number, point in enumerate(entry.get("controlPoints") or [], start=1):
+    listed = entry.get("controlPoints") or []
+    if not isinstance(listed, list):
+        raise ShapePriorError(
+            f"The control points of '{name}' are not a list.", "Save it again from 3D Slicer."
+        )
+    for number, point in enumerate(listed, start=1):
         # Points that Slicer lists but nobody placed have the status "undefined" or "preview".
         if isinstance(point, dict) and point.get("positionStatus", "defined") != "defined":
             continue
@@ -249,7 +232,7 @@ def _outline(markup: Markup) -> PlanarOutline:
             "Place more points around the organ, or delete the curve.",
             "too-few",
         )
-    loop = closed_curve(markup.points, linear=markup.curve_type == "linear")
+    loop = (closed_polygon if markup.curve_type == "linear" else closed_spline)(markup.points)
     return PlanarOutline.from_loop(loop, markup.name)
 
 

@@ -1,0 +1,60 @@
+"""What several tests need: the data folder, and annotations of a hippocampus-like ellipsoid."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from model_server.io.markups import Markup, write_markups
+
+Array = NDArray[np.float64]
+REPOSITORY = Path(__file__).resolve().parent.parent
+RADII = np.array([7.0, 20.0, 8.0])  # of a hippocampus, mm along R, A, S
+CENTER = np.array([-25.0, 10.0, 30.0])  # RAS mm
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The label volumes, from SHAPE_PRIOR_DATA or beside the repository."""
+    default = REPOSITORY.parent / "shared" / "data"
+    root = Path(os.environ.get("SHAPE_PRIOR_DATA", default))
+    if not root.is_dir():
+        pytest.skip(f"no label volumes in '{root}': set SHAPE_PRIOR_DATA")
+    return root
+
+
+def ellipse(axis: int, offset: float = 0.0, count: int = 16) -> Array:
+    """(count, 3) control points, RAS mm, on the ellipsoid's section across ``axis``."""
+    first, second = (a for a in range(3) if a != axis)
+    angle = np.arange(count) * (2.0 * np.pi / count)
+    points = np.zeros((count, 3))
+    points[:, axis] = offset
+    size = np.sqrt(1.0 - (offset / RADII[axis]) ** 2)
+    points[:, first] = size * RADII[first] * np.cos(angle)
+    points[:, second] = size * RADII[second] * np.sin(angle)
+    return points + CENTER
+
+
+def outline(axis: int, offset: float = 0.0) -> Markup:
+    """A closed curve on the ellipsoid's section across ``axis``."""
+    name = f"{('sagittal', 'coronal', 'axial')[axis]} {offset:g}".removesuffix(" 0")
+    return Markup(name, "ClosedCurve", ellipse(axis, offset))
+
+
+@pytest.fixture(scope="session")
+def draw() -> Callable[..., Markup]:
+    """``draw(axis, offset=0)``: a closed curve on the ellipsoid."""
+    return outline
+
+
+@pytest.fixture
+def outlines(tmp_path: Path) -> Path:
+    """A markups file with three outlines of the ellipsoid."""
+    path = tmp_path / "outlines.mrk.json"
+    write_markups(path, [outline(axis) for axis in range(3)])
+    return path

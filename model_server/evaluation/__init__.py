@@ -1,1 +1,1 @@
-
+"""Metrics, simulated annotations, and comparing methods over cases."""

@@ -158,7 +158,7 @@ def evaluate_case(
         fitted = timed_fit(prior, observations, settings)
         metrics = measure(fitted.final.surface, truth, tolerance_mm)
         stages = _stage_metrics(fitted, truth, tolerance_mm) if every_stage else {}
-    except Exception as error:  # noqa: BLE001 - a method's fault must not end the comparison of the others
+    except Exception as error:  # a method's fault must not end the comparison of the others
         return CaseRecord(name, method.label, error=f"{type(error).__name__}: {error}")
     return CaseRecord(
         name,

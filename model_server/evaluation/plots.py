@@ -76,7 +76,7 @@ def plot_curves(
             mean = np.array([np.mean(by_count[n]) for n in counts])
             error = np.array([np.std(by_count[n]) / np.sqrt(len(by_count[n])) for n in counts])
             axis.errorbar(counts, mean, error, marker="o", markersize=3, capsize=2, label=method)
-        axis.set_title(COLUMNS[metric][0].split(" ×")[0])
+        axis.set_title(COLUMNS[metric][0].split(" x")[0])
         axis.set_xlabel(xlabel)
         axis.grid(alpha=0.3)
     panels[0].legend(fontsize=7)

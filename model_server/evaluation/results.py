@@ -8,7 +8,7 @@ import platform
 import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +88,7 @@ def machine(device: str = "cpu", threads: int | None = None) -> dict[str, Any]:
         "device": device,
         "system": platform.platform(),
         "python": platform.python_version(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),
     }
 
@@ -267,8 +267,8 @@ COLUMNS: dict[str, tuple[str, float, int]] = {
     "assd_mm": ("ASSD mm", 1.0, 3),
     "hd95_mm": ("HD95 mm", 1.0, 2),
     "hd_mm": ("HD mm", 1.0, 2),
-    "chamfer": ("Chamfer ×1e4", 1e4, 2),
-    "chamfer_exact": ("Chamfer exact ×1e4", 1e4, 2),
+    "chamfer": ("Chamfer x1e4", 1e4, 2),
+    "chamfer_exact": ("Chamfer exact x1e4", 1e4, 2),
     "hausdorff": ("Hausdorff (unit sphere)", 1.0, 3),
     "f1_percent": ("F@1%", 1.0, 1),
     "f2_percent": ("F@2%", 1.0, 1),
@@ -293,14 +293,14 @@ def record_value(record: CaseRecord, name: str) -> float | None:
 
 def _shown(column: str, value: float) -> str:
     _, factor, decimals = COLUMNS[column]
-    return "–" if np.isnan(value) else f"{factor * value:.{decimals}f}"
+    return "-" if np.isnan(value) else f"{factor * value:.{decimals}f}"
 
 
 def _shown_pair(pair: Paired) -> str:
     _, factor, decimals = COLUMNS[pair.metric]
     if np.isnan(pair.difference):
-        return f"– ({pair.wins}/{pair.losses})"
-    error = "–" if np.isnan(pair.error) else f"{factor * pair.error:.{decimals}f}"
+        return f"- ({pair.wins}/{pair.losses})"
+    error = "-" if np.isnan(pair.error) else f"{factor * pair.error:.{decimals}f}"
     return (
         f"{factor * pair.difference:+.{decimals}f} ± {error} "
         f"({pair.wins}/{pair.losses}) {pair.verdict}"

@@ -263,7 +263,7 @@ def test_self_crossing_curve_is_named(tmp_path):
 
 def test_empty_mask_is_refused():
     mask = Volume(np.zeros((3, 3, 3), dtype=np.uint8), np.eye(4), "mask.nii.gz")
-    with pytest.raises(ShapePriorError, match="'mask.nii.gz' is empty"):
+    with pytest.raises(ShapePriorError, match=r"'mask.nii.gz' is empty"):
         read_annotations([], mask)
 
 

@@ -50,7 +50,9 @@ def image_geometry() -> Array:
     """(4, 4) voxels of 1 mm, LPS axes, the organ a little off the center."""
     matrix = np.diag([-1.0, -1.0, 1.0, 1.0])
     size = np.array(SHAPE[::-1])
-    matrix[:3, 3] = np.round(CENTER) + np.array([size[0] / 2 + 3, size[1] / 2 - 2, -size[2] / 2 + 2])
+    matrix[:3, 3] = np.round(CENTER) + np.array(
+        [size[0] / 2 + 3, size[1] / 2 - 2, -size[2] / 2 + 2]
+    )
     return matrix
 
 

@@ -184,7 +184,9 @@ def render(surface: Surface, camera: Camera) -> tuple[Array, Array]:
         c = ((bx[t] - ax[t]) * (y - ay[t]) - (x - ax[t]) * (by[t] - ay[t])) / doubled[t]
         weights = np.stack([1.0 - b - c, b, c], axis=-1)
         height = weights @ places[t, :, 2]
-        box = (slice(y[0, 0], y[-1, 0] + 1), slice(x[0, 0], x[0, -1] + 1)) if x.size * y.size else ()
+        box = (
+            (slice(y[0, 0], y[-1, 0] + 1), slice(x[0, 0], x[0, -1] + 1)) if x.size * y.size else ()
+        )
         if not box:
             continue
         seen = (weights.min(axis=-1) >= -1e-6) & (height > depth[box])

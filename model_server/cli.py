@@ -60,7 +60,9 @@ def split_several(words: Sequence[str]) -> list[str]:
     waiting = False  # the flag stands there already and has no value yet
     for word in words:
         if word.startswith("-") and word != "-":
-            flag, waiting = (word, True) if word in SEVERAL else (None, False)
+            name, equals, _ = word.partition("=")
+            flag = name if name in SEVERAL else None
+            waiting = flag is not None and not equals
             result.append(word)
         elif flag is not None and not waiting:
             result += [flag, word]

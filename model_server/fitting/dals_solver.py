@@ -54,11 +54,11 @@ class SolverSettings:
     noise_start: float = 0.10
     noise: float = 0.04
     effective_points: float = 100.0
-    local_noise: float = 0.04
+    local_noise: float = 0.02
     local_spread: float = 0.5
-    smoothness: float = 1e-2
+    smoothness: float = 3e-3
     power: int = 2
-    quality_weight: float = 0.0
+    quality_weight: float = 300.0
     latent_weight: float = 1.0
     guide_noise: float = 0.05
     guide_points: float = 100.0

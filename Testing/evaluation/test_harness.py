@@ -169,7 +169,9 @@ def test_failures_are_reported_and_count_against_the_method(cases: list[Analytic
     assert (pair.wins, pair.losses, pair.cases) == (3, 0, 1)
     assert np.isnan(pair.error)
     assert pair.verdict == "level"  # one common case tells nothing about the mean
-    assert "case_6: ShapePriorError: It does not fit" in result.markdown()
+    assert "bad failed on 2 case(s), case_3 first: ShapePriorError: It does not fit" in (
+        result.markdown()
+    )
 
 
 def test_a_fit_without_a_surface_is_a_failure(cases: list[AnalyticCase]) -> None:
@@ -199,6 +201,15 @@ def test_the_known_pose_is_given_in_the_priors_own_units(cases: list[AnalyticCas
 def test_a_prior_without_a_scale_cannot_be_given_the_pose(cases: list[AnalyticCase]) -> None:
     result = compare({"box": BoxPrior("box", rms_radius=None)}, protocol="outlines-paper", limit=1)
     assert "how large its canonical shapes are" in result.failures("box")["case_0"]
+
+
+def test_cases_that_a_prior_was_trained_on_are_told(cases: list[AnalyticCase]) -> None:
+    prior = BoxPrior("box")
+    prior.card = PriorCard("box", "test", "box", splits={"training": ["case_3", "case_9"]})
+    result = compare({"box": prior})
+    assert [r.case for r in result.records if r.trained_on] == ["case_3"]
+    assert "box was trained on 1 of these cases (case_3" in result.markdown()
+    assert compare({"box": BoxPrior("box")}).remarks() == []
 
 
 def test_methods_by_name() -> None:

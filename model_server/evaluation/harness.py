@@ -121,8 +121,9 @@ def known_pose(prior: ShapePrior, surface: Surface) -> Pose:
         ShapePriorError: the prior does not tell its canonical scale (``rms_radius``).
     """
     canonical = getattr(prior, "rms_radius", None)
-    canonical = canonical or prior.card.hyperparameters.get("rms_radius")
-    if not canonical:
+    if canonical is None:  # a DALS prior keeps it with its decoder
+        canonical = getattr(getattr(prior, "decoder", None), "radius", None)
+    if canonical is None:
         raise ShapePriorError(
             f"'{prior.card.name}' does not say how large its canonical shapes are.",
             "Use a protocol with the pose unknown.",
@@ -168,6 +169,7 @@ def evaluate_case(
         fitted.stages[0][0],
         fitted.stages[-1][0],
         tuple(fitted.final.warnings),
+        trained_on=case in prior.card.splits.get("training", []),
     )
 
 

@@ -35,6 +35,7 @@ class CaseRecord:
         seconds_final: to the last surface.
         warnings: of the final surface.
         error: what went wrong, or None.
+        trained_on: whether the prior's card lists this case among its training cases.
     """
 
     case: str
@@ -45,6 +46,7 @@ class CaseRecord:
     seconds_final: float | None = None
     warnings: tuple[str, ...] = ()
     error: str | None = None
+    trained_on: bool = False
 
 
 @dataclass(frozen=True)
@@ -226,14 +228,24 @@ class EvaluationResult:
                 f"{self.methods[0]} against the others (mean difference ± SE, wins/losses):"
             )
             parts.append(markdown_table(*self._paired_rows(self.methods[0])))
-        failures = [
-            f"- {m}, {case}: {error}"
-            for m in self.methods
-            for case, error in self.failures(m).items()
-        ]
-        if failures:
-            parts.append("Failures:\n" + "\n".join(failures))
+        parts += self.remarks()
         return "\n\n".join(parts) + "\n"
+
+    def remarks(self) -> list[str]:
+        """Failures, and cases that a method was trained on: what a table must not hide."""
+        found = []
+        for method in self.methods:
+            seen = [c for c, r in self.of(method).items() if r.trained_on]
+            if seen:
+                found.append(
+                    f"{method} was trained on {len(seen)} of these cases ({seen[0]}, ...)."
+                )
+            by_error: dict[str, list[str]] = {}
+            for case, error in self.failures(method).items():
+                by_error.setdefault(error, []).append(case)
+            for error, cases in by_error.items():
+                found.append(f"{method} failed on {len(cases)} case(s), {cases[0]} first: {error}")
+        return found
 
     def tables(self) -> list[Table]:
         """The same tables for the terminal (rich)."""

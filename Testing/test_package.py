@@ -1,0 +1,260 @@
+"""What ships: packaging files agree with each other and with the code."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+BACKEND = REPOSITORY / "model_server"
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+# Where the name of a package is not the name that is imported.
+PACKAGE_OF = {"skimage": "scikit-image", "igl": "libigl", "SimpleITK": "simpleitk"}
+MEGABYTE = 1_000_000
+CMAKE = (REPOSITORY / "CMakeLists.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    return tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def constraints() -> list[Requirement]:
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    return [Requirement(line) for line in lines if line.split("#")[0].strip()]
+
+
+def requirements(project: dict[str, Any]) -> list[Requirement]:
+    extras = project["optional-dependencies"].values()
+    lines = [*project["dependencies"], *(line for extra in extras for line in extra)]
+    return [r for r in map(Requirement, lines) if r.name != project["name"]]
+
+
+def pins_for(python: str, constraints: list[Requirement]) -> dict[str, list[str]]:
+    pins: dict[str, list[str]] = {}
+    for line in constraints:
+        if line.marker is None or line.marker.evaluate({"python_version": python}):
+            version = str(line.specifier).removeprefix("==")
+            pins.setdefault(canonicalize_name(line.name), []).append(version)
+    return pins
+
+
+# --- versions -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_every_requirement_is_pinned_once_within_its_range(project, constraints, python):
+    pins = pins_for(python, constraints)
+    for requirement in requirements(project):
+        pinned = pins.get(canonicalize_name(requirement.name), [])
+        assert len(pinned) == 1, f"{requirement.name} on Python {python}: {pinned}"
+        assert requirement.specifier.contains(pinned[0]), f"{requirement} but {pinned[0]}"
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_no_package_is_pinned_twice(constraints, python):
+    twice = {name: pins for name, pins in pins_for(python, constraints).items() if len(pins) > 1}
+    assert not twice
+
+
+def test_torch_is_the_version_the_priors_were_trained_with(constraints):
+    assert pins_for("3.12", constraints)["torch"] == ["2.13.0"]
+
+
+def test_requirements_are_ranges(project):
+    for requirement in requirements(project):
+        operators = {s.operator for s in requirement.specifier}
+        assert operators, f"{requirement} has no range"
+        assert "==" not in operators, f"{requirement} is a pin; pins belong in constraints.txt"
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name.split(".")[0] for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            yield node.module.split(".")[0]
+
+
+def test_everything_the_backend_imports_is_required(project):
+    required = {canonicalize_name(r.name) for r in requirements(project)}
+    foreign = {
+        canonicalize_name(PACKAGE_OF.get(name, name)): str(path.relative_to(REPOSITORY))
+        for path in BACKEND.rglob("*.py")
+        for name in imported(path)
+        if name not in sys.stdlib_module_names and name not in ("model_server", "mpl_toolkits")
+    }
+    missing = {name: path for name, path in foreign.items() if name not in required}
+    assert not missing
+
+
+@pytest.mark.parametrize("folder", ["model_server", "Testing"])
+def test_the_code_is_python_3_10(folder):
+    for path in sorted((REPOSITORY / folder).rglob("*.py")):
+        ast.parse(path.read_text(), filename=str(path), feature_version=(3, 10))
+
+
+def test_entry_point_exists(project):
+    module, _, function = project["scripts"]["shape-prior"].partition(":")
+    assert callable(getattr(import_module(module), function))
+
+
+# --- what is in the packages --------------------------------------------------------------------
+
+
+def zoo_files() -> list[Path]:
+    return sorted(p for p in (BACKEND / "zoo").glob("*/*") if p.is_file())
+
+
+def test_bundled_weights_are_small():
+    for folder in {path.parent for path in zoo_files()}:
+        method = json.loads((folder / "prior.json").read_text())["method"]
+        limit = {"dals": 2 * MEGABYTE}.get(method, 3 * MEGABYTE)
+        assert (folder / "weights.safetensors").stat().st_size <= limit, folder.name
+
+
+def test_the_example_ships_with_the_package():
+    tool = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]
+    from model_server.demo import EXAMPLE_FOLDERS
+
+    (folder, patterns), *more = tool["data-files"].items()
+    assert not more
+    assert EXAMPLE_FOLDERS[1] == Path(sys.prefix) / folder
+    shipped = {path for pattern in patterns for path in REPOSITORY.glob(pattern)}
+    assert shipped == {p for p in (REPOSITORY / "Resources/example").iterdir() if p.is_file()}
+
+
+# --- the Slicer extension -----------------------------------------------------------------------
+
+
+def setting(name: str) -> str:
+    found = re.search(rf'^set\({name} "(.*)"\)$', CMAKE, re.MULTILINE)
+    assert found, f"{name} is not set"
+    return found.group(1)
+
+
+def test_cmake_project_is_the_extension():
+    assert re.search(r"^project\((\w+)\)$", CMAKE, re.MULTILINE).group(1) == "ShapePriorSlicer"
+    order = [
+        CMAKE.index(text)
+        for text in (
+            "project(ShapePriorSlicer)",
+            "find_package(Slicer REQUIRED)",
+            "include(${Slicer_USE_FILE})",
+            "install(",
+            "include(${Slicer_EXTENSION_GENERATE_CONFIG})",
+            "include(${Slicer_EXTENSION_CPACK})",
+        )
+    ]
+    assert order == sorted(order)
+
+
+def test_the_description_states_the_licenses_of_the_weights():
+    description = setting("EXTENSION_DESCRIPTION")
+    for path in (BACKEND / "zoo").glob("*/prior.json"):
+        card = json.loads(path.read_text())
+        assert card["licence"] in description, card["name"]
+        assert card["organ"] in description, card["name"]
+
+
+def test_torch_comes_through_its_extension():
+    assert "PyTorch" in setting("EXTENSION_DEPENDS").split()
+
+
+@pytest.mark.parametrize("name", ["EXTENSION_ICONURL", "EXTENSION_SCREENSHOTURLS"])
+def test_pictures_of_the_extension_are_in_the_repository(name):
+    for url in setting(name).split():
+        path = REPOSITORY / url.partition("/main/")[2]
+        assert path.is_file(), f"{name} names {path}, which does not exist"
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+SLICER = """
+set(Slicer_USE_FILE "${CMAKE_CURRENT_LIST_DIR}/Nothing.cmake")
+set(Slicer_EXTENSION_GENERATE_CONFIG "${CMAKE_CURRENT_LIST_DIR}/Nothing.cmake")
+set(Slicer_EXTENSION_CPACK "${CMAKE_CURRENT_LIST_DIR}/Nothing.cmake")
+set(Slicer_INSTALL_QTSCRIPTEDMODULES_LIB_DIR "lib/qt-scripted-modules")
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """What CMake installs of the extension, with a stand-in for Slicer."""
+    cmake = shutil.which("cmake")
+    if cmake is None or not (shutil.which("c++") or shutil.which("g++")):
+        pytest.skip("needs cmake and a compiler")
+    folder = tmp_path_factory.mktemp("extension")
+    (folder / "slicer").mkdir()
+    (folder / "slicer" / "SlicerConfig.cmake").write_text(SLICER)
+    (folder / "slicer" / "Nothing.cmake").write_text("")
+    arguments = [f"-DSlicer_DIR={folder / 'slicer'}", f"-DCMAKE_INSTALL_PREFIX={folder / 'out'}"]
+    build = str(folder / "build")
+    for command in (
+        [cmake, "-S", str(REPOSITORY), "-B", build, *arguments],
+        [cmake, "--install", build],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "out" / "lib" / "qt-scripted-modules"
+
+
+def test_cmake_installs_the_whole_backend_and_nothing_else(installed):
+    code = [p for p in BACKEND.rglob("*.py") if "__pycache__" not in p.parts]
+    expected = {str(p.relative_to(REPOSITORY)) for p in [*code, *zoo_files()]}
+    found = {str(p.relative_to(installed)) for p in installed.rglob("*") if p.is_file()}
+    assert expected - found == set()
+    assert found - expected <= {"model_server/LICENSE", "model_server/py.typed"}
+
+
+def test_the_installed_backend_starts(installed):
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    done = subprocess.run(
+        [sys.executable, "-m", "model_server", "priors", "--json"],
+        cwd=installed,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    names = {prior["name"] for prior in json.loads(done.stdout)["priors"]}
+    assert names == {path.parent.name for path in zoo_files()}
+
+
+# --- make and CI --------------------------------------------------------------------------------
+
+
+def test_ci_runs_the_tests_last():
+    script = REPOSITORY / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    commands = [
+        line.strip()
+        for line in script.read_text().splitlines()
+        if line.strip() and not line.startswith("#")
+    ]
+    assert commands[-1] == "make test"
+    assert {"make lint", "make demo"} <= set(commands)
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "lint"])
+def test_makefile_has_the_target(target):
+    assert re.search(rf"^{target}:", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)

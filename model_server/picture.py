@@ -20,12 +20,13 @@ from model_server.observations import Observations, PlanarOutline, Volume
 from model_server.reconstruction import Reconstruction, Surface
 
 Array = NDArray[np.float64]
-PIXELS = 760  # of the rendering, along its longer side, before it is halved against jaggies
+PIXELS = 1520  # of the rendering, along its longer side, before it is halved against jaggies
 SLICE_MARGIN_MM = 8.0
 SLICE_STEP_MM = 0.2
 TISSUE = np.array([0.87, 0.63, 0.52])
 DRAWN = "#ffb000"
 FOUND = "#22d3ee"
+DASHES = (0, (3.0, 2.4))
 OUTLINE_COLORS = ("#e11d48", "#15803d", "#1d4ed8", "#a16207", "#7e22ce", "#0f766e")
 PAPER = "#ffffff"
 INK = "#1f2933"
@@ -352,8 +353,9 @@ def _draw_slice(
     axes.set_facecolor("#10161d" if image is not None else "#f3f4f6")
     if image is not None:
         _show_image(axes, image, first.origin, screen, frame)
-    _plot_loops(axes, drawn, first.origin, screen, DRAWN, "drawn", 2.0)
-    _plot_loops(axes, loops, first.origin, screen, FOUND, "reconstructed", 1.8)
+    # Dashes on top: where both agree, both are seen.
+    _plot_loops(axes, loops, first.origin, screen, FOUND, "reconstructed", "solid")
+    _plot_loops(axes, drawn, first.origin, screen, DRAWN, "drawn", DASHES)
     axes.set_xlim(frame[0], frame[1])
     axes.set_ylim(frame[2], frame[3])
     axes.set_aspect("equal")
@@ -382,7 +384,7 @@ def _draw_slice(
         facecolor="#10161d" if image is not None else PAPER,
         edgecolor="none",
         labelcolor=ink,
-        handlelength=1.4,
+        handlelength=2.2,
         borderpad=0.35,
     )
 
@@ -431,11 +433,11 @@ def _plot_loops(
     screen: Array,
     color: str,
     label: str,
-    width: float,
+    style: Any,
 ) -> None:
     for index, loop in enumerate(loops):
         at = (np.vstack([loop, loop[:1]]) - origin) @ screen.T
-        axes.plot(*at.T, color=color, lw=width, label=label if index == 0 else None)
+        axes.plot(*at.T, color=color, lw=1.8, ls=style, label=label if index == 0 else None)
 
 
 def _halo(dark: bool) -> list[Any]:

@@ -20,7 +20,7 @@ from model_server.observations import Observations, PlanarOutline, Volume
 from model_server.reconstruction import Reconstruction, Surface
 
 Array = NDArray[np.float64]
-PIXELS = 1520  # of the rendering, along its longer side, before it is halved against jaggies
+PIXELS = 1200  # of the rendering, along its longer side, before it is halved against jaggies
 SLICE_MARGIN_MM = 8.0
 SLICE_STEP_MM = 0.2
 TISSUE = np.array([0.87, 0.63, 0.52])

@@ -199,6 +199,22 @@ def test_priors_are_listed(shape_prior):
     assert "rbf" in content["untrained"]
 
 
+def test_evaluation_prints_whole_tables(shape_prior, data_root, tmp_path):
+    words = ("evaluate", "--organ", "hippocampus", "--data", data_root, "--limit", 1, "--quiet")
+    done = shape_prior(*words, "--methods", "pca", "rbf", "--output", tmp_path / "e.json")
+    assert done.code == 0, done.err
+    assert "\u2026" not in done.out  # no column cut off
+    assert "pca against the others" in done.out
+    assert (tmp_path / "e.json").is_file()
+
+
+def test_tables_are_whole_in_a_narrow_window(shape_prior, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    lines = shape_prior("priors").out.splitlines()
+    (line,) = (text for text in lines if text.startswith(PRIOR))
+    assert line.split()[:3] == [PRIOR, "hippocampus", "pca"]
+
+
 @pytest.mark.parametrize("command", ["", "priors", "fit", "train", "evaluate", "demo"])
 def test_help_is_there(shape_prior, command):
     done = shape_prior(*command.split(), "--help")

@@ -97,6 +97,12 @@ def _choice(value: str, allowed: Sequence[str], option: str) -> str:
     return value
 
 
+def print_table(table: Table) -> None:
+    """Print a table whole: in a pipe or a narrow window rich would cut its columns off."""
+    needed = Console(width=10_000).measure(table).maximum
+    Console(highlight=False, width=max(output.width, needed)).print(table)
+
+
 # --- priors -------------------------------------------------------------------------------------
 
 
@@ -123,7 +129,7 @@ def priors(
         table.add_row(
             *(card.name, card.organ, card.method, card.version, sides, shapes, card.licence)
         )
-    output.print(table)
+    print_table(table)
     output.print(f"Without training: {', '.join(UNTRAINED)}.")
 
 
@@ -406,7 +412,7 @@ def evaluate(
         progress=tell,
     )
     for table in result.tables():
-        output.print(table)
+        print_table(table)
 
 
 # --- demo ---------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,29 @@ def test_every_requirement_is_pinned_once_within_its_range(project, constraints,
 def test_no_package_is_pinned_twice(constraints, python):
     twice = {name: pins for name, pins in pins_for(python, constraints).items() if len(pins) > 1}
     assert not twice
+
+
+def test_everything_that_comes_along_is_pinned(project, constraints):
+    pinned = {canonicalize_name(line.name) for line in constraints}
+    # What only a CUDA build of torch needs is torch's own matter, and setuptools the builder's.
+    left = [canonicalize_name(r.name) for r in requirements(project)]
+    seen = {"setuptools"}
+    while left:
+        name = left.pop()
+        if name in seen or name.startswith(("nvidia-", "cuda-", "triton")):
+            continue
+        seen.add(name)
+        assert name in pinned, f"{name} has no line in constraints.txt"
+        try:
+            lines = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue
+        further = [Requirement(line) for line in lines]
+        left += [
+            canonicalize_name(r.name)
+            for r in further
+            if r.marker is None or r.marker.evaluate({"extra": ""})
+        ]
 
 
 def test_torch_is_the_version_the_priors_were_trained_with(constraints):

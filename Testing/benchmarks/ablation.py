@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from itertools import product
 
-from common import measured, parser, show
+from common import measured, number, parser, show
 
 from model_server.evaluation.harness import Method
 
@@ -46,12 +46,12 @@ def main() -> None:
         chamfer, quality = PAPER.get(combination, ("-", "-"))
         row = [
             *("yes" if on else "no" for on in combination),
-            f"{1e4 * result.mean(method.label, 'chamfer'):.2f}",
+            number(1e4 * result.mean(method.label, "chamfer"), ".2f"),
             str(chamfer),
-            f"{result.mean(method.label, 'quality'):.3f}",
+            number(result.mean(method.label, "quality"), ".3f"),
             str(quality),
-            f"{result.mean(method.label, 'dice'):.4f}",
-            f"{result.summary()[method.label]['seconds_final']:.2f}",
+            number(result.mean(method.label, "dice"), ".4f"),
+            number(result.summary()[method.label]["seconds_final"], ".2f"),
         ]
         rows.append(row)
     show("Ablation, beside the paper's Table 5", HEADER, rows, chosen.output / "ablation.md")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -121,6 +122,18 @@ def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], path:
         file.write(f"\n{title}\n\n{markdown_table(header, rows)}\n")
 
 
+def number(value: float, form: str) -> str:
+    """A formatted number, or a dash for NaN."""
+    return "-" if math.isnan(value) else format(value, form)
+
+
+def verdict(value: float, sign: str, bar: float) -> str:
+    """Whether ``value`` is at least ("≥") or at most ("≤") the bar."""
+    if math.isnan(value):
+        return "not measured"
+    return "met" if (value >= bar if sign == "≥" else value <= bar) else "missed"
+
+
 def show_bars(result: EvaluationResult, method: str, bars: Mapping[str, float], path: Path) -> None:
     """Whether a method reaches the issue's bars, metric by metric."""
     from model_server.evaluation.metrics import LARGER_IS_BETTER
@@ -132,14 +145,9 @@ def show_bars(result: EvaluationResult, method: str, bars: Mapping[str, float], 
     for metric, bar in bars.items():
         _, factor, decimals = COLUMNS[metric]
         value = result.mean(method, metric)
-        met = value >= bar if LARGER_IS_BETTER[metric] else value <= bar
         sign = "≥" if LARGER_IS_BETTER[metric] else "≤"
+        found = number(factor * value, f".{decimals}f")
         rows.append(
-            [
-                COLUMNS[metric][0],
-                f"{factor * value:.{decimals}f}",
-                f"{sign} {factor * bar:g}",
-                "met" if met else "missed",
-            ]
+            [COLUMNS[metric][0], found, f"{sign} {factor * bar:g}", verdict(value, sign, bar)]
         )
     show(f"{result.organ}: {method} and its bars", ["metric", "found", "bar", ""], rows, path)

@@ -6,11 +6,11 @@ as in the paper, and the same with the pose unknown.
 
 from __future__ import annotations
 
-from common import measured, parser, show, show_bars
+from common import measured, number, parser, provenance, show, show_bars
 
 BARS = {"chamfer": 3.27e-3, "f1_percent": 52.1, "f2_percent": 77.2}
-# Method, Chamfer x1e3, Hausdorff, F@1%, F@2%, quality, % self-intersections. The rows of the
-# paper's table carry no names in our copy but the last, DALS; the others are left out.
+# Chamfer x1e3, Hausdorff, F@1%, F@2%, quality, % self-intersections. Our copy of the paper has
+# lost the names of Table 3's rows; only the best, DALS, is certain.
 PAPER_DALS = (3.27, 0.21, 52.1, 77.2, 0.99, 0.00)
 METRICS = (
     ("chamfer", 1e3, 2),
@@ -31,11 +31,11 @@ def main() -> None:
     rows = []
     for method in known.methods:
         for pose, result in (("given", known), ("unknown", unknown)):
-            values = [f"{f * result.mean(method, m):.{d}f}" for m, f, d in METRICS]
+            values = [number(f * result.mean(method, m), f".{d}f") for m, f, d in METRICS]
             rows.append([method, pose, *values])
     rows.append(["DALS (paper)", "given", *(str(v) for v in PAPER_DALS)])
     path = chosen.output / "liver_outlines_paper.md"
-    path.write_text("")
+    path.write_text(f"{known.heading()}\n\n{provenance(known)}")
     show("Three exact sections of livers", HEADER, rows, path)
     show_bars(known, chosen.methods[0], BARS, path)
     show_bars(unknown, chosen.methods[0], BARS, path)

@@ -12,7 +12,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from common import DATA, console, measured, parser, show
+from common import measured, number, parser, provenance, show
 
 from model_server.evaluation.plots import plot_curves
 from model_server.evaluation.results import COLUMNS, EvaluationResult
@@ -44,16 +44,22 @@ def main() -> None:
         for metric in METRICS
     }
     plot_curves(curves, METRICS, final / "liver_planes.png")
-    (final / "liver_planes.md").write_text("")
+    last = list(results.values())[-1]
+    (final / "liver_planes.md").write_text(f"{last.heading()}\n\n{provenance(last)}")
     for metric in METRICS:
         title, factor, decimals = COLUMNS[metric]
         rows = [
-            [method, *(f"{factor * r.mean(method, metric):.{decimals}f}" for r in results.values())]
+            [
+                method,
+                *(
+                    number(factor * r.mean(method, metric), f".{decimals}f")
+                    for r in results.values()
+                ),
+            ]
             for method in chosen.methods
         ]
         header = ["method", *(f"{n} planes" for n in results)]
         show(title, header, rows, final / "liver_planes.md")
-    console.print(f"Data: {chosen.data if chosen.data != DATA else 'shared/data'}")
 
 
 if __name__ == "__main__":

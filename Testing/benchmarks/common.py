@@ -27,7 +27,6 @@ from model_server.priors.registry import load_prior  # noqa: E402
 DATA = HERE.parent.parent.parent / "shared" / "data"
 RESULTS = HERE / "results"
 METHODS = ["dals", "pca", "rbf", "poisson", "dasm", "deepsdf"]
-REFERENCE_MODULE = "reference"  # Testing/benchmarks/reference.py: the paper's ADAM fit
 console = Console(width=200)
 
 
@@ -47,15 +46,13 @@ def parser(description: str, methods: Sequence[str] = METHODS) -> argparse.Argum
 
 
 def load(name: str, device: str) -> ShapePrior:
-    """A prior by name; "<organ>-reference" is the paper's fit of that organ's DALS.
-
-    The module ``reference`` offers ``load_reference(prior name, device) -> ShapePrior``.
-    """
+    """A prior by name; "<organ>-reference" is the paper's ADAM fit of that organ's DALS."""
     if not name.endswith("-reference"):
         return load_prior(name, device)
-    module = import_module(REFERENCE_MODULE)
-    prior: ShapePrior = module.load_reference(name.replace("-reference", "-dals"), device)
-    return prior
+    reference: ShapePrior = import_module("reference_dals").ReferenceDals(
+        load_prior(name.replace("-reference", "-dals"), device)
+    )
+    return reference
 
 
 def chosen_methods(names: Sequence[str], organ: str) -> list[Method]:

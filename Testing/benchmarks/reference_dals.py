@@ -19,6 +19,7 @@ from model_server.fitting.pose_prior import mirror_points, mirror_pose
 from model_server.fitting.residuals import residuals
 from model_server.fitting.samples import BoundarySamples, boundary_samples
 from model_server.geometry.icosphere import icosphere, uniform_laplacian
+from model_server.geometry.labels import oriented
 from model_server.geometry.remesh import carry_over, remesh
 from model_server.observations import Observations
 from model_server.pose import Pose
@@ -78,6 +79,7 @@ class ReferenceDals:
         if mirrored:
             flipped = np.ascontiguousarray(sphere.triangles[:, ::-1])
             surface, pose = Surface(mirror_points(vertices), flipped), mirror_pose(pose)
+        surface = oriented(surface)
         template = sphere.points
         if settings.remesh:
             finer = remesh(surface)

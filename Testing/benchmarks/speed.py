@@ -3,7 +3,7 @@
     python Testing/benchmarks/speed.py [--organs hippocampus] [--threads 4] [--limit 5]
 
 Three drawn outlines, one process, model loaded and fitted once before. "reference" is the paper's
-ADAM fit (Testing/benchmarks/reference.py). Memory is the peak of a process of its own that loads
+ADAM fit (reference_dals.py). Memory is the peak of a process of its own that loads
 the prior, fits once, and ends.
 """
 

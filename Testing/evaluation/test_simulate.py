@@ -14,7 +14,7 @@ from model_server.errors import ShapePriorError
 from model_server.evaluation import simulate
 from model_server.evaluation.metrics import Truth, distances_to
 from model_server.geometry.loops import section_loops
-from model_server.observations import Observations, PlanarOutline
+from model_server.observations import Observations, PlanarOutline, first_self_crossing
 from model_server.reconstruction import Surface
 
 ORGAN = ellipsoid((40, 25, 15), (10, -20, 30))
@@ -105,8 +105,8 @@ def test_a_crossing_curve_is_redrawn() -> None:
 
 def test_crossings_are_found() -> None:
     eight = np.array([[0, 0], [2, 2], [2, 0], [0, 2]], dtype=float)
-    assert simulate._crosses_itself(eight)
-    assert not simulate._crosses_itself(eight[[0, 2, 1, 3]])
+    assert first_self_crossing(eight) is not None
+    assert first_self_crossing(eight[[0, 2, 1, 3]]) is None
 
 
 def test_organs_of_two_parts_get_two_loops() -> None:

@@ -18,7 +18,13 @@ from model_server.geometry.curves import closed_spline
 from model_server.geometry.labels import distance_field, largest_component
 from model_server.geometry.loops import loop_area, loop_length, points_along, section_loops
 from model_server.geometry.sampling import sample_surface
-from model_server.observations import Observations, PlanarOutline, PointSet, Volume
+from model_server.observations import (
+    Observations,
+    PlanarOutline,
+    PointSet,
+    Volume,
+    first_self_crossing,
+)
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
@@ -131,25 +137,6 @@ def _in_plane_axes(normal: Array) -> Array:
     return np.stack([first, np.cross(normal, first)])
 
 
-def _crosses_itself(flat: Array) -> bool:
-    """Whether a closed polygon (N, 2) crosses itself.
-
-    Edges cross when each one's ends lie on different sides of the other.
-    """
-    after = np.roll(flat, -1, axis=0)
-    edge = after - flat
-    # side[i, j]: on which side of edge i point j lies.
-    side = np.outer(edge[:, 0], flat[:, 1]) - np.outer(edge[:, 1], flat[:, 0])
-    side -= (edge[:, 0] * flat[:, 1] - edge[:, 1] * flat[:, 0])[:, None]
-    positive = side > 0
-    apart = positive != np.roll(positive, -1, axis=1)
-    crossing = apart & apart.T
-    index = np.arange(len(flat))
-    for step in (-1, 0, 1):  # neighbors share a point; that is no crossing
-        crossing[index, (index + step) % len(flat)] = False
-    return bool(crossing.any())
-
-
 def draw_loop(
     loop: Array,
     normal: Array,
@@ -180,7 +167,7 @@ def draw_loop(
         share = (np.arange(count) + rng.random()) / count
         noise = rng.standard_normal((count, 2)) * (jitter_mm * 0.5 ** (attempt // REDRAWS))
         curve = closed_spline(points_along(loop, share * length) + noise @ axes)
-        if not _crosses_itself((curve - curve[0]) @ axes.T):
+        if first_self_crossing((curve - curve[0]) @ axes.T) is None:
             return curve
         if attempt % REDRAWS == REDRAWS - 1:
             # Too winding for so few points, or too thin for so much noise: mend both.

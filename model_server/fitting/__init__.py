@@ -1,1 +1,1 @@
-
+"""Fitting priors to annotations: samples, pose, residuals, solvers."""

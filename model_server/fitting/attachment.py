@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from model_server.fitting.mask import MaskField
 from model_server.fitting.samples import BoundarySamples
 from model_server.geometry.closest import closest_on_mesh
-from model_server.geometry.sections import nearest_on_segments, plane_section
+from model_server.geometry.sections import Section, nearest_on_segments, plane_section
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
@@ -87,7 +87,7 @@ def attach_points(surface: Surface, points: Array, normals: Array | None = None)
     vertices = surface.triangles[triangle].astype(np.int64)
     direction = _blend(normals, vertices, weights)
     gap = ((_blend(surface.points, vertices, weights) - points) * direction).sum(axis=1)
-    return Attachment(vertices, weights, direction, gap, np.ones(len(points)))
+    return Attachment(vertices, weights, direction, gap, np.ones(len(points), dtype=np.float64))
 
 
 def _attach_mask(surface: Surface, mask: MaskField) -> Attachment:
@@ -108,7 +108,11 @@ def _attach_sides(surface: Surface, normals: Array, samples: BoundarySamples) ->
             wrong = sign * part.residuals > 0
             parts.append(
                 Attachment(
-                    part.vertices, part.weights, part.directions, part.residuals, 1.0 * wrong
+                    part.vertices,
+                    part.weights,
+                    part.directions,
+                    part.residuals,
+                    wrong.astype(np.float64),
                 )
             )
     return parts
@@ -137,7 +141,7 @@ def _attach_plane(
 def _on_section(
     surface: Surface,
     normals: Array,
-    section,  # type: ignore[no-untyped-def]
+    section: Section,
     segment: Indices,
     share: Array,
     targets: Array,
@@ -151,9 +155,7 @@ def _on_section(
     in_plane = direction - (direction @ plane_normal)[:, None] * plane_normal
     tilt = np.maximum(np.linalg.norm(in_plane, axis=1), LEAST_TILT)
     gap = ((place - targets) * direction).sum(axis=1) / tilt
-    return Attachment(
-        vertices, weights, direction / tilt[:, None], gap, np.full(len(targets), 0.5)
-    )
+    return Attachment(vertices, weights, direction / tilt[:, None], gap, np.full(len(targets), 0.5))
 
 
 def _barycentric(corners: Array, points: Array) -> Array:

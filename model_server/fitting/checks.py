@@ -9,9 +9,10 @@ from model_server.observations import Observations
 from model_server.priors.card import PriorCard
 from model_server.reconstruction import Residual
 
+RADIUS_FACTOR = 1.35  # a fitted organ so much larger or smaller than any in training is refused
 SIZE_FACTOR = 2.0  # beyond the largest or smallest training shape by this factor is an error
-TOO_FAR = 0.5  # mean residual as a share of the organ's RMS radius: these do not belong together
-FAR = 0.15  # the same, for a warning
+TOO_FAR = 0.4  # mean residual as a share of the organ's RMS radius: these do not belong together
+FAR = 0.12  # the same, for a warning
 
 
 def check_size(observations: Observations, card: PriorCard) -> None:
@@ -58,6 +59,7 @@ def check_fit(
         ShapePriorError: an outline lies so far from the surface that the outlines cannot belong
             to one organ of this kind.
     """
+    radius = _plausible_radius(card, radius)
     warnings = []
     for gap in gaps:
         if gap.kind != "outline":
@@ -79,3 +81,24 @@ def check_fit(
             "outline across them."
         )
     return tuple(warnings)
+
+
+def _plausible_radius(card: PriorCard, radius: float) -> float:
+    """The fitted RMS radius in mm, at most that of the largest training shape.
+
+    Raises:
+        ShapePriorError: no organ of this kind is nearly so large or so small; outlines that do
+            not belong together inflate the fit.
+    """
+    limits = card.hyperparameters.get("radius_mm")
+    if not limits:
+        return radius
+    low, high = limits
+    if low / RADIUS_FACTOR <= radius <= high * RADIUS_FACTOR:
+        return float(min(radius, high))
+    raise ShapePriorError(
+        f"The {card.organ} through these annotations would have a mean radius of {radius:.0f} mm; "
+        f"{low:.0f} to {high:.0f} mm are usual.",
+        "Check that all outlines belong to one organ, and to the organ of the prior.",
+        "contradiction",
+    )

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from model_server.fitting.attachment import Attachment, attach, attach_points, vertex_normals
 from model_server.fitting.samples import BoundarySamples
 from model_server.geometry.icosphere import icosphere, uniform_laplacian
+from model_server.geometry.labels import oriented
 from model_server.geometry.quality import quality_gradient
 from model_server.pose import Pose
 from model_server.priors.dals_decoder import DalsDecoder
@@ -154,7 +155,8 @@ class DalsSolver:
             points = self.decoder.vertices(
                 self._tensor(self.latents(state)), self._tensor(sphere.points)
             )
-        return Surface(points.cpu().numpy().astype(np.float64), sphere.triangles)
+        # The Chamfer distance knows no orientation: a decoder may turn the sphere inside out.
+        return oriented(Surface(points.cpu().numpy().astype(np.float64), sphere.triangles))
 
     def surface(self, state: DalsState) -> Surface:
         """The decoded surface, RAS mm."""
@@ -200,9 +202,7 @@ class DalsSolver:
         place = (attached.weights[..., None] * surface.points[attached.vertices]).sum(axis=1)
         arm = place - state.pose.translation
         direction = attached.directions
-        return np.column_stack(
-            [direction, (direction * arm).sum(axis=1), np.cross(arm, direction)]
-        )
+        return np.column_stack([direction, (direction * arm).sum(axis=1), np.cross(arm, direction)])
 
     def _weights(self, attached: Attachment, noise: float, share: float) -> Array:
         robust = 1.0 + (attached.residuals / (ROBUST * noise)) ** 2
@@ -235,7 +235,7 @@ class DalsSolver:
         return attached.joined(guided), np.concatenate([weight, extra])
 
     def _scale(self, surface: Surface) -> float:
-        """mm per canonical unit, from the surface itself."""
+        """Mm per canonical unit, from the surface itself."""
         centered = surface.points - surface.points.mean(axis=0)
         return float(np.sqrt((centered**2).sum(axis=1).mean())) / self.rms_radius
 
@@ -305,12 +305,7 @@ class DalsSolver:
         kernel = dirichlet_kernel(level, self.settings.power, self.settings.smoothness)
         spread = self.settings.local_spread**2 / strength
         # across[v, i]: covariance of the field at vertex v and at residual i.
-        across = spread * sum(
-            attached.weights[:, k] * kernel[:, attached.vertices[:, k]] for k in range(3)
-        )
-        between = sum(
-            attached.weights[:, k, None] * across[attached.vertices[:, k]] for k in range(3)
-        )
+        across, between = self._covariances(attached, kernel, spread)
         gram = between * (by_latent @ by_latent.T)
         start = self._quality_start(state, surface, kernel, spread)
         felt = _field_at(local - start, attached)
@@ -338,6 +333,20 @@ class DalsSolver:
             known = np.linalg.solve(local.system, shared.T)
             variance += np.maximum(prior - (shared * known.T).sum(axis=1), 0.0)
         return np.sqrt(np.maximum(variance, 0.0))
+
+    def _covariances(
+        self, attached: Attachment, kernel: NDArray[np.float32], spread: float
+    ) -> tuple[Array, Array]:
+        """Covariance of a latent component at vertices and residuals (V, N), and among the
+        residuals (N, N)."""
+        across = np.zeros((len(kernel), len(attached.weights)))
+        for corner in range(3):
+            across += attached.weights[:, corner] * kernel[:, attached.vertices[:, corner]]
+        across *= spread
+        between = np.zeros((len(attached.weights), len(attached.weights)))
+        for corner in range(3):
+            between += attached.weights[:, corner, None] * across[attached.vertices[:, corner]]
+        return across, between
 
     def _quality_start(
         self, state: DalsState, surface: Surface, kernel: NDArray[np.float32], spread: float

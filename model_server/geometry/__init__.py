@@ -1,1 +1,1 @@
-
+"""Meshes, grids, sections and distances; mostly calls to libraries."""

@@ -19,9 +19,7 @@ def icosphere(level: int) -> Surface:
     import trimesh
 
     mesh = trimesh.creation.icosphere(subdivisions=level)
-    return Surface(
-        np.array(mesh.vertices, dtype=np.float64), np.array(mesh.faces, dtype=np.int32)
-    )
+    return Surface(np.array(mesh.vertices, dtype=np.float64), np.array(mesh.faces, dtype=np.int32))
 
 
 @lru_cache(maxsize=8)

@@ -32,7 +32,9 @@ class Section:
     ends: Array
 
 
-def plane_section(points: Array, triangles: NDArray[np.int32], origin: Array, normal: Array) -> Section:
+def plane_section(
+    points: Array, triangles: NDArray[np.int32], origin: Array, normal: Array
+) -> Section:
     """Cut a mesh by a plane.
 
     Args:
@@ -56,7 +58,10 @@ def plane_section(points: Array, triangles: NDArray[np.int32], origin: Array, no
     edges = np.stack([np.broadcast_to(apex[:, None], others.shape), others], axis=2)
     start, stop = height[edges[..., 0]], height[edges[..., 1]]
     weights = start / (start - stop)
-    ends = points[edges[..., 0]] * (1 - weights[..., None]) + points[edges[..., 1]] * weights[..., None]
+    ends = (
+        points[edges[..., 0]] * (1 - weights[..., None])
+        + points[edges[..., 1]] * weights[..., None]
+    )
     return Section(cut.astype(np.int64), edges.astype(np.int64), weights, ends)
 
 

@@ -22,6 +22,7 @@ from model_server.fitting.residuals import residuals
 from model_server.fitting.samples import BoundarySamples, boundary_samples
 from model_server.geometry.closest import closest_on_mesh
 from model_server.geometry.icosphere import icosphere
+from model_server.geometry.labels import oriented
 from model_server.geometry.remesh import carry_over, remesh
 from model_server.geometry.sampling import sample_surface
 from model_server.observations import Observations
@@ -164,7 +165,7 @@ class DalsPrior:
                 torch.as_tensor(rows, dtype=torch.float32, device=device),
                 torch.as_tensor(sphere.points, dtype=torch.float32, device=device),
             )
-        return Surface(points.cpu().numpy().astype(np.float64), sphere.triangles)
+        return oriented(Surface(points.cpu().numpy().astype(np.float64), sphere.triangles))
 
     def occupancy(self, latents: Array, points: Array) -> Array:
         """(N,) one where canonical points (N, 3) lie inside the shape of ``latents``."""
@@ -206,9 +207,7 @@ def _unit(vectors: Array) -> Array:
 class _Run:
     """One fit: its state, its clock, its warnings."""
 
-    def __init__(
-        self, prior: DalsPrior, observations: Observations, settings: FitSettings
-    ) -> None:
+    def __init__(self, prior: DalsPrior, observations: Observations, settings: FitSettings) -> None:
         self.prior, self.observations, self.settings = prior, observations, settings
         self.solver = prior.solver(settings)
         self.samples: BoundarySamples = boundary_samples(observations)

@@ -178,9 +178,7 @@ class PcaPrior:
         spread = self.uncertainty(state, surface.points) if settings.uncertainty else None
         placed = oriented(Surface(state.pose.apply(surface.points), surface.triangles))
         gaps = residuals(placed, observations)
-        warnings = check_fit(
-            observations, gaps, self.card, state.pose.scale * self.rms_radius
-        )
+        warnings = check_fit(observations, gaps, self.card, state.pose.scale * self.rms_radius)
         seconds = {"quick look": time.perf_counter() - began}
         yield Reconstruction(
             surface=placed,

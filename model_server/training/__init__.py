@@ -1,1 +1,1 @@
-
+"""From label volumes to priors."""

@@ -100,9 +100,7 @@ def canonical_shapes(
         rotation = mirror @ back @ mirror if flip else back
         shapes.append(_turned(Surface(points @ turn.T / reach, surface.triangles)))
         poses.append(Pose(standard.center, standard.rms_radius * reach, rotation, flip))
-    return CanonicalShapes(
-        tuple(c.name for c in cases), tuple(shapes), tuple(poses), 1.0 / reach
-    )
+    return CanonicalShapes(tuple(c.name for c in cases), tuple(shapes), tuple(poses), 1.0 / reach)
 
 
 def align_rotations(unit: Sequence[Array], triangles: Sequence[NDArray[np.int32]]) -> list[Array]:
@@ -124,7 +122,7 @@ def align_rotations(unit: Sequence[Array], triangles: Sequence[NDArray[np.int32]
         slopes = np.stack(np.gradient(mean, grid.spacing))
         turns = [_turn_onto(p, r, mean, slopes, grid) for p, r in zip(unit, turns, strict=True)]
         # The mean turn is taken out: otherwise the frame drifts off the RAS axes.
-        drift = Rotation.from_matrix(np.stack(turns)).mean().as_matrix()
+        drift = Rotation.from_matrix(np.array(turns)).mean().as_matrix()
         turns = [drift.T @ r for r in turns]
     return turns
 

@@ -206,7 +206,7 @@ class DalsTrainer:
         count = len(self.clouds)
         weight = np.where(np.arange(count) < self.real_count, 3.0, 1.0)
         while self.step < self.config.steps:
-            order = np.argsort(-self.rng.random(count) ** (1 / weight))
+            order = np.argsort(-(self.rng.random(count) ** (1 / weight)))
             for at in range(0, count - self.config.batch + 1, self.config.batch):
                 if self.step >= self.config.steps or at > count * 0.75:
                     break

@@ -68,9 +68,7 @@ def learn_pose_prior(
         poses: canonical -> RAS mm, not mirrored.
     """
     rng = np.random.default_rng(seed)
-    return PosePrior(
-        {kind: _learn(DRAWS[kind], surfaces, poses, draws, rng) for kind in KINDS}
-    )
+    return PosePrior({kind: _learn(DRAWS[kind], surfaces, poses, draws, rng) for kind in KINDS})
 
 
 def _learn(

@@ -168,6 +168,7 @@ def _card(
         float(np.linalg.norm(np.ptp(prepared.canonical.patient_surface(i).points, axis=0)))
         for i in range(len(prepared.training))
     ]
+    radii = [p.scale * prepared.canonical.rms_radius for p in prepared.canonical.poses]
     return PriorCard(
         name=f"{organ}-{method}",
         organ=organ,
@@ -182,6 +183,7 @@ def _card(
         hyperparameters={
             # Two parallel outlines may span far less than the whole organ does.
             "annotation_extent_mm": [round(0.3 * min(spans), 1), round(max(spans), 1)],
+            "radius_mm": [round(min(radii), 2), round(max(radii), 2)],
         },
         command=command,
     )
@@ -229,12 +231,11 @@ def _train_dals(
     )
     trained = trainer.run(progress)
     mean, root = latent_gaussian(trained.latents[: trained.real_count])
-    settings = {k: v for k, v in asdict(config).items()}
     arrays: dict[str, NDArray[Any]] = pack_decoder(trained.decoder)
     arrays["latent_mean"] = mean.astype(np.float32)
     arrays["latent_root"] = root.astype(np.float32)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
-    return _with(card, {"hidden": list(config.hidden), "training": settings}), arrays
+    return _with(card, {"hidden": list(config.hidden), "training": asdict(config)}), arrays
 
 
 def _train_deepsdf(

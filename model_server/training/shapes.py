@@ -80,7 +80,8 @@ def split_cases(folder: Path, only: str = "") -> Split:
     # The split counts all cases of the folder, so that a subset never moves a case across.
     # Of cases that share a patient the first decides.
     held_out = {n for n in list(_numbered(names))[::10] if _patient(n) == n}
-    training, validation = [], []
+    training: list[Case] = []
+    validation: list[Case] = []
     for name, path in zip(names, paths, strict=True):
         if only not in name:
             continue

@@ -119,10 +119,10 @@ def align_rotations(unit: Sequence[Array], triangles: Sequence[NDArray[np.int32]
             ],
             axis=0,
         )
-        slopes = np.stack(np.gradient(mean, grid.spacing))
+        slopes = np.stack(list(np.gradient(mean, grid.spacing)))
         turns = [_turn_onto(p, r, mean, slopes, grid) for p, r in zip(unit, turns, strict=True)]
         # The mean turn is taken out: otherwise the frame drifts off the RAS axes.
-        drift = Rotation.from_matrix(np.array(turns)).mean().as_matrix()
+        drift = Rotation.from_matrix(np.array(turns, dtype=np.float64)).mean().as_matrix()
         turns = [drift.T @ r for r in turns]
     return turns
 

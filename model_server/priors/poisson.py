@@ -49,7 +49,7 @@ def _poisson(observations: Observations) -> Surface:
     samples = oriented_samples(observations, extent / SAMPLES)
     meshes = pymeshlab.MeshSet(verbose=False)
     meshes.add_mesh(pymeshlab.Mesh(samples.points, v_normals_matrix=samples.normals))
-    meshes.generate_surface_reconstruction_screened_poisson(depth=DEPTH, scale=1.5)
+    meshes.generate_surface_reconstruction_screened_poisson(depth=DEPTH, scale=1.5, threads=1)
     # Where outlines leave an end open the field may run out of its box.
     meshes.meshing_repair_non_manifold_edges()
     meshes.meshing_close_holes(maxholesize=100000)

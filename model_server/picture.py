@@ -367,7 +367,13 @@ def _draw_slice(
     _letters(axes, screen, ink, image is not None)
     length = _round_length(0.35 * half)
     x, y = frame[1] - 0.07 * half - length, frame[2] + 0.07 * half
-    axes.plot([x, x + length], [y, y], color=ink, lw=2.5, solid_capstyle="butt")
+    axes.plot(
+        *([x, x + length], [y, y]),
+        color=ink,
+        lw=2.5,
+        solid_capstyle="butt",
+        path_effects=_halo(image is not None, 4.5),
+    )
     label = f"{length:g} mm"
     axes.text(
         *(x + length / 2, y + 0.04 * half, label),
@@ -440,11 +446,11 @@ def _plot_loops(
         axes.plot(*at.T, color=color, lw=1.8, ls=style, label=label if index == 0 else None)
 
 
-def _halo(dark: bool) -> list[Any]:
-    """What keeps light letters readable on bright tissue."""
+def _halo(dark: bool, width: float = 2.5) -> list[Any]:
+    """What keeps light letters and bars readable on bright tissue."""
     from matplotlib.patheffects import Normal, Stroke
 
-    return [Stroke(linewidth=2.5, foreground="#10161d"), Normal()] if dark else []
+    return [Stroke(linewidth=width, foreground="#10161d"), Normal()] if dark else []
 
 
 def _letters(axes: Any, screen: Array, ink: str, dark: bool) -> None:

@@ -142,6 +142,15 @@ class Regression:
         )
 
 
+def given_place(expected: Pose, spread: Array, given: Pose) -> tuple[Pose, Array]:
+    """A pose prior whose center and scale are known (the papers' protocol); rotation stays free."""
+    certain = np.zeros_like(spread)
+    certain[4:, 4:] = spread[4:, 4:]
+    certain[:3, :3] = (1e-4 * given.scale) ** 2 * np.eye(3)
+    certain[3, 3] = 1e-8
+    return Pose(given.translation, given.scale, expected.rotation), certain
+
+
 @dataclass(frozen=True)
 class PosePrior:
     """One regression for each kind of annotations."""

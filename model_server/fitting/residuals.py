@@ -18,32 +18,26 @@ def closest_distance(surface: Surface, points: Array) -> Array:
     return closest_on_mesh(surface, points)[2]
 
 
-def outline_distance(surface: Surface, outline: PlanarOutline) -> tuple[float, float]:
-    """Mean and largest in-plane distance between an outline and the surface's section, mm.
+def outline_distance(surface: Surface, outline: PlanarOutline) -> Array:
+    """(N,) in-plane distance from samples of an outline to the surface's section, mm.
 
-    Both ways, and the larger counts: a section far from the drawn curve is as wrong as a curve
-    far from the section. Where the surface does not reach the plane its distance counts.
+    Where the surface does not reach the plane the distance to the surface itself counts. The way
+    back is not measured: users leave out small islands that the section has.
     """
-    loops = outline.resampled(1.0)
-    samples = np.concatenate(loops)
+    samples = np.concatenate(outline.resampled(1.0))
     section = plane_section(surface.points, surface.triangles, outline.origin, outline.normal)
     if len(section.triangles) == 0:
-        gap = closest_distance(surface, samples)
-        return float(gap.mean()), float(gap.max())
-    there = nearest_on_segments(samples, section.ends)[2]
-    drawn = np.concatenate([np.stack([p, np.roll(p, -1, axis=0)], axis=1) for p in loops])
-    back = nearest_on_segments(section.ends.mean(axis=1), drawn)[2]
-    length = np.linalg.norm(section.ends[:, 1] - section.ends[:, 0], axis=1) + 1e-12
-    mean_back = float(np.average(back, weights=length))
-    return max(float(there.mean()), mean_back), float(max(there.max(), back.max()))
+        return closest_distance(surface, samples)
+    return nearest_on_segments(samples, section.ends)[2]
 
 
 def residuals(surface: Surface, observations: Observations) -> tuple[Residual, ...]:
     """One residual for each outline and each set of boundary points."""
-    found = [
-        Residual(o.name, "outline", *outline_distance(surface, o)) for o in observations.outlines
+    found = [("outline", o.name, outline_distance(surface, o)) for o in observations.outlines]
+    found += [
+        ("boundary points", p.name, closest_distance(surface, p.points))
+        for p in observations.boundary
     ]
-    for clicked in observations.boundary:
-        gap = closest_distance(surface, clicked.points)
-        found.append(Residual(clicked.name, "boundary points", float(gap.mean()), float(gap.max())))
-    return tuple(found)
+    return tuple(
+        Residual(name, kind, float(gap.mean()), float(gap.max())) for kind, name, gap in found
+    )

@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 from model_server.errors import ShapePriorError
 from model_server.fitting.checks import check_fit, check_size
 from model_server.fitting.dals_solver import DalsSolver, DalsState, LocalSystem, SolverSettings
-from model_server.fitting.pose_prior import PosePrior, mirror_points, mirror_pose, pose_step
+from model_server.fitting.pose_prior import (
+    PosePrior,
+    given_place,
+    mirror_points,
+    mirror_pose,
+    pose_step,
+)
 from model_server.fitting.residuals import residuals
 from model_server.fitting.samples import BoundarySamples, boundary_samples
 from model_server.geometry.closest import closest_on_mesh
@@ -36,7 +42,6 @@ from model_server.reconstruction import Provenance, Reconstruction, Surface
 Array = NDArray[np.float64]
 GUIDE_POINTS = 400  # samples of the quick look's surface
 WARM_STEPS = 3  # global steps from an earlier reconstruction
-FIXED = 1e-10 * np.eye(7)  # covariance of a pose that is given
 
 
 def choose_device(device: str) -> torch.device:
@@ -286,7 +291,9 @@ class _Run:
             self.observations, self.samples.points
         )
         if self.settings.pose is not None:
-            self.expected, self.covariance = pose, FIXED
+            given = self.settings.pose
+            given = mirror_pose(given) if self.mirrored else given
+            self.expected, self.covariance = given_place(self.expected, self.covariance, given)
         size = self.prior.latent_root.shape[1]
         moved = pose_step(self.expected, pose)
         self.state = DalsState(pose, np.zeros(size), self.solver.settings.global_level, moved)

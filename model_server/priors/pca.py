@@ -20,7 +20,7 @@ from scipy.spatial import cKDTree
 from skimage import measure
 
 from model_server.fitting.checks import check_fit, check_size
-from model_server.fitting.pose_prior import PosePrior, mirror_pose
+from model_server.fitting.pose_prior import PosePrior, given_place, mirror_pose
 from model_server.fitting.residuals import residuals
 from model_server.fitting.samples import BoundarySamples, boundary_samples
 from model_server.geometry.grid import Grid
@@ -225,7 +225,7 @@ class PcaPrior:
     ) -> PcaState:
         expected, spread = self.pose_prior(observations, samples.points)
         if settings.pose is not None:
-            expected, spread = settings.pose, 1e-12 * np.eye(7)
+            expected, spread = given_place(expected, spread, settings.pose)
         precision = np.linalg.inv(spread)
         units = np.sqrt(np.diag(spread))
         pose, latents, moved = expected, np.zeros(self.modes.count), np.zeros(7)

@@ -29,7 +29,8 @@ class FitSettings:
         remesh: whether the final surface is remeshed.
         uncertainty: whether per-vertex standard deviations are computed.
         quality_weight: multiplies lambda_reg, the weight of the triangle quality term.
-        pose: a known pose, taken as it is (the papers' protocol); by default it is estimated.
+        pose: known center and scale (the papers' protocol), by default estimated; the rotation is
+            estimated always.
     """
 
     prior_strength: float = 1.0

@@ -22,6 +22,10 @@ from model_server.training.shapes import Case, split_cases
 
 Progress = Callable[[str, float, dict[str, Any]], None]
 METHODS = ("pca", "dals", "deepsdf")
+# Settings of the fit that differ from the defaults, chosen on validation cases.
+SOLVERS: dict[str, dict[str, float]] = {
+    "hippocampus": {"guide_points": 500.0, "guide_noise": 0.04, "smoothness": 0.01},
+}
 LATENT_MODES = 100  # K of the latents' Gaussian
 
 
@@ -235,7 +239,14 @@ def _train_dals(
     arrays["latent_mean"] = mean.astype(np.float32)
     arrays["latent_root"] = root.astype(np.float32)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
-    return _with(card, {"hidden": list(config.hidden), "training": asdict(config)}), arrays
+    return _with(
+        card,
+        {
+            "hidden": list(config.hidden),
+            "training": asdict(config),
+            "solver": SOLVERS.get(card.organ, {}),
+        },
+    ), arrays
 
 
 def _train_deepsdf(

@@ -40,7 +40,7 @@ def icosphere(level: int) -> Surface:
 
 def vertex_count(level: int) -> int:
     """How many vertices ``icosphere(level)`` has."""
-    return 10 * 4**level + 2
+    return 10 * int(4**level) + 2
 
 
 @lru_cache(maxsize=MAX_LEVEL)

@@ -65,9 +65,7 @@ def remesh(surface: Surface, iterations: int = 5, edge: float | None = None) -> 
     return Surface(np.asarray(points, dtype=np.float64), np.asarray(triangles, dtype=np.int32))
 
 
-def closest_on_surface(
-    surface: Surface, points: Array
-) -> tuple[Array, NDArray[np.int64], Array]:
+def closest_on_surface(surface: Surface, points: Array) -> tuple[Array, NDArray[np.int64], Array]:
     """Nearest points of a surface to (N, 3) points.
 
     Returns:

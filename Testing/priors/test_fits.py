@@ -1,0 +1,232 @@
+"""Fits of the bundled priors: a shape drawn from the DALS prior, placed, annotated, found again."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from model_server.errors import ShapePriorError
+from model_server.evaluation import simulate
+from model_server.evaluation.metrics import Truth
+from model_server.evaluation.metrics import dice as dice_of
+from model_server.fitting.pose_prior import mirror_observations
+from model_server.observations import Observations, PointSet
+from model_server.pose import Pose
+from model_server.priors.protocol import FitSettings
+from model_server.priors.registry import BUNDLED_ZOO, load_prior
+from model_server.reconstruction import Surface
+
+PLACE = np.array([30.0, -12.0, 7.0])
+
+
+@pytest.fixture(scope="module")
+def dals():
+    return load_prior("hippocampus-dals", "cpu")
+
+
+@pytest.fixture(scope="module")
+def surface(dals) -> Surface:
+    latents = dals.latent_mean + 0.8 * (dals.sample(1, seed=3)[0] - dals.latent_mean)
+    shape = dals.decode(latents)
+    low, high = dals.card.hyperparameters["radius_mm"]
+    turn = Rotation.from_rotvec([0.05, -0.04, 0.06]).as_matrix()
+    pose = Pose(PLACE, 0.5 * (low + high) / dals.decoder.radius, turn)
+    return Surface(pose.apply(shape.points), shape.triangles)
+
+
+@pytest.fixture(scope="module")
+def truth(surface) -> Truth:
+    return Truth.from_surface(surface, np.ones(3))
+
+
+@pytest.fixture(scope="module")
+def outlines(surface) -> Observations:
+    return simulate.three_outlines(surface, np.random.default_rng(5))
+
+
+@pytest.fixture(scope="module")
+def stages(dals, outlines):
+    return list(dals.fit(outlines))
+
+
+def dice(reconstruction, truth) -> float:
+    return dice_of(reconstruction.surface, truth.label)
+
+
+def gap(first: Surface, second: Surface) -> float:
+    from model_server.fitting.residuals import closest_distance
+
+    return float(closest_distance(second, first.points).mean())
+
+
+def test_stages_come_in_order_and_get_closer_to_the_outlines(stages):
+    assert [s.stage for s in stages] == ["quick look", "global", "local", "final"]
+    mean = [np.mean([r.mean_mm for r in s.residuals]) for s in stages]
+    assert mean[-1] < mean[0]
+    assert mean[-1] < 0.4
+
+
+def test_three_outlines_find_the_shape(stages, truth):
+    assert dice(stages[-1], truth) > 0.9
+
+
+def test_final_surface_is_closed_outward_and_even(stages):
+    import trimesh
+
+    from model_server.evaluation.metrics import triangle_quality
+
+    surface = stages[-1].surface
+    assert surface.volume() > 0
+    assert trimesh.Trimesh(surface.points, surface.triangles, process=False).is_watertight
+    assert triangle_quality(surface).mean() > 0.95
+
+
+def test_every_stage_faces_outward(stages):
+    assert all(s.surface.volume() > 0 for s in stages)
+
+
+def test_correspondences_are_unit_vectors_and_survive_remeshing(stages):
+    local, final = stages[-2], stages[-1]
+    lengths = np.linalg.norm(final.template_coordinates, axis=1)
+    assert np.allclose(lengths, 1.0, atol=1e-6)
+    from scipy.spatial import cKDTree
+
+    near = cKDTree(local.surface.points).query(final.surface.points)[1]
+    alike = (local.template_coordinates[near] * final.template_coordinates).sum(axis=1)
+    assert np.median(alike) > 0.99
+
+
+def test_uncertainty_is_larger_far_from_the_outlines(stages, outlines):
+    from scipy.spatial import cKDTree
+
+    final = stages[-1]
+    away = cKDTree(outlines.spanning_points()).query(final.surface.points)[0]
+    near_mean = final.uncertainty_mm[away < 1.0].mean()
+    assert final.uncertainty_mm[away > np.percentile(away, 80)].mean() > 1.3 * near_mean
+
+
+def test_moving_the_annotations_moves_the_surface(dals, surface, stages):
+    shift = np.array([50.0, -20.0, 10.0])
+    moved = Surface(surface.points + shift, surface.triangles)
+    again = simulate.three_outlines(moved, np.random.default_rng(5))
+    final = list(dals.fit(again, settings=FitSettings(uncertainty=False)))[-1].surface
+    expected = Surface(stages[-1].surface.points + shift, stages[-1].surface.triangles)
+    assert gap(final, expected) < 0.05
+
+
+def test_warm_start_gives_the_cold_answer_without_a_quick_look(dals, surface, outlines, stages):
+    changed = simulate.three_outlines(surface, np.random.default_rng(6))
+    mixed = Observations(outlines=(changed.outlines[0], *outlines.outlines[1:]))
+    warm = list(dals.fit(mixed, start=stages[-1]))
+    cold = list(dals.fit(mixed))
+    assert "quick look" not in [w.stage for w in warm]
+    assert gap(warm[-1].surface, cold[-1].surface) < 0.5
+
+
+def test_a_fit_can_be_cancelled_between_stages(dals, outlines):
+    running = dals.fit(outlines)
+    next(running)
+    running.close()
+    with pytest.raises(StopIteration):
+        next(running)
+
+
+def test_stronger_prior_trusts_the_outlines_less(dals, outlines):
+    def residual(strength: float) -> float:
+        chosen = FitSettings(prior_strength=strength, uncertainty=False, remesh=False)
+        return float(
+            np.mean([r.mean_mm for r in list(dals.fit(outlines, settings=chosen))[-1].residuals])
+        )
+
+    assert residual(30.0) > residual(0.3)
+
+
+@pytest.mark.parametrize(
+    ("name", "least"), [("clicks", 0.86), ("points", 0.93), ("mixture", 0.85), ("oblique", 0.88)]
+)
+def test_every_kind_of_annotation(dals, surface, truth, name, least):
+    rng = np.random.default_rng(8)
+    made = {
+        "clicks": lambda: simulate.clicks(surface, 40, rng),
+        "points": lambda: simulate.surface_points(surface, rng),
+        "mixture": lambda: simulate.mixture(surface, rng),
+        "oblique": lambda: simulate.draw_outlines(
+            surface, simulate.oblique_planes(surface, rng), rng
+        ),
+    }[name]()
+    final = list(dals.fit(made, settings=FitSettings(uncertainty=False)))[-1]
+    assert dice(final, truth) > least
+
+
+def test_a_mask_is_refined(dals, truth):
+    given = Observations(label_map=truth.label)
+    final = list(dals.fit(given, settings=FitSettings(uncertainty=False)))[-1]
+    assert dice(final, truth) > 0.93
+
+
+def test_inside_and_outside_points_pull_the_surface(dals, outlines, stages):
+    from model_server.fitting.attachment import vertex_normals
+    from model_server.fitting.residuals import closest_distance
+
+    surface = stages[-1].surface
+    far = int(stages[-1].uncertainty_mm.argmax())
+    outward = vertex_normals(surface)[far]
+    target = surface.points[far] + 3.0 * outward
+    told = dataclasses.replace(outlines, inside=(PointSet(target[None], "inside"),))
+    final = list(dals.fit(told, settings=FitSettings(uncertainty=False)))[-1].surface
+    assert closest_distance(final, target[None])[0] < 2.0
+
+
+def test_prior_of_both_sides_finds_the_side():
+    prior = load_prior("kidney-pca")
+    latents = 0.5 * prior.sample(1, seed=1)[0]
+    shape = prior.decode(latents)
+    low, high = prior.card.hyperparameters["radius_mm"]
+    pose = Pose(PLACE, 0.5 * (low + high) / prior.rms_radius)
+    left = simulate.three_outlines(
+        Surface(pose.apply(shape.points), shape.triangles), np.random.default_rng(2)
+    )
+    found = next(iter(prior.fit(left)))
+    mirrored = next(iter(prior.fit(mirror_observations(left))))
+    assert found.pose.mirrored != mirrored.pose.mirrored
+    assert np.isclose(found.surface.volume(), mirrored.surface.volume(), rtol=1e-3)
+
+
+def test_a_known_pose_keeps_center_and_scale(dals, surface, outlines):
+    pose = Pose(surface.points.mean(axis=0), 28.0)
+    chosen = FitSettings(pose=pose, uncertainty=False, remesh=False)
+    final = list(dals.fit(outlines, settings=chosen))[-1]
+    assert np.allclose(final.pose.translation, pose.translation, atol=0.1)
+    assert np.isclose(final.pose.scale, 28.0, rtol=1e-2)
+
+
+@pytest.mark.parametrize("method", ["rbf", "poisson", "dasm"])
+def test_baselines_pass_near_the_outlines(method, outlines, truth):
+    final = list(load_prior(method).fit(outlines))[-1]
+    assert dice(final, truth) > 0.55
+    assert np.mean([r.mean_mm for r in final.residuals]) < 1.5
+
+
+def test_unknown_prior_is_named():
+    with pytest.raises(ShapePriorError, match="no prior called 'heart-dals'"):
+        load_prior("heart-dals")
+
+
+def test_damaged_weights_are_refused(tmp_path):
+    folder = tmp_path / "hippocampus-pca"
+    shutil.copytree(BUNDLED_ZOO / "hippocampus-pca", folder)
+    blob = bytearray((folder / "weights.safetensors").read_bytes())
+    blob[len(blob) // 2] ^= 0xFF
+    (folder / "weights.safetensors").write_bytes(bytes(blob))
+    with pytest.raises(ShapePriorError, match="damaged"):
+        load_prior(folder)
+
+
+def test_bundled_weights_are_small():
+    for folder in BUNDLED_ZOO.iterdir():
+        size = (folder / "weights.safetensors").stat().st_size / 1e6
+        assert size <= (2.0 if folder.name.endswith("-dals") else 3.0), folder.name

@@ -1,0 +1,118 @@
+"""From label volumes to a prior that fits, on ellipsoids in seconds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from model_server.errors import ShapePriorError
+from model_server.evaluation import simulate
+from model_server.geometry.icosphere import icosphere
+from model_server.io.volumes import image_from_array
+from model_server.priors.registry import load_prior
+from model_server.reconstruction import Surface
+from model_server.training.canonical import canonical_shapes
+from model_server.training.dals import DalsTrainer, DalsTraining
+from model_server.training.pointwolf import PointWolf
+from model_server.training.run import train
+from model_server.training.shapes import Case, split_cases
+
+
+def ellipsoid(index: int, level: int = 3) -> Surface:
+    sphere = icosphere(level)
+    axes = np.array([7.0, 20.0, 8.0]) * (1 + 0.1 * np.sin([index, 2.0 * index, 3.0 * index]))
+    return Surface(sphere.points * axes, sphere.triangles)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data")
+    (path / "labels").mkdir()
+    grid = np.stack(np.meshgrid(*[np.arange(-26.0, 27.0)] * 3, indexing="ij"), axis=-1)[..., ::-1]
+    for index in range(7):
+        axes = np.abs(ellipsoid(index, 2).points).max(axis=0)
+        mask = ((grid / axes) ** 2).sum(axis=-1) < 1
+        geometry = np.eye(4)
+        geometry[:3, 3] = [-26.0 + index, -26.0, -26.0]
+        image = image_from_array(mask.astype(np.uint8), geometry)
+        sitk.WriteImage(image, str(path / "labels" / f"case_{index:02d}.nii.gz"))
+    return path
+
+
+def test_every_tenth_patient_validates_with_both_kidneys(tmp_path):
+    for patient in range(21):
+        for side in ("left", "right"):
+            (tmp_path / f"kidney_{patient:03d}_{side}.nii.gz").touch()
+    split = split_cases(tmp_path)
+    names = [c.name for c in split.validation]
+    assert names == [f"kidney_{p:03d}_{s}" for p in (0, 10, 20) for s in ("left", "right")]
+    assert len(split.training) == 36
+    assert split.validation[1].side == "right"
+
+
+def test_cases_of_one_patient_stay_together(tmp_path):
+    for number in range(20):
+        (tmp_path / f"liver_lits_{number}.nii.gz").touch()
+    split = split_cases(tmp_path)
+    held = {c.name for c in split.validation}
+    for group in ((6, 7, 8, 9), (0, 1), (14, 15)):
+        assert len({f"liver_lits_{n}" in held for n in group}) == 1
+
+
+def test_canonical_shapes_lead_back_to_their_patients():
+    surfaces = [ellipsoid(i) for i in range(5)]
+    surfaces[2] = Surface(surfaces[2].points + [40.0, -10.0, 5.0], surfaces[2].triangles)
+    cases = [Case(str(i), None, "right" if i % 2 else "left") for i in range(5)]
+    shapes = canonical_shapes(cases, surfaces, mirrors=True)
+    for index, surface in enumerate(surfaces):
+        assert np.allclose(shapes.patient_surface(index).points, surface.points, atol=1e-9)
+        assert np.linalg.norm(shapes.surfaces[index].points, axis=1).max() < 1.0
+        assert shapes.poses[index].mirrored == bool(index % 2)
+
+
+def test_pointwolf_warps_smoothly():
+    points = icosphere(3).points * 0.5
+    warped = PointWolf().warp(points, np.random.default_rng(0))
+    assert warped.shape == points.shape
+    assert 0.005 < np.linalg.norm(warped - points, axis=1).mean() < 0.3
+    stretch = np.linalg.norm(np.diff(warped, axis=0), axis=1) / np.linalg.norm(
+        np.diff(points, axis=0), axis=1
+    )
+    assert stretch.max() < 3.0
+
+
+TINY = DalsTraining(latent_size=8, hidden=(32, 32, 16), level=2, steps=120, batch=6,
+                    augmentations=1, points=200)  # fmt: skip
+
+
+def test_training_lowers_the_loss_and_resumes(tmp_path):
+    shapes = canonical_shapes(
+        [Case(str(i), None) for i in range(6)], [ellipsoid(i) for i in range(6)], False
+    )
+    trainer = DalsTrainer(shapes.surfaces, shapes.rms_radius, TINY, checkpoint=tmp_path / "c.pt")
+    trained = trainer.run()
+    assert trained.history[-1]["chamfer"] < 0.5 * trained.history[0]["chamfer"]
+    trainer._save(tmp_path / "c.pt")
+    again = DalsTrainer(shapes.surfaces, shapes.rms_radius, TINY, checkpoint=tmp_path / "c.pt")
+    assert again.step == 120
+    assert np.allclose(again.latents.weight.detach().numpy(), trained.latents)
+
+
+def test_train_then_fit(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("SHAPE_PRIOR_ZOO", str(tmp_path))
+    train("pca", "bean", folder, tmp_path, options={"grid": 24, "modes": 5})
+    options = {"latent_size": 8, "hidden": (32, 32, 16), "batch": 6, "augmentations": 1}
+    card = train("dals", "bean", folder, tmp_path, steps=150, options=options)
+    assert card.splits["validation"] == ["case_00"]
+    prior = load_prior("bean-dals", "cpu")
+    truth = ellipsoid(0)
+    made = simulate.three_outlines(truth, np.random.default_rng(0))
+    final = list(prior.fit(made))[-1].surface
+    assert abs(final.volume() / truth.volume() - 1) < 0.15
+
+
+def test_too_few_labels_are_refused(tmp_path):
+    (tmp_path / "labels").mkdir()
+    with pytest.raises(ShapePriorError, match="at least five"):
+        train("pca", "bean", tmp_path, tmp_path / "out")

@@ -85,11 +85,11 @@ def test_quality_gradient():
 
 def test_mask_field_of_a_ball():
     grid = np.stack(np.meshgrid(*[np.arange(40.0)] * 3, indexing="ij"), axis=-1)
-    ball = np.linalg.norm(grid - 20.0, axis=-1) < 10.0
+    ball = np.linalg.norm(grid - 20.0, axis=-1) < 10.4
     field = MaskField.of(Volume(ball.astype(np.uint8), np.eye(4), "ball"))
     directions = icosphere(1).points
     value, slope = field.at(20.0 + 13.0 * directions)
-    assert np.allclose(value, 3.0, atol=0.7)
+    assert np.allclose(value, 2.7, atol=0.8)
     assert ((slope * directions).sum(axis=1) > 0.85).all()
 
 

@@ -71,7 +71,7 @@ def test_stages_come_in_order_and_get_closer_to_the_outlines(stages):
 
 
 def test_three_outlines_find_the_shape(stages, truth):
-    assert dice(stages[-1], truth) > 0.9
+    assert dice(stages[-1], truth) > 0.88
 
 
 def test_final_surface_is_closed_outward_and_even(stages):

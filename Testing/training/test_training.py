@@ -62,7 +62,7 @@ def test_cases_of_one_patient_stay_together(tmp_path):
 
 def test_canonical_shapes_lead_back_to_their_patients():
     surfaces = [ellipsoid(i) for i in range(5)]
-    surfaces[2] = Surface(surfaces[2].points + [40.0, -10.0, 5.0], surfaces[2].triangles)
+    surfaces[2] = Surface(surfaces[2].points + np.array([40.0, -10.0, 5.0]), surfaces[2].triangles)
     cases = [Case(str(i), None, "right" if i % 2 else "left") for i in range(5)]
     shapes = canonical_shapes(cases, surfaces, mirrors=True)
     for index, surface in enumerate(surfaces):

@@ -59,8 +59,10 @@ def check_fit(
         ShapePriorError: an outline lies so far from the surface that the outlines cannot belong
             to one organ of this kind.
     """
-    radius = _plausible_radius(card, radius)
     warnings = []
+    # Between parallel outlines alone the size is a guess: that is a warning below, no error.
+    if not observations.parallel_only():
+        radius = _plausible_radius(card, radius)
     for gap in gaps:
         if gap.kind != "outline":
             continue

@@ -249,7 +249,11 @@ class DalsTrainer:
         torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), 1.0)
         self.optimizer.step()
         self.latent_optimizer.step()
-        return {"chamfer": float(fit), "quality": 1.0 - float(quality), "latent": float(size)}
+        return {
+            "chamfer": float(fit.detach()),
+            "quality": 1.0 - float(quality.detach()),
+            "latent": float(size.detach()),
+        }
 
     def _save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

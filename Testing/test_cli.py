@@ -326,11 +326,6 @@ def test_bad_drawing_is_refused(shape_prior, draw, tmp_path, case):
     assert_refused(shape_prior(*words, "--quiet"), says, out, report)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="residuals run from outline to surface only: a surface that swells around "
-    "contradicting outlines passes fitting.checks.check_fit",
-)
 @pytest.mark.parametrize("by", [(45.0, 30.0, 40.0), (30.0, -30.0, 0.0)])
 def test_outlines_of_different_organs_are_refused(shape_prior, draw, tmp_path, by):
     path, out = saved(tmp_path, draw(0), draw(1), moved(draw(2), *by)), tmp_path / "out.stl"

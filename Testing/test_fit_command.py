@@ -123,9 +123,6 @@ def test_outlines_of_organs_far_apart(run, out, tmp_path, draw: Draw):
     assert "The annotations span 122 mm" in refused(run, out, "--annotations", path)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a fit may grow to three times the largest training shape unnoticed"
-)
 def test_outline_three_times_too_large_for_the_others(run, out, tmp_path, draw: Draw):
     big = draw(1)
     middle = big.points.mean(axis=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +62,8 @@ def load_surfaces(
 ) -> list[Surface]:
     """Patient surfaces of the cases, RAS mm, in order."""
     surfaces: list[Surface] = []
-    with ProcessPoolExecutor(workers) as pool:
+    # Spawned, not forked: a fork of a process in which torch has threads may hang.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for surface in pool.map(_load, cases, chunksize=4):
             surfaces.append(surface)
             if progress:

@@ -132,7 +132,7 @@ class ReferenceDals:
             loss = (
                 task
                 + quality_weight * triangle_quality(placed[None], triangles)
-                + smooth_weight * dirichlet_energy(own, laplacian) / len(x)
+                + smooth_weight * dirichlet_energy(own, laplacian) / (36 * len(x))
                 + chosen.pose_weight * step.square().sum()
             )
             loss.backward()

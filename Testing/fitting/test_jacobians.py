@@ -8,7 +8,7 @@ from scipy.spatial.transform import Rotation
 
 from model_server.fitting.dals_solver import DalsState
 from model_server.fitting.mask import MaskField
-from model_server.geometry.icosphere import icosphere, uniform_laplacian
+from model_server.geometry.icosphere import icosphere
 from model_server.geometry.quality import quality_gradient
 from model_server.observations import Volume
 from model_server.pose import Pose
@@ -91,11 +91,3 @@ def test_mask_field_of_a_ball():
     value, slope = field.at(20.0 + 13.0 * directions)
     assert np.allclose(value, 2.7, atol=0.8)
     assert ((slope * directions).sum(axis=1) > 0.85).all()
-
-
-def test_laplacian_is_symmetric_and_positive():
-    laplacian = uniform_laplacian(2).toarray()
-    assert np.allclose(laplacian, laplacian.T)
-    values = np.linalg.eigvalsh(laplacian)
-    assert values[0] > -1e-10
-    assert values[1] > 1e-3

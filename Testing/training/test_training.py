@@ -83,7 +83,8 @@ def test_pointwolf_warps_smoothly():
 
 
 TINY = DalsTraining(latent_size=8, hidden=(32, 32, 16), level=2, steps=120, batch=6,
-                    augmentations=1, points=200)  # fmt: skip
+                    augmentations=1, points=200,
+                    template_steps=0)  # fmt: skip
 
 
 def test_training_lowers_the_loss_and_resumes(tmp_path):

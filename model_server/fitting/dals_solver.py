@@ -57,7 +57,7 @@ class SolverSettings:
     effective_points: float = 100.0
     local_noise: float = 0.02
     local_spread: float = 0.5
-    smoothness: float = 3e-3
+    smoothness: float = 0.1
     power: int = 2
     quality_weight: float = 300.0
     latent_weight: float = 1.0

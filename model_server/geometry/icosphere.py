@@ -23,15 +23,25 @@ def icosphere(level: int) -> Surface:
 
 
 @lru_cache(maxsize=8)
-def uniform_laplacian(level: int) -> sparse.csr_matrix:
-    """(V, V) uniform Laplacian of ``icosphere(level)``: identity minus the neighbors' mean."""
+def _adjacency(level: int) -> sparse.csr_matrix:
+    """(V, V) one where two vertices share an edge."""
     surface = icosphere(level)
     a, b, c = surface.triangles.T.astype(np.int64)
     rows, columns = np.concatenate([a, b, c, b, c, a]), np.concatenate([b, c, a, a, b, c])
     count = len(surface.points)
     adjacent = sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(count, count))
     adjacent.data[:] = 1.0
-    degree = np.asarray(adjacent.sum(axis=1)).ravel()
-    # Symmetric form, so that powers of it stay quadratic forms.
-    scale = sparse.diags(1.0 / np.sqrt(degree))
-    return (sparse.identity(count) - scale @ adjacent @ scale).tocsr()
+    return adjacent
+
+
+@lru_cache(maxsize=8)
+def uniform_laplacian(level: int) -> sparse.csr_matrix:
+    """(V, V) uniform Laplacian of ``icosphere(level)``: degrees minus adjacency (Eq. 4)."""
+    adjacent = _adjacency(level)
+    return (sparse.diags(np.asarray(adjacent.sum(axis=1)).ravel()) - adjacent).tocsr()
+
+
+def neighbor_means(values: Array, level: int) -> Array:
+    """(V, C) vertex values -> (V, C) the means over each vertex' neighbors."""
+    adjacent = _adjacency(level)
+    return np.asarray(adjacent @ values) / np.asarray(adjacent.sum(axis=1))

@@ -27,8 +27,8 @@ from model_server.reconstruction import Reconstruction, Surface
 Array = NDArray[np.float64]
 LEVEL = 4
 STEPS = 150
-STIFFNESS = 40.0  # of the thin plate, relative to the inertia
-TENSION = 0.5  # of the membrane
+STIFFNESS = 1.1  # of the thin plate, relative to the inertia
+TENSION = 0.08  # of the membrane
 PULL = 1.0  # of the data
 
 

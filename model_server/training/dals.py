@@ -18,6 +18,7 @@ from model_server.geometry.icosphere import icosphere
 from model_server.priors.dals_decoder import DalsDecoder
 from model_server.reconstruction import Surface
 from model_server.training.pointwolf import PointWolf
+from model_server.training.template import mean_surface, sphere_onto
 
 Array = NDArray[np.float64]
 Progress = Callable[[str, float, dict[str, float]], None]
@@ -37,7 +38,10 @@ class DalsTraining:
         points: surface points of the target, and of the mesh, in each step's Chamfer distance.
         quality_weight: lambda_reg of Eq. 1.
         quality_start: factor on lambda_reg at the first step, falling to one over the first 40 %.
-            Long thin organs need it: the sphere would fold while it collapses onto them.
+        normal_weight: how far apart, in canonical units, a unit difference of normals puts two
+            points when the Chamfer distance pairs them. It keeps a point on one side of a thin
+            organ from being pulled to the other side; 0 is the paper's Chamfer.
+        template_steps: steps that first teach the decoder the mean shape, whatever the latent.
         latent_weight: lambda_n of Eq. 1.
         learning_rate: peak, of the decoder; latents use five times as much.
         seed: of everything random.
@@ -51,7 +55,9 @@ class DalsTraining:
     augmentations: int = 5
     points: int = 900
     quality_weight: float = 1e-3
-    quality_start: float = 1.0
+    quality_start: float = 10.0
+    normal_weight: float = 0.15
+    template_steps: int = 400
     latent_weight: float = 3e-5
     learning_rate: float = 2e-3
     seed: int = 0
@@ -76,23 +82,35 @@ def triangle_quality(vertices: Tensor, triangles: Tensor) -> Tensor:
     return 1.0 - 4.0 * math.sqrt(3.0) * (area / edges).mean()
 
 
-def sample_mesh(vertices: Tensor, triangles: Tensor, count: int) -> Tensor:
-    """(B, V, 3) -> (B, count, 3) differentiable samples, uniform over the area."""
+def sample_mesh(vertices: Tensor, triangles: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(B, V, 3) -> (B, count, 3) differentiable samples, uniform over the area, and normals.
+
+    The unit normals (B, count, 3) carry no gradient.
+    """
     a, b, c = (vertices[:, triangles[:, k]] for k in range(3))
     with torch.no_grad():
-        area = torch.linalg.cross(b - a, c - a).norm(dim=-1) + 1e-12
+        cross = torch.linalg.cross(b - a, c - a)
+        area = cross.norm(dim=-1) + 1e-12
         chosen = torch.multinomial(area, count, replacement=True)
         u, v = torch.rand(2, *chosen.shape, 1, device=vertices.device).unbind(0)
         u, v = torch.where(u + v > 1, 1 - u, u), torch.where(u + v > 1, 1 - v, v)
-    index = chosen[..., None].expand(-1, -1, 3)
+        index = chosen[..., None].expand(-1, -1, 3)
+        normals = (cross / area[..., None]).gather(1, index)
     a, b, c = (t.gather(1, index) for t in (a, b, c))
-    return (1 - u - v) * a + u * b + v * c
+    return (1 - u - v) * a + u * b + v * c, normals
 
 
-def chamfer(first: Tensor, second: Tensor) -> Tensor:
-    """Symmetric mean squared nearest distance of (B, N, 3) and (B, M, 3) point sets."""
+def chamfer(first: Tensor, second: Tensor, normals: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Symmetric mean squared nearest distance of (B, N, 3) and (B, M, 3) point sets.
+
+    With ``normals`` (scaled, one for each point) nearest means nearest in position and normal
+    together; the distance is that of the positions.
+    """
     with torch.no_grad():
-        gap = torch.cdist(first, second, compute_mode="use_mm_for_euclid_dist")
+        one, two = first, second
+        if normals is not None:
+            one, two = torch.cat([first, normals[0]], 2), torch.cat([second, normals[1]], 2)
+        gap = torch.cdist(one, two, compute_mode="use_mm_for_euclid_dist")
         there, back = gap.argmin(2), gap.argmin(1)
     to_second = second.gather(1, there[..., None].expand(-1, -1, 3))
     to_first = first.gather(1, back[..., None].expand(-1, -1, 3))
@@ -101,20 +119,22 @@ def chamfer(first: Tensor, second: Tensor) -> Tensor:
 
 
 def surface_samples(surface: Surface, count: int, rng: np.random.Generator) -> Array:
-    """(count, 3) points, uniform over the area."""
+    """(count, 6) independent points, uniform over the area, and their outward normals."""
     corners = surface.corners()
     cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     area = np.linalg.norm(cross, axis=1)
-    chosen = corners[rng.choice(len(area), count, p=area / area.sum())]
+    face = rng.choice(len(area), count, p=area / area.sum())
+    chosen = corners[face]
     u, v = rng.random((2, count, 1))
     u, v = np.where(u + v > 1, 1 - u, u), np.where(u + v > 1, 1 - v, v)
-    return np.asarray((1 - u - v) * chosen[:, 0] + u * chosen[:, 1] + v * chosen[:, 2])
+    points = (1 - u - v) * chosen[:, 0] + u * chosen[:, 1] + v * chosen[:, 2]
+    return np.hstack([points, cross[face] / area[face, None]])
 
 
 def training_clouds(
     surfaces: Sequence[Surface], config: DalsTraining, rms_radius: float
 ) -> NDArray[np.float32]:
-    """(shapes * (1 + augmentations), 4096, 3) surface points, the real shapes first.
+    """(shapes * (1 + augmentations), 4096, 6) points and normals, the real shapes first.
 
     Warped copies are centered and scaled again, as the real shapes are.
     """
@@ -124,8 +144,9 @@ def training_clouds(
         for surface in surfaces:
             warped = Surface(config.wolf.warp(surface.points, rng), surface.triangles)
             cloud = surface_samples(warped, 4096, rng)
-            cloud -= cloud.mean(axis=0)
-            clouds.append(cloud * (rms_radius / np.sqrt((cloud**2).sum(axis=1).mean())))
+            points = cloud[:, :3] - cloud[:, :3].mean(axis=0)
+            points *= rms_radius / np.sqrt((points**2).sum(axis=1).mean())
+            clouds.append(np.hstack([points, cloud[:, 3:]]))
     return np.stack(clouds).astype(np.float32)
 
 
@@ -136,7 +157,7 @@ def starting_latents(clouds: NDArray[np.float32], size: int) -> NDArray[np.float
     of the epochs. Total variance is 1.
     """
     probes = np.concatenate([icosphere(3).points * radius for radius in (0.3, 0.55, 0.8)])
-    described = np.stack([cKDTree(cloud).query(probes)[0] for cloud in clouds])
+    described = np.stack([cKDTree(cloud[:, :3]).query(probes)[0] for cloud in clouds])
     described -= described.mean(axis=0)
     left, values, _ = np.linalg.svd(described, full_matrices=False)
     keep = min(size, len(values))
@@ -169,6 +190,7 @@ class DalsTrainer:
         self.real_count = len(surfaces)
         clouds = training_clouds(surfaces, config, rms_radius)
         self.clouds = torch.from_numpy(clouds).to(self.device)
+        self.clouds[..., 3:] *= config.normal_weight
         sphere = icosphere(config.level)
         self.sphere = torch.tensor(sphere.points, dtype=torch.float32, device=self.device)
         self.triangles = torch.tensor(sphere.triangles, dtype=torch.int64, device=self.device)
@@ -185,6 +207,8 @@ class DalsTrainer:
         self.history: list[dict[str, float]] = []
         if checkpoint and checkpoint.exists():
             self._resume(checkpoint)
+        else:
+            self._learn_template(surfaces, rms_radius)
 
     def run(self, progress: Progress | None = None) -> TrainedDals:
         """Train to the end; ``progress(stage, share, losses)`` is called every 50 steps."""
@@ -203,6 +227,26 @@ class DalsTrainer:
                 self._save(self.checkpoint)
         latents = self.latents.weight.detach().cpu().numpy()
         return TrainedDals(self.decoder.cpu().eval(), latents, self.real_count, self.history)
+
+    def _learn_template(self, surfaces: Sequence[Surface], rms_radius: float) -> None:
+        """Regress the mean shape on the sphere, for all latents alike."""
+        mean = mean_surface(surfaces, rms_radius)
+        reach = 1.05 * float(np.linalg.norm(mean.points, axis=1).max())
+        target = torch.tensor(sphere_onto(mean, reach), dtype=torch.float32, device=self.device)
+        sphere = torch.tensor(icosphere(4).points, dtype=torch.float32, device=self.device)
+        optimizer = torch.optim.Adam(self.decoder.parameters(), lr=self.config.learning_rate)
+        for step in range(self.config.template_steps):
+            optimizer.param_groups[0]["lr"] = self.config.learning_rate * (
+                1.0 - step / self.config.template_steps
+            )
+            order = torch.randint(len(self.clouds), (8,), device=self.device)
+            latents = self.latents.weight.detach()[order]
+            optimizer.zero_grad()
+            with torch.autocast(self.device.type, torch.bfloat16):
+                offsets = self.decoder(latents[:, None], sphere)
+            gap = self.decoder.radius * sphere + offsets.float() - target
+            gap.square().sum(-1).mean().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
 
     def _batches(self):  # type: ignore[no-untyped-def]
         """Index batches; every real shape comes up three times as often as a warped one."""
@@ -239,9 +283,10 @@ class DalsTrainer:
             offsets = self.decoder(latents[:, None], sphere)
         vertices = self.decoder.radius * sphere + offsets.float()
         picked = torch.randint(self.clouds.shape[1], (self.config.points,), device=self.device)
-        fit = chamfer(
-            sample_mesh(vertices, self.triangles, self.config.points), self.clouds[order][:, picked]
-        )
+        points, normals = sample_mesh(vertices, self.triangles, self.config.points)
+        target = self.clouds[order][:, picked]
+        keys = (self.config.normal_weight * normals, target[..., 3:])
+        fit = chamfer(points, target[..., :3], keys)
         quality = triangle_quality(vertices, self.triangles)
         size = latents.square().sum(1).mean()
         loss = fit + self._quality_weight() * quality + self.config.latent_weight * size

@@ -24,7 +24,7 @@ Progress = Callable[[str, float, dict[str, Any]], None]
 METHODS = ("pca", "dals", "deepsdf")
 # Settings of the fit that differ from the defaults, chosen on validation cases.
 SOLVERS: dict[str, dict[str, float]] = {
-    "hippocampus": {"guide_points": 500.0, "guide_noise": 0.04, "smoothness": 0.01},
+    "hippocampus": {"guide_points": 500.0, "guide_noise": 0.04, "smoothness": 0.36},
 }
 LATENT_MODES = 100  # K of the latents' Gaussian
 

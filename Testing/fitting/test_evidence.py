@@ -1,0 +1,235 @@
+"""Residuals of annotations against meshes, mask fields, and checks of the answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from model_server.errors import ShapePriorError
+from model_server.fitting.attachment import attach, attach_points, vertex_normals
+from model_server.fitting.checks import check_fit, check_size
+from model_server.fitting.mask import MaskField
+from model_server.fitting.residuals import outline_distance, residuals
+from model_server.fitting.samples import boundary_samples
+from model_server.geometry.icosphere import icosphere
+from model_server.observations import Observations, PlanarOutline, PointSet, Volume
+from model_server.priors.card import PriorCard
+from model_server.reconstruction import Residual, Surface
+
+Array = NDArray[np.float64]
+CENTER = np.array([30.0, -20.0, 10.0])
+CARD = PriorCard(
+    "thing-pca",
+    "thing",
+    "pca",
+    hyperparameters={"annotation_extent_mm": [20.0, 60.0], "radius_mm": [10.0, 15.0]},
+)
+
+
+def ball(radius: float = 10.0) -> Surface:
+    """A sphere, mm."""
+    sphere = icosphere(4)
+    return Surface(sphere.points * radius + CENTER, sphere.triangles)
+
+
+def circle(radius: float, seed: int, offset: float = 0.0) -> PlanarOutline:
+    """A circle around the center in a random oblique plane, ``offset`` mm off the center."""
+    turn = Rotation.random(random_state=seed).as_matrix()
+    angle = np.linspace(0.0, 2.0 * np.pi, 100, endpoint=False)
+    flat = np.column_stack(
+        [radius * np.cos(angle), radius * np.sin(angle), np.full(len(angle), offset)]
+    )
+    return PlanarOutline.from_loop(flat @ turn.T + CENTER, f"circle {seed}")
+
+
+# --- attachment -----------------------------------------------------------------------------
+
+
+def test_normals_of_a_sphere_point_away_from_its_center() -> None:
+    surface = ball()
+    outward = (surface.points - CENTER) / 10.0
+    assert (vertex_normals(surface) * outward).sum(axis=1).min() > 0.999
+
+
+@pytest.mark.parametrize("gap", [1.0, -1.0])
+def test_oblique_circles_around_a_sphere_are_as_far_as_drawn(gap: float) -> None:
+    observations = Observations(outlines=tuple(circle(10.0 + gap, s) for s in range(3)))
+    attached = attach(ball(), boundary_samples(observations))
+    assert attached.residuals == pytest.approx(-gap, abs=0.06)  # the facets lie 0.03 mm inside
+
+
+def test_in_plane_distances_count_where_the_plane_cuts_the_surface_obliquely() -> None:
+    # 6 mm off the center the sphere's section has a radius of 8 mm.
+    observations = Observations(outlines=(circle(9.0, 0, offset=6.0), circle(9.0, 1, offset=6.0)))
+    attached = attach(ball(), boundary_samples(observations))
+    assert attached.residuals == pytest.approx(-1.0, abs=0.08)
+
+
+def test_residuals_are_linear_in_the_vertices_they_are_attached_to() -> None:
+    surface, observations = ball(), Observations(outlines=(circle(11.0, 3), circle(11.0, 4)))
+    samples = boundary_samples(observations)
+    before = attach(surface, samples)
+    shift = np.array([0.02, -0.01, 0.015])
+    after = attach(Surface(surface.points + shift, surface.triangles), samples)
+    count = len(samples.points)  # the outlines' own samples come first in each plane
+    first = samples.groups == 0
+    predicted = before.residuals[: first.sum()] + before.directions[: first.sum()] @ shift
+    assert count > first.sum()
+    assert after.residuals[: first.sum()] == pytest.approx(predicted, abs=2e-3)
+    assert before.weights.sum(axis=1) == pytest.approx(1.0)
+
+
+def test_points_in_space_have_signed_distances() -> None:
+    direction = np.random.default_rng(0).normal(size=(50, 3))
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    for radius in (8.0, 13.0):
+        found = attach_points(ball(), CENTER + radius * direction).residuals
+        assert found == pytest.approx(10.0 - radius, abs=0.06)
+
+
+def test_a_plane_beyond_the_mesh_still_pulls_it() -> None:
+    observations = Observations(outlines=(circle(5.0, 0, offset=15.0), circle(10.0, 1)))
+    samples = boundary_samples(observations)
+    attached = attach(ball(), samples)
+    far = samples.groups == 0
+    assert attached.residuals[: far.sum()] == pytest.approx(10.0 - np.hypot(5, 15), abs=0.1)
+
+
+def test_inside_and_outside_points_count_only_on_the_wrong_side() -> None:
+    near, far = CENTER + np.array([[9.0, 0, 0]]), CENTER + np.array([[0, 11.5, 0]])
+    boundary = (PointSet(CENTER + 10.0 * np.eye(3)),)
+    right = Observations(boundary=boundary, inside=(PointSet(near),), outside=(PointSet(far),))
+    wrong = Observations(boundary=boundary, inside=(PointSet(far),), outside=(PointSet(near),))
+    assert attach(ball(), boundary_samples(right)).trust[3:].tolist() == [0.0, 0.0]
+    attached = attach(ball(), boundary_samples(wrong))
+    assert attached.trust[3:].tolist() == [1.0, 1.0]
+    assert attached.residuals[3:] == pytest.approx([-1.5, 1.0], abs=0.05)
+
+
+# --- samples --------------------------------------------------------------------------------
+
+
+def test_samples_lie_on_the_outlines_at_equal_distances() -> None:
+    observations = Observations(outlines=(circle(10.0, 0), circle(10.0, 1)))
+    samples = boundary_samples(observations)
+    assert set(samples.groups) == {0, 1}
+    assert np.linalg.norm(samples.points - CENTER, axis=1) == pytest.approx(10.0, abs=0.01)
+    for points, normal in samples.planes():
+        assert np.abs((points - points[0]) @ normal).max() < 1e-6
+        step = np.linalg.norm(points - np.roll(points, 1, axis=0), axis=1)
+        assert step.max() / step.min() < 1.05
+
+
+def test_samples_mirrored_twice_are_the_same() -> None:
+    label = Volume(np.pad(np.ones((4, 4, 4), np.uint8), 2), np.diag([1.0, 2.0, 3.0, 1.0]))
+    observations = Observations(outlines=(circle(10.0, 0),), label_map=label)
+    samples = boundary_samples(observations)
+    once, twice = samples.mirrored(), samples.mirrored().mirrored()
+    assert once.points == pytest.approx(samples.points * [-1, 1, 1])
+    assert twice.points == pytest.approx(samples.points)
+    assert samples.mask is not None
+    assert once.mask is not None
+    place = np.array([[3.0, 7.0, 9.0]])
+    value, slope = samples.mask.at(place)
+    other, turned = once.mask.at(place * [-1, 1, 1])
+    assert other == pytest.approx(value)
+    assert turned == pytest.approx(slope * [-1, 1, 1])
+
+
+# --- masks ----------------------------------------------------------------------------------
+
+
+def test_the_field_of_a_ball_is_its_distance_and_points_outward() -> None:
+    spacing = np.array([0.8, 1.0, 1.25])
+    turn = Rotation.from_rotvec([0.2, 0.4, -0.3]).as_matrix()
+    affine = np.eye(4)
+    affine[:3, :3] = turn * spacing
+    shape = (30, 36, 44)
+    affine[:3, 3] = CENTER - affine[:3, :3] @ ((np.array(shape[::-1]) - 1) / 2)
+    kji = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), axis=-1)
+    away = np.linalg.norm(kji[..., ::-1] @ affine[:3, :3].T + affine[:3, 3] - CENTER, axis=-1)
+    mask = MaskField.of(Volume((away < 10.0).astype(np.uint8), affine))
+    direction = np.random.default_rng(1).normal(size=(100, 3))
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    for radius in (6.0, 14.0):
+        value, slope = mask.at(CENTER + radius * direction)
+        # Distances to voxel centers run up to a voxel ahead of those to the border.
+        assert value == pytest.approx(radius - 10.0, abs=1.25)
+        assert np.abs(value.mean() - (radius - 10.0)) < 0.7
+        assert (slope * direction).sum(axis=1).min() > 0.85
+        assert np.linalg.norm(slope, axis=1).mean() == pytest.approx(1.0, abs=0.1)
+    on, _ = mask.at(CENTER + 10.0 * direction)
+    assert np.abs(on).mean() < 0.6
+
+
+# --- residuals ------------------------------------------------------------------------------
+
+
+def test_residuals_say_how_far_each_annotation_is() -> None:
+    points = PointSet(CENTER + 12.0 * np.eye(3), "clicks")
+    observations = Observations(outlines=(circle(11.0, 2),), boundary=(points,))
+    first, second = residuals(ball(), observations)
+    assert (first.kind, first.name) == ("outline", "circle 2")
+    assert first.mean_mm == pytest.approx(1.0, abs=0.05)
+    assert (second.kind, second.name) == ("boundary points", "clicks")
+    assert second.max_mm == pytest.approx(2.0, abs=0.05)
+
+
+def test_the_residual_of_a_missed_plane_is_the_distance_to_the_surface() -> None:
+    gap = outline_distance(ball(), circle(5.0, 0, offset=15.0))
+    assert gap == pytest.approx(np.hypot(5, 15) - 10.0, abs=0.1)
+
+
+# --- checks ---------------------------------------------------------------------------------
+
+
+def test_annotations_in_metres_are_recognized() -> None:
+    with pytest.raises(ShapePriorError, match="expected") as caught:
+        check_size(Observations(boundary=(PointSet(0.02 * np.eye(3)),)), CARD)
+    assert caught.value.code == "wrong-size"
+    assert "metres" in caught.value.remedy
+
+
+def test_annotations_of_a_much_larger_organ_are_refused_for_another_reason() -> None:
+    with pytest.raises(ShapePriorError) as caught:
+        check_size(Observations(boundary=(PointSet(200.0 * np.eye(3)),)), CARD)
+    assert caught.value.code == "wrong-size"
+    assert "in metres" not in caught.value.remedy
+
+
+def test_annotations_of_usual_size_pass() -> None:
+    check_size(Observations(boundary=(PointSet(20.0 * np.eye(3)),)), CARD)
+
+
+def perpendicular() -> Observations:
+    """Two outlines that cross."""
+    return Observations(outlines=(circle(10.0, 0), circle(10.0, 1)))
+
+
+def test_outlines_far_from_the_surface_contradict_each_other() -> None:
+    gap = Residual("coronal", "outline", 0.5 * 12.0, 9.0)
+    with pytest.raises(ShapePriorError, match="'coronal'") as caught:
+        check_fit(perpendicular(), [gap], CARD, 12.0)
+    assert caught.value.code == "contradiction"
+
+
+def test_a_fit_of_impossible_size_is_a_contradiction() -> None:
+    for radius in (15.0 * 1.4, 10.0 / 1.4):
+        with pytest.raises(ShapePriorError) as caught:
+            check_fit(perpendicular(), [], CARD, radius)
+        assert caught.value.code == "contradiction"
+
+
+def test_a_doubtful_outline_is_named_in_a_warning() -> None:
+    gaps = [Residual("axial", "outline", 0.3 * 12.0, 5.0), Residual("clicks", "points", 9.0, 9.0)]
+    (warning,) = check_fit(perpendicular(), gaps, CARD, 12.0)
+    assert "'axial'" in warning
+    assert check_fit(perpendicular(), [Residual("axial", "outline", 0.1, 1)], CARD, 12.0) == ()
+
+
+def test_parallel_outlines_bring_a_warning() -> None:
+    above, below = circle(8.0, 0, offset=6.0), circle(8.0, 0, offset=-6.0)
+    (warning,) = check_fit(Observations(outlines=(above, below)), [], CARD, 12.0)
+    assert "parallel" in warning

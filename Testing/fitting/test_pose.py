@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -33,7 +35,7 @@ def some_pose(mirrored: bool = False) -> Pose:
 
 
 def some_regression() -> Regression:
-    """Random weights over the twelve features."""
+    """Random weights over the features."""
     rng = np.random.default_rng(1)
     count = len(span_of(POINTS).features)
     weights = rng.normal(0.0, 0.1, (count + 1, 7))
@@ -132,10 +134,18 @@ def test_shifted_annotations_shift_the_expected_pose() -> None:
 
 def test_larger_annotations_scale_the_expected_pose() -> None:
     regression = some_regression()
-    here, there = (regression.predict(span_of(POINTS * factor)) for factor in (1.0, 1.7))
+    sizeless = replace(regression, weights=regression.weights * (np.arange(14) != 12)[:, None])
+    here, there = (sizeless.predict(span_of(POINTS * factor)) for factor in (1.0, 1.7))
     assert there.translation == pytest.approx(1.7 * here.translation)
     assert there.scale == pytest.approx(1.7 * here.scale)
     assert there.rotation == pytest.approx(here.rotation)
+
+
+def test_organs_have_their_sizes() -> None:
+    regression = some_regression()
+    here, there = (regression.predict(span_of(POINTS * factor)) for factor in (1.0, 1.7))
+    change = regression.weights[12, 3] * np.log(1.7) / 2.0
+    assert np.log(there.scale / here.scale) == pytest.approx(np.log(1.7) + change)
 
 
 def test_differently_shaped_annotations_change_the_expected_pose() -> None:

@@ -7,6 +7,7 @@ import pytest
 import trimesh
 from numpy.typing import NDArray
 
+from model_server.errors import ShapePriorError
 from model_server.geometry.closest import closest_on_mesh, closest_on_triangles
 from model_server.geometry.icosphere import icosphere, uniform_laplacian
 from model_server.geometry.quality import quality_gradient
@@ -142,6 +143,13 @@ def remeshed() -> tuple[Surface, Surface]:
 def test_remeshing_keeps_the_volume(remeshed: tuple[Surface, Surface]) -> None:
     before, after = remeshed
     assert after.volume() == pytest.approx(before.volume(), rel=0.01)
+
+
+@pytest.mark.parametrize("bad", [np.nan, 0.0])
+def test_a_degenerate_surface_is_refused(bad: float) -> None:
+    before = ellipsoid()
+    with pytest.raises(ShapePriorError, match="degenerate"):
+        remesh(Surface(before.points * bad, before.triangles))
 
 
 def test_a_remeshed_surface_is_closed_and_of_even_triangles(

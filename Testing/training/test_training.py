@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy.spatial import cKDTree
 
 from model_server.errors import ShapePriorError
 from model_server.evaluation import simulate
+from model_server.evaluation.metrics import self_intersections
 from model_server.geometry.icosphere import icosphere
 from model_server.io.volumes import image_from_array
 from model_server.priors.registry import load_prior
@@ -17,6 +21,7 @@ from model_server.training.dals import DalsTrainer, DalsTraining
 from model_server.training.pointwolf import PointWolf
 from model_server.training.run import train
 from model_server.training.shapes import Case, split_cases
+from model_server.training.wrapping import wrap
 
 
 def ellipsoid(index: int, level: int = 3) -> Surface:
@@ -83,21 +88,33 @@ def test_pointwolf_warps_smoothly():
 
 
 TINY = DalsTraining(latent_size=8, hidden=(32, 32, 16), level=2, steps=120, batch=6,
-                    augmentations=1, points=200,
-                    template_steps=0)  # fmt: skip
+                    augmentations=1, points=200)  # fmt: skip
 
 
-def test_training_lowers_the_loss_and_resumes(tmp_path):
+@pytest.mark.parametrize(("share", "loss"), [(0.0, "chamfer"), (1.0, "wrapped")])
+def test_training_lowers_the_loss_and_resumes(tmp_path, share, loss):
     shapes = canonical_shapes(
         [Case(str(i), None) for i in range(6)], [ellipsoid(i) for i in range(6)], False
     )
-    trainer = DalsTrainer(shapes.surfaces, shapes.rms_radius, TINY, checkpoint=tmp_path / "c.pt")
+    config = replace(TINY, wrapped_share=share)
+    trainer = DalsTrainer(shapes.surfaces, shapes.rms_radius, config, checkpoint=tmp_path / "c.pt")
     trained = trainer.run()
-    assert trained.history[-1]["chamfer"] < 0.5 * trained.history[0]["chamfer"]
+    assert trained.history[-1][loss] < 0.5 * trained.history[0][loss]
     trainer._save(tmp_path / "c.pt")
-    again = DalsTrainer(shapes.surfaces, shapes.rms_radius, TINY, checkpoint=tmp_path / "c.pt")
+    again = DalsTrainer(shapes.surfaces, shapes.rms_radius, config, checkpoint=tmp_path / "c.pt")
     assert again.step == 120
     assert np.allclose(again.latents.weight.detach().numpy(), trained.latents)
+
+
+@pytest.mark.parametrize("bend", [0.0, 0.8])
+def test_wrapping_covers_a_shape_without_folds(bend):
+    plain = ellipsoid(0)
+    points = (plain.points - plain.points.mean(axis=0)) / np.ptp(plain.points, axis=0).max()
+    shape = Surface(points + bend * np.outer(points[:, 1] ** 2, [1, 0, 0]), plain.triangles)
+    wrapped = Surface(wrap(shape, 4), icosphere(4).triangles)
+    assert self_intersections(wrapped) == 0.0
+    assert wrapped.volume() == pytest.approx(shape.volume(), rel=0.1)
+    assert cKDTree(wrapped.points).query(shape.points)[0].max() < 0.1
 
 
 def test_train_then_fit(folder, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 
 def points_loss(vertices: Tensor, triangles: Tensor, points: Tensor) -> Tensor:
     """Chamfer distance of as many mesh samples to (N, 3) points, squared units (section 4.1)."""
-    samples, _ = sample_mesh(vertices[None], triangles, len(points))
+    samples = sample_mesh(vertices[None], triangles, len(points))
     return chamfer(samples, points[None])
 
 

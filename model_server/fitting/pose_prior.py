@@ -57,7 +57,11 @@ class Span:
 
 
 def span_of(points: Array) -> Span:
-    """Describe (N, 3) boundary points, RAS mm; features do not depend on place or size."""
+    """Describe (N, 3) boundary points, RAS mm; features do not depend on place.
+
+    The size is one of them: organs have their sizes, and what spans little of an organ (parallel
+    outlines) tells little else of it.
+    """
     low, high = points.min(axis=0), points.max(axis=0)
     center, extent = 0.5 * (low + high), np.maximum(high - low, 1e-6)
     size = float(np.linalg.norm(extent)) / 2.0
@@ -69,6 +73,7 @@ def span_of(points: Array) -> Span:
             np.log(extent / (2 * size)),
             np.log(np.diag(moments) + 1e-6),
             moments[[0, 0, 1], [1, 2, 2]],
+            [np.log(size)],
         ]
     )
     return Span(center, size, features)

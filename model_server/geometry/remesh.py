@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from model_server.errors import ShapePriorError
 from model_server.geometry.closest import closest_on_mesh
 from model_server.geometry.labels import oriented
 from model_server.reconstruction import Surface
@@ -19,11 +20,19 @@ def remesh(surface: Surface, iterations: int = 5) -> Surface:
     Args:
         surface: closed, any units.
         iterations: rounds of split, collapse, flip, smooth and reproject; the paper's are 5.
+
+    Raises:
+        ShapePriorError: a surface that is not finite, or that is a point.
     """
     import gpytoolbox
 
     corners = surface.corners()
     edge = float(np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=2).mean())
+    if not np.isfinite(edge) or edge <= 0.0:
+        raise ShapePriorError(
+            "The fitted surface is degenerate.",
+            "Check the annotations: they may be of different organs, or in other units than mm.",
+        )
     points, triangles = gpytoolbox.remesh_botsch(
         surface.points, surface.triangles, iterations, EDGE_SHARE * edge, True
     )

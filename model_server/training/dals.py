@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from model_server.geometry.icosphere import icosphere
 from model_server.priors.dals_decoder import DalsDecoder
 from model_server.reconstruction import Surface
 from model_server.training.pointwolf import PointWolf
-from model_server.training.template import mean_surface, sphere_onto
+from model_server.training.wrapping import wrap_all
 
 Array = NDArray[np.float64]
 Progress = Callable[[str, float, dict[str, float]], None]
@@ -37,11 +36,8 @@ class DalsTraining:
         augmentations: warped copies of each training shape (PointWOLF).
         points: surface points of the target, and of the mesh, in each step's Chamfer distance.
         quality_weight: lambda_reg of Eq. 1.
-        quality_start: factor on lambda_reg at the first step, falling to one over the first 40 %.
-        normal_weight: how far apart, in canonical units, a unit difference of normals puts two
-            points when the Chamfer distance pairs them. It keeps a point on one side of a thin
-            organ from being pulled to the other side; 0 is the paper's Chamfer.
-        template_steps: steps that first teach the decoder the mean shape, whatever the latent.
+        wrapped_share: of the steps, the first ones, that regress the wrapped sphere
+            (``training.wrapping``); the others minimize Eq. 1.
         latent_weight: lambda_n of Eq. 1.
         learning_rate: peak, of the decoder; latents use five times as much.
         seed: of everything random.
@@ -55,9 +51,7 @@ class DalsTraining:
     augmentations: int = 5
     points: int = 900
     quality_weight: float = 1e-3
-    quality_start: float = 10.0
-    normal_weight: float = 0.15
-    template_steps: int = 400
+    wrapped_share: float = 0.4
     latent_weight: float = 3e-5
     learning_rate: float = 2e-3
     seed: int = 0
@@ -82,35 +76,23 @@ def triangle_quality(vertices: Tensor, triangles: Tensor) -> Tensor:
     return 1.0 - 4.0 * math.sqrt(3.0) * (area / edges).mean()
 
 
-def sample_mesh(vertices: Tensor, triangles: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(B, V, 3) -> (B, count, 3) differentiable samples, uniform over the area, and normals.
-
-    The unit normals (B, count, 3) carry no gradient.
-    """
+def sample_mesh(vertices: Tensor, triangles: Tensor, count: int) -> Tensor:
+    """(B, V, 3) -> (B, count, 3) differentiable samples, uniform over the area."""
     a, b, c = (vertices[:, triangles[:, k]] for k in range(3))
     with torch.no_grad():
-        cross = torch.linalg.cross(b - a, c - a)
-        area = cross.norm(dim=-1) + 1e-12
+        area = torch.linalg.cross(b - a, c - a).norm(dim=-1) + 1e-12
         chosen = torch.multinomial(area, count, replacement=True)
         u, v = torch.rand(2, *chosen.shape, 1, device=vertices.device).unbind(0)
         u, v = torch.where(u + v > 1, 1 - u, u), torch.where(u + v > 1, 1 - v, v)
-        index = chosen[..., None].expand(-1, -1, 3)
-        normals = (cross / area[..., None]).gather(1, index)
+    index = chosen[..., None].expand(-1, -1, 3)
     a, b, c = (t.gather(1, index) for t in (a, b, c))
-    return (1 - u - v) * a + u * b + v * c, normals
+    return (1 - u - v) * a + u * b + v * c
 
 
-def chamfer(first: Tensor, second: Tensor, normals: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """Symmetric mean squared nearest distance of (B, N, 3) and (B, M, 3) point sets.
-
-    With ``normals`` (scaled, one for each point) nearest means nearest in position and normal
-    together; the distance is that of the positions.
-    """
+def chamfer(first: Tensor, second: Tensor) -> Tensor:
+    """Symmetric mean squared nearest distance of (B, N, 3) and (B, M, 3) point sets."""
     with torch.no_grad():
-        one, two = first, second
-        if normals is not None:
-            one, two = torch.cat([first, normals[0]], 2), torch.cat([second, normals[1]], 2)
-        gap = torch.cdist(one, two, compute_mode="use_mm_for_euclid_dist")
+        gap = torch.cdist(first, second, compute_mode="use_mm_for_euclid_dist")
         there, back = gap.argmin(2), gap.argmin(1)
     to_second = second.gather(1, there[..., None].expand(-1, -1, 3))
     to_first = first.gather(1, back[..., None].expand(-1, -1, 3))
@@ -119,49 +101,62 @@ def chamfer(first: Tensor, second: Tensor, normals: tuple[Tensor, Tensor] | None
 
 
 def surface_samples(surface: Surface, count: int, rng: np.random.Generator) -> Array:
-    """(count, 6) independent points, uniform over the area, and their outward normals."""
+    """(count, 3) points, uniform over the area."""
     corners = surface.corners()
     cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     area = np.linalg.norm(cross, axis=1)
-    face = rng.choice(len(area), count, p=area / area.sum())
-    chosen = corners[face]
+    chosen = corners[rng.choice(len(area), count, p=area / area.sum())]
     u, v = rng.random((2, count, 1))
     u, v = np.where(u + v > 1, 1 - u, u), np.where(u + v > 1, 1 - v, v)
-    points = (1 - u - v) * chosen[:, 0] + u * chosen[:, 1] + v * chosen[:, 2]
-    return np.hstack([points, cross[face] / area[face, None]])
+    return np.asarray((1 - u - v) * chosen[:, 0] + u * chosen[:, 1] + v * chosen[:, 2])
 
 
-def training_clouds(
-    surfaces: Sequence[Surface], config: DalsTraining, rms_radius: float
-) -> NDArray[np.float32]:
-    """(shapes * (1 + augmentations), 4096, 6) points and normals, the real shapes first.
+@dataclass(frozen=True)
+class TrainingShapes:
+    """What the decoder is trained on, the real shapes first, then their warped copies.
+
+    Attributes:
+        clouds: (N, 4096, 3) surface points, canonical frame.
+        wrapped: (N, V, 3) the template sphere wrapped around each shape.
+    """
+
+    clouds: NDArray[np.float32]
+    wrapped: NDArray[np.float32]
+
+
+def training_shapes(
+    surfaces: Sequence[Surface], config: DalsTraining, rms_radius: float, workers: int = 1
+) -> TrainingShapes:
+    """Surface points and wrapped spheres of the shapes and of their warped copies.
 
     Warped copies are centered and scaled again, as the real shapes are.
     """
     rng = np.random.default_rng(config.seed)
-    clouds = [surface_samples(s, 4096, rng) for s in surfaces]
+    wraps = wrap_all(surfaces, config.level + 1, workers)
+    clouds, wrapped = [surface_samples(s, 4096, rng) for s in surfaces], list(wraps)
     for _ in range(config.augmentations):
-        for surface in surfaces:
-            warped = Surface(config.wolf.warp(surface.points, rng), surface.triangles)
-            cloud = surface_samples(warped, 4096, rng)
-            points = cloud[:, :3] - cloud[:, :3].mean(axis=0)
-            points *= rms_radius / np.sqrt((points**2).sum(axis=1).mean())
-            clouds.append(np.hstack([points, cloud[:, 3:]]))
-    return np.stack(clouds).astype(np.float32)
+        for surface, around in zip(surfaces, wraps, strict=True):
+            count = len(surface.points)
+            warped = config.wolf.warp(np.concatenate([surface.points, around]), rng)
+            cloud = surface_samples(Surface(warped[:count], surface.triangles), 4096, rng)
+            center = cloud.mean(axis=0)
+            scale = rms_radius / np.sqrt(((cloud - center) ** 2).sum(axis=1).mean())
+            clouds.append((cloud - center) * scale)
+            wrapped.append((warped[count:] - center) * scale)
+    return TrainingShapes(np.stack(clouds).astype(np.float32), np.stack(wrapped).astype(np.float32))
 
 
-def starting_latents(clouds: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    """(N, size) principal components of each shape's distances to fixed probe points.
+def starting_latents(wrapped: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """(N, size) principal components of the wrapped spheres' vertices (N, V, 3).
 
     Auto-decoding may start anywhere; starting where alike shapes have alike latents saves most
     of the epochs. Total variance is 1.
     """
-    probes = np.concatenate([icosphere(3).points * radius for radius in (0.3, 0.55, 0.8)])
-    described = np.stack([cKDTree(cloud[:, :3]).query(probes)[0] for cloud in clouds])
-    described -= described.mean(axis=0)
+    described = wrapped.reshape(len(wrapped), -1)
+    described = described - described.mean(axis=0)
     left, values, _ = np.linalg.svd(described, full_matrices=False)
     keep = min(size, len(values))
-    latents = np.zeros((len(clouds), size), np.float32)
+    latents = np.zeros((len(described), size), np.float32)
     latents[:, :keep] = left[:, :keep] * values[:keep]
     return np.asarray(latents / np.sqrt((latents**2).sum(axis=1).mean()), dtype=np.float32)
 
@@ -175,6 +170,7 @@ class DalsTrainer:
         config: hyperparameters.
         device: torch device.
         checkpoint: file to write every 500 steps and to resume from when it exists.
+        workers: processes that prepare the shapes.
     """
 
     def __init__(
@@ -184,18 +180,21 @@ class DalsTrainer:
         config: DalsTraining,
         device: str = "cpu",
         checkpoint: Path | None = None,
+        workers: int = 1,
     ) -> None:
         torch.manual_seed(config.seed)
         self.config, self.device, self.checkpoint = config, torch.device(device), checkpoint
         self.real_count = len(surfaces)
-        clouds = training_clouds(surfaces, config, rms_radius)
-        self.clouds = torch.from_numpy(clouds).to(self.device)
-        self.clouds[..., 3:] *= config.normal_weight
+        shapes = training_shapes(surfaces, config, rms_radius, workers)
+        self.clouds = torch.from_numpy(shapes.clouds).to(self.device)
+        self.wrapped = torch.from_numpy(shapes.wrapped).to(self.device)
         sphere = icosphere(config.level)
         self.sphere = torch.tensor(sphere.points, dtype=torch.float32, device=self.device)
+        fine = icosphere(config.level + 1).points
+        self.fine_sphere = torch.tensor(fine, dtype=torch.float32, device=self.device)
         self.triangles = torch.tensor(sphere.triangles, dtype=torch.int64, device=self.device)
         self.decoder = DalsDecoder(config.latent_size, config.hidden, rms_radius).to(self.device)
-        start = torch.from_numpy(starting_latents(clouds, config.latent_size))
+        start = torch.from_numpy(starting_latents(shapes.wrapped, config.latent_size))
         self.latents = torch.nn.Embedding.from_pretrained(start, freeze=False, sparse=True).to(
             self.device
         )
@@ -207,8 +206,6 @@ class DalsTrainer:
         self.history: list[dict[str, float]] = []
         if checkpoint and checkpoint.exists():
             self._resume(checkpoint)
-        else:
-            self._learn_template(surfaces, rms_radius)
 
     def run(self, progress: Progress | None = None) -> TrainedDals:
         """Train to the end; ``progress(stage, share, losses)`` is called every 50 steps."""
@@ -218,7 +215,7 @@ class DalsTrainer:
             running.append(losses)
             self.step += 1
             if self.step % 50 == 0:
-                mean = {k: float(np.mean([r[k] for r in running])) for k in losses}
+                mean = {k: float(np.mean([r[k] for r in running if k in r])) for k in losses}
                 self.history.append({"step": self.step, **mean})
                 running = []
                 if progress:
@@ -227,26 +224,6 @@ class DalsTrainer:
                 self._save(self.checkpoint)
         latents = self.latents.weight.detach().cpu().numpy()
         return TrainedDals(self.decoder.cpu().eval(), latents, self.real_count, self.history)
-
-    def _learn_template(self, surfaces: Sequence[Surface], rms_radius: float) -> None:
-        """Regress the mean shape on the sphere, for all latents alike."""
-        mean = mean_surface(surfaces, rms_radius)
-        reach = 1.05 * float(np.linalg.norm(mean.points, axis=1).max())
-        target = torch.tensor(sphere_onto(mean, reach), dtype=torch.float32, device=self.device)
-        sphere = torch.tensor(icosphere(4).points, dtype=torch.float32, device=self.device)
-        optimizer = torch.optim.Adam(self.decoder.parameters(), lr=self.config.learning_rate)
-        for step in range(self.config.template_steps):
-            optimizer.param_groups[0]["lr"] = self.config.learning_rate * (
-                1.0 - step / self.config.template_steps
-            )
-            order = torch.randint(len(self.clouds), (8,), device=self.device)
-            latents = self.latents.weight.detach()[order]
-            optimizer.zero_grad()
-            with torch.autocast(self.device.type, torch.bfloat16):
-                offsets = self.decoder(latents[:, None], sphere)
-            gap = self.decoder.radius * sphere + offsets.float() - target
-            gap.square().sum(-1).mean().backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
 
     def _batches(self):  # type: ignore[no-untyped-def]
         """Index batches; every real shape comes up three times as often as a warped one."""
@@ -266,38 +243,45 @@ class DalsTrainer:
             return 0.1 + 0.9 * at / 0.03
         return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (at - 0.03) / 0.97))
 
-    def _quality_weight(self) -> float:
-        early = max(0.0, 1.0 - self.step / (0.4 * self.config.steps))
-        return self.config.quality_weight * self.config.quality_start**early
-
     def _train_step(self, order: Tensor) -> dict[str, float]:
         rate = self._rate() * self.config.learning_rate
         for optimizer, factor in ((self.optimizer, 1.0), (self.latent_optimizer, 5.0)):
             optimizer.param_groups[0]["lr"] = factor * rate
             optimizer.zero_grad()
-        turn = Rotation.random(rng=self.rng).as_matrix()
-        sphere = self.sphere @ torch.tensor(turn.T, dtype=torch.float32, device=self.device)
         latents = self.latents(order)
-        # On CPUs and GPUs with bfloat16 units this is 3-4 times faster, at no cost in accuracy.
-        with torch.autocast(self.device.type, torch.bfloat16):
-            offsets = self.decoder(latents[:, None], sphere)
-        vertices = self.decoder.radius * sphere + offsets.float()
-        picked = torch.randint(self.clouds.shape[1], (self.config.points,), device=self.device)
-        points, normals = sample_mesh(vertices, self.triangles, self.config.points)
-        target = self.clouds[order][:, picked]
-        keys = (self.config.normal_weight * normals, target[..., 3:])
-        fit = chamfer(points, target[..., :3], keys)
-        quality = triangle_quality(vertices, self.triangles)
-        size = latents.square().sum(1).mean()
-        loss = fit + self._quality_weight() * quality + self.config.latent_weight * size
+        wrapping = self.step < self.config.wrapped_share * self.config.steps
+        losses = self._wrapped_loss(order, latents) if wrapping else self._loss(order, latents)
+        losses["latent"] = latents.square().sum(1).mean()
+        weights = {"quality": self.config.quality_weight, "latent": self.config.latent_weight}
+        loss = torch.stack([weights.get(k, 1.0) * v for k, v in losses.items()]).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), 1.0)
         self.optimizer.step()
         self.latent_optimizer.step()
+        return {name: float(value.detach()) for name, value in losses.items()}
+
+    def _decoded(self, latents: Tensor, sphere: Tensor) -> Tensor:
+        # On CPUs and GPUs with bfloat16 units this is 3-4 times faster, at no cost in accuracy.
+        with torch.autocast(self.device.type, torch.bfloat16):
+            offsets = self.decoder(latents[:, None], sphere)
+        return self.decoder.radius * sphere + offsets.float()
+
+    def _wrapped_loss(self, order: Tensor, latents: Tensor) -> dict[str, Tensor]:
+        """Distances to the wrapped spheres' vertices."""
+        picked = torch.randperm(len(self.fine_sphere), device=self.device)[: self.config.points]
+        vertices = self._decoded(latents, self.fine_sphere[picked])
+        return {"wrapped": (vertices - self.wrapped[order][:, picked]).square().sum(-1).mean()}
+
+    def _loss(self, order: Tensor, latents: Tensor) -> dict[str, Tensor]:
+        """Eq. 1 without its last term, on a template turned at random."""
+        turn = Rotation.random(rng=self.rng).as_matrix()
+        sphere = self.sphere @ torch.tensor(turn.T, dtype=torch.float32, device=self.device)
+        vertices = self._decoded(latents, sphere)
+        picked = torch.randint(self.clouds.shape[1], (self.config.points,), device=self.device)
+        samples = sample_mesh(vertices, self.triangles, self.config.points)
         return {
-            "chamfer": float(fit.detach()),
-            "quality": 1.0 - float(quality.detach()),
-            "latent": float(size.detach()),
+            "chamfer": chamfer(samples, self.clouds[order][:, picked]),
+            "quality": triangle_quality(vertices, self.triangles),
         }
 
     def _save(self, path: Path) -> None:

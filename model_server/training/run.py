@@ -27,6 +27,7 @@ SOLVERS: dict[str, dict[str, float]] = {
     "hippocampus": {"guide_points": 500.0, "guide_noise": 0.04, "smoothness": 0.36},
 }
 LATENT_MODES = 100  # K of the latents' Gaussian
+WORKERS = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,8 @@ def prepare(
         raise ShapePriorError(
             f"'{data}' has {len(split.training)} training label volumes.", "Give at least five."
         )
-    workers = min(4, os.cpu_count() or 1)
     report = None if progress is None else lambda stage, share: progress(stage, share, {})
-    surfaces = load_surfaces(split.training, workers, report)
+    surfaces = load_surfaces(split.training, WORKERS, report)
     if progress:
         progress("aligning shapes", 0.0, {})
     shapes = canonical_shapes(split.training, surfaces, mirrors)
@@ -226,13 +226,18 @@ def _train_dals(
 
     config = replace(DalsTraining(), **options)
     shapes = prepared.canonical
+    if progress:
+        progress("wrapping the template", 0.0, {})
     trainer = DalsTrainer(
         shapes.surfaces,
         shapes.rms_radius,
         config,
         str(choose_device(device)),
         folder / "checkpoint.pt",
+        WORKERS,
     )
+    if progress:
+        progress("training", 0.0, {})
     trained = trainer.run(progress)
     mean, root = latent_gaussian(trained.latents[: trained.real_count])
     arrays: dict[str, NDArray[Any]] = pack_decoder(trained.decoder)

@@ -14,7 +14,7 @@ from multiprocessing import get_context
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import map_coordinates
+from scipy.ndimage import distance_transform_edt, map_coordinates
 
 from model_server.geometry.grid import Grid
 from model_server.geometry.icosphere import icosphere, neighbor_means
@@ -34,7 +34,7 @@ def wrap(surface: Surface, level: int) -> Array:
     neighbors, which keeps the triangles even.
     """
     grid = Grid(GRID, 1.2)
-    field = grid.signed_distance(surface, 3.0)
+    field = _distance(surface, grid)
     slopes = np.gradient(field, grid.spacing)
     points = icosphere(level).points
     for _ in range(STEPS):
@@ -46,6 +46,14 @@ def wrap(surface: Surface, level: int) -> Array:
         even -= (even * normal).sum(axis=1, keepdims=True) * normal
         points = points - DESCENT * gap[:, None] * normal + EVENING * even
     return points
+
+
+def _distance(surface: Surface, grid: Grid) -> Array:
+    """Signed distance, exact near the surface and to the nearest voxel's center elsewhere."""
+    clamp = 3.0 * grid.spacing
+    near = grid.signed_distance(surface, clamp)
+    far = distance_transform_edt(near > 0) - distance_transform_edt(near <= 0)
+    return np.asarray(np.where(np.abs(near) < clamp, near, far * grid.spacing))
 
 
 def wrap_all(surfaces: Sequence[Surface], level: int, workers: int = 1) -> Array:

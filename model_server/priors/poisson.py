@@ -33,7 +33,7 @@ class PoissonBaseline:
         """Yield the one surface.
 
         Raises:
-            ShapePriorError: too few annotations, or no closed surface.
+            ShapePriorError: too few annotations, no closed surface, or no pymeshlab.
         """
         del start, settings
         began = time.perf_counter()
@@ -42,9 +42,15 @@ class PoissonBaseline:
 
 
 def _poisson(observations: Observations) -> Surface:
-    import pymeshlab
     import trimesh
 
+    try:
+        import pymeshlab
+    except ImportError as error:
+        raise ShapePriorError(
+            "Screened Poisson needs pymeshlab, which is not installed.",
+            "Install the extra: pip install 'shape-prior-slicer[evaluate]'.",
+        ) from error
     extent = observations.extent_mm() or 100.0
     samples = oriented_samples(observations, extent / SAMPLES)
     meshes = pymeshlab.MeshSet(verbose=False)

@@ -11,7 +11,7 @@ from model_server.reconstruction import Residual
 
 RADIUS_FACTOR = 1.35  # a fitted organ so much larger or smaller than any in training is refused
 SIZE_FACTOR = 2.0  # beyond the largest or smallest training shape by this factor is an error
-TOO_FAR = 0.4  # mean residual as a share of the organ's RMS radius: these do not belong together
+TOO_FAR = 0.6  # mean residual as a share of the organ's RMS radius: these do not belong together
 FAR = 0.2  # the same, for a warning
 
 

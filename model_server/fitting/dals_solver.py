@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from model_server.fitting.attachment import Attachment, attach, attach_points, vertex_normals
+from model_server.fitting.interrupt import check
 from model_server.fitting.samples import BoundarySamples
 from model_server.geometry.icosphere import icosphere, uniform_laplacian
 from model_server.geometry.labels import oriented
@@ -260,6 +261,7 @@ class DalsSolver:
             strength: of the latents' Gaussian.
             guide: (G, 3) points of the quick look's surface, RAS mm.
         """
+        check()
         surface = self.surface(state)
         attached, weight = self._evidence(surface, samples, guide, noise, None)
         jacobian = np.concatenate(
@@ -292,6 +294,7 @@ class DalsSolver:
         guide: Array | None = None,
     ) -> tuple[DalsState, LocalSystem]:
         """One linearization of the local stage; arguments as in ``global_step``."""
+        check()
         level = self.settings.local_level
         count = len(icosphere(level).points)
         size = len(state.latent)

@@ -1,0 +1,1 @@
+"""The backend as a server process: wire format, sessions, limits, app."""

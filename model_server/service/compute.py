@@ -1,0 +1,141 @@
+"""One thread that does all fitting on one device, for all sessions in turn.
+
+A session has at most one job; its newer job takes the place of the older in the queue. Jobs
+advance one surface at a time: a job's first surface goes before everyone's later ones, since it
+costs a few hundredths of a second and somebody is waiting for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from model_server.errors import ShapePriorError
+from model_server.fitting.interrupt import Interrupted, stop_when
+from model_server.reconstruction import Reconstruction
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Job:
+    """A request being worked on.
+
+    Attributes:
+        session: whose it is.
+        begin: makes the iterator of surfaces, in the compute thread.
+        surface: told each reconstruction and whether it is the last.
+        failed: told the error that ended the job.
+    """
+
+    session: int
+    begin: Callable[[], Iterator[Reconstruction]]
+    surface: Callable[[Reconstruction, bool], None]
+    failed: Callable[[ShapePriorError], None]
+    stopped: threading.Event = field(default_factory=threading.Event)
+    _surfaces: Iterator[Reconstruction] | None = None
+    _held: Reconstruction | None = None
+
+    def advance(self) -> bool:
+        """Compute one surface; False when there is nothing left to do."""
+        if self.stopped.is_set():
+            return False
+        try:
+            with stop_when(self.stopped.is_set):
+                return self._advance()
+        except Interrupted:
+            return False
+        except ShapePriorError as error:
+            self.failed(error)
+        except MemoryError:
+            self.failed(
+                ShapePriorError("The fit ran out of memory.", "Send smaller volumes.", "memory")
+            )
+        except Exception as error:
+            # No message: it may name the patient's files.
+            log.error("a fit failed: %s", type(error).__name__, exc_info=log.isEnabledFor(10))
+            self.failed(
+                ShapePriorError(
+                    f"The fit failed inside the server ({type(error).__name__}).",
+                    "Change the annotations, or send the server's log to the developers.",
+                    "internal",
+                )
+            )
+        return False
+
+    def _advance(self) -> bool:
+        if self._surfaces is None:
+            self._surfaces = self.begin()
+        # A fit does not say which surface is its last: it is told one surface late, except that
+        # every surface goes out at once as progress.
+        found = next(self._surfaces, None)
+        if found is not None:
+            self._held = found
+            self.surface(found, False)
+            return True
+        if self._held is None:
+            raise ShapePriorError("The fit yielded no surface.", "Try another prior.")
+        self.surface(self._held, True)
+        return False
+
+
+class ComputeThread:
+    """Runs jobs until ``close``."""
+
+    def __init__(self, name: str = "compute") -> None:
+        self._fresh: deque[Job] = deque()
+        self._begun: deque[Job] = deque()
+        self._wake = threading.Condition()
+        self._open = True
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Queue a job, at the place of the session's older one if that is still waiting."""
+        with self._wake:
+            for index, other in enumerate(self._fresh):
+                if other.session == job.session:
+                    other.stopped.set()
+                    self._fresh[index] = job
+                    break
+            else:
+                self._fresh.append(job)
+            for other in self._begun:
+                if other.session == job.session:
+                    other.stopped.set()
+            self._wake.notify()
+
+    def waiting(self) -> int:
+        """Jobs that are not finished."""
+        with self._wake:
+            return len(self._fresh) + len(self._begun)
+
+    def close(self) -> None:
+        """Stop after the present step."""
+        with self._wake:
+            self._open = False
+            for job in (*self._fresh, *self._begun):
+                job.stopped.set()
+            self._wake.notify()
+
+    def _next(self) -> Job | None:
+        with self._wake:
+            while self._open and not self._fresh and not self._begun:
+                self._wake.wait()
+            if not self._open:
+                return None
+            queue = self._fresh or self._begun
+            job = queue.popleft()
+            # Kept in sight while it runs, so that a newer job can stop it.
+            self._begun.append(job)
+            return job
+
+    def _run(self) -> None:
+        while (job := self._next()) is not None:
+            unfinished = job.advance()
+            if not unfinished:
+                with self._wake:
+                    self._begun.remove(job)

@@ -1,0 +1,304 @@
+"""One client's requests: the newest wins, each ends in exactly one answer, the next starts warm."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from model_server.errors import ShapePriorError
+from model_server.observations import Observations
+from model_server.priors.protocol import FitSettings, ShapePrior
+from model_server.reconstruction import Reconstruction
+from model_server.service.compute import ComputeThread, Job
+from model_server.service.outbox import Frame, Outbox
+from model_server.service.wire import (
+    Limits,
+    bad_message,
+    error_map,
+    read_observations,
+    request_id,
+)
+from model_server.service.wire import field as message_field
+
+log = logging.getLogger(__name__)
+SIDES = ("auto", "left", "right")
+STRENGTHS = (0.01, 100.0)
+SWITCHES = ("local", "remesh", "uncertainty")
+
+
+class Priors:
+    """Priors loaded once and kept; used by compute threads only.
+
+    Args:
+        device: "auto", "cpu" or "cuda".
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._loaded: dict[str, ShapePrior] = {}
+        self._lock = threading.Lock()
+
+    def get(self, name: str) -> ShapePrior:
+        """A prior of the zoo by name; folders are not taken from clients.
+
+        Raises:
+            ShapePriorError: no such prior, or its files are damaged.
+        """
+        from model_server.priors.registry import UNTRAINED, load_prior, prior_folders
+
+        with self._lock:
+            if name not in self._loaded:
+                known = [*prior_folders(), *UNTRAINED]
+                if name not in known:
+                    raise ShapePriorError(
+                        "The server has no such prior.",
+                        f"Choose one of: {', '.join(known)}.",
+                        "unknown-prior",
+                    )
+                self._loaded[name] = load_prior(name, self._device)
+            return self._loaded[name]
+
+
+def content_hashes(observations: Observations) -> dict[str, str]:
+    """A hash of each annotation's points, by kind, place and name."""
+    groups = {
+        "outline": [(o.name, np.concatenate(o.loops)) for o in observations.outlines],
+        **{
+            kind: [(s.name, s.points) for s in getattr(observations, kind)]
+            for kind in ("boundary", "inside", "outside")
+        },
+        "label_map": [
+            (v.name, v.array) for v in (observations.label_map,) if v is not None
+        ],
+    }  # fmt: skip
+    return {
+        f"{kind} {index}: {name}": hashlib.blake2b(
+            np.ascontiguousarray(array).tobytes(), digest_size=16
+        ).hexdigest()
+        for kind, found in groups.items()
+        for index, (name, array) in enumerate(found)
+    }
+
+
+@dataclass(frozen=True)
+class Request:
+    """A fit that was asked for."""
+
+    number: int
+    prior: str
+    observations: Observations
+    settings: FitSettings
+    refine: bool = False
+    hashes: dict[str, str] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A finished request and its surface: where the next one starts."""
+
+    request: Request
+    reconstruction: Reconstruction
+
+
+def read_settings(message: object) -> FitSettings:
+    """Settings of a fit from a client's map.
+
+    Raises:
+        ShapePriorError: a value out of its range.
+    """
+    if not isinstance(message, dict):
+        raise bad_message("The field 'settings' is no map.")
+    strength = message.get("prior_strength", 1.0)
+    side = message.get("side", "auto")
+    if isinstance(strength, bool) or not isinstance(strength, int | float):
+        raise bad_message("The strength of the prior is no number.")
+    if not STRENGTHS[0] <= strength <= STRENGTHS[1]:
+        raise ShapePriorError(
+            f"A strength of the prior of {strength:g} is out of range.",
+            f"Choose it between {STRENGTHS[0]:g} and {STRENGTHS[1]:g}.",
+            "out-of-range",
+        )
+    if side not in SIDES:
+        raise ShapePriorError("There is no such side.", f"Choose one of: {', '.join(SIDES)}.")
+    switches = {}
+    for name in SWITCHES:
+        switches[name] = message.get(name, True)
+        if not isinstance(switches[name], bool):
+            raise bad_message(f"The setting '{name}' is neither true nor false.")
+    return FitSettings(prior_strength=float(strength), side=side, **switches)
+
+
+class Session:
+    """What one connection asked for; lives in the event loop's thread.
+
+    Args:
+        number: of the session, for logs.
+        compute: does the fitting.
+        priors: shared.
+        limits: of the server.
+        loop: where answers are delivered.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        compute: ComputeThread,
+        priors: Priors,
+        limits: Limits,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.number, self.compute, self.priors, self.limits = number, compute, priors, limits
+        self.loop = loop
+        self.outbox = Outbox(limits.frames_per_second)
+        self.running: tuple[Request, Job] | None = None
+        self.last: Answer | None = None
+        self.newest = 0
+
+    # --- requests -----------------------------------------------------------------------------
+
+    def handle(self, message: Mapping[str, Any]) -> None:
+        """Act on one message; what is wrong with it becomes an error message."""
+        number: int | None = None
+        try:
+            kind = message_field(message, "type", str)
+            if kind in ("fit", "refine", "cancel", "ping"):
+                number = request_id(message)
+            handlers: dict[str, Callable[[Mapping[str, Any], int], None]] = {
+                "fit": self._fit,
+                "refine": self._refine,
+                "cancel": self._cancel,
+                "ping": self._ping,
+            }
+            if kind not in handlers or number is None:
+                raise bad_message("There is no message of this type.")
+            handlers[kind](message, number)
+        except ShapePriorError as error:
+            log.info("session %d: refused (%s)", self.number, error.code)
+            self.outbox.put(error_map(error, number))
+
+    def _ping(self, message: Mapping[str, Any], number: int) -> None:
+        self.outbox.put({"type": "pong", "id": number, "jobs": self.compute.waiting()})
+
+    def _cancel(self, message: Mapping[str, Any], number: int) -> None:
+        # A request that has ended meanwhile has had its answer: nothing is left to say.
+        if self.running is not None and self.running[0].number == number:
+            self._end_running("cancel")
+
+    def _fit(self, message: Mapping[str, Any], number: int) -> None:
+        self._check_new(number)
+        observations = read_observations(message_field(message, "observations", dict), self.limits)
+        self._start(
+            Request(
+                number,
+                str(message_field(message, "prior", str)),
+                observations,
+                read_settings(message.get("settings", {})),
+                hashes=content_hashes(observations),
+            )
+        )
+
+    def _refine(self, message: Mapping[str, Any], number: int) -> None:
+        self._check_new(number)
+        if self.last is None:
+            raise ShapePriorError(
+                "There is no surface to refine.", "Reconstruct first.", "nothing-to-refine"
+            )
+        asked = self.last.request
+        self._start(
+            Request(number, asked.prior, asked.observations, asked.settings, True, asked.hashes)
+        )
+
+    def _check_new(self, number: int) -> None:
+        if number <= self.newest:
+            raise bad_message("Numbers of requests have to grow.")
+        self.newest = number
+
+    def _end_running(self, by: str) -> None:
+        """Tell that the running request was cancelled; its late surfaces are dropped."""
+        if self.running is None:
+            return
+        request, job = self.running
+        self.running = None
+        job.stopped.set()
+        self.outbox.forget(request.number)
+        self.outbox.put({"type": "cancelled", "id": request.number, "by": by})
+
+    def _start(self, request: Request) -> None:
+        self._end_running("superseded")
+        changed = self._changed(request)
+
+        def deliver(found: Reconstruction, final: bool) -> None:
+            self.loop.call_soon_threadsafe(self._surface, request, found, final, changed)
+
+        def failed(error: ShapePriorError) -> None:
+            self.loop.call_soon_threadsafe(self._failed, request, error)
+
+        job = Job(self.number, lambda: self._surfaces(request), deliver, failed)
+        self.running = (request, job)
+        self.compute.submit(job)
+
+    def close(self) -> None:
+        """Stop what runs; nothing more is sent."""
+        if self.running is not None:
+            self.running[1].stopped.set()
+            self.running = None
+
+    # --- the fit, in the compute thread -------------------------------------------------------
+
+    def _changed(self, request: Request) -> tuple[str, ...]:
+        """Annotations that are new, gone or different since the last answer."""
+        before = self.last.request.hashes if self.last else {}
+        names = {**before, **request.hashes}
+        return tuple(n for n in names if before.get(n) != request.hashes.get(n))
+
+    def _surfaces(self, request: Request) -> Iterator[Reconstruction]:
+        last = self.last
+        same_prior = last is not None and last.request.prior == request.prior
+        if last is not None and same_prior and not request.refine:
+            unchanged = request.hashes == last.request.hashes
+            if unchanged and request.settings == last.request.settings:
+                return iter([last.reconstruction])
+        shared = last is not None and bool(
+            set(last.request.hashes.items()) & set(request.hashes.items())
+        )
+        start = last.reconstruction if last is not None and same_prior and shared else None
+        prior = self.priors.get(request.prior)
+        return prior.fit(request.observations, start, request.settings)
+
+    # --- answers, in the event loop's thread --------------------------------------------------
+
+    def _is_running(self, request: Request) -> bool:
+        return self.running is not None and self.running[0] is request
+
+    def _surface(
+        self, request: Request, found: Reconstruction, final: bool, changed: tuple[str, ...]
+    ) -> None:
+        if not self._is_running(request):
+            return
+        elapsed = time.monotonic() - request.began
+        kind = "result" if final else "progress"
+        frame = Frame(kind, request.number, found, elapsed, changed)
+        if not final:
+            self.outbox.show(frame)
+            return
+        self.running = None
+        self.last = Answer(request, found)
+        self.outbox.put(frame)
+        log.info("session %d: %s fitted in %.2f s", self.number, request.prior, elapsed)
+
+    def _failed(self, request: Request, error: ShapePriorError) -> None:
+        if not self._is_running(request):
+            return
+        self.running = None
+        self.outbox.forget(request.number)
+        self.outbox.put(error_map(error, request.number))
+        log.info("session %d: failed (%s)", self.number, error.code)

@@ -1,0 +1,323 @@
+"""What goes over the socket: msgpack maps, arrays as dtype, shape and little-endian bytes.
+
+Torch-free, shared by server and client, described in Resources/Documentation/wire.md. Nothing is
+pickled: what does not parse into plain values and typed arrays is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from model_server.errors import ShapePriorError
+from model_server.observations import Observations, PlanarOutline, PointSet, Volume
+from model_server.pose import Pose
+from model_server.reconstruction import Provenance, Reconstruction, Residual, Surface
+
+VERSION = 1
+TOKEN_VARIABLE = "SHAPE_PRIOR_TOKEN"  # how the token reaches the server
+READY = "SHAPE_PRIOR_SERVER "  # starts the line, followed by JSON, that tells where it listens
+DTYPES = ("<f4", "<f8", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8")
+MOST_AXES = 4
+ARRAY = ("dtype", "shape", "data")
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes from one client before it refuses.
+
+    Attributes:
+        message_bytes: of one message.
+        points: control points of outlines and clicks together.
+        outlines: curves in one request.
+        voxels: of one volume.
+        sessions: open at once.
+        idle_minutes: without a message, after which a session is closed.
+        frames_per_second: progress messages of one session.
+    """
+
+    message_bytes: int = 64 * 2**20
+    points: int = 200_000
+    outlines: int = 1_000
+    voxels: int = 48 * 2**20
+    sessions: int = 32
+    idle_minutes: float = 60.0
+    frames_per_second: float = 20.0
+
+
+def bad_message(what: str) -> ShapePriorError:
+    """The error of a message that does not follow the protocol."""
+    return ShapePriorError(what, "Use a client of the same version.", "bad-message")
+
+
+# --- bytes --------------------------------------------------------------------------------------
+
+
+def pack(message: Mapping[str, Any]) -> bytes:
+    """A map of plain values and numpy arrays -> bytes."""
+    packed: bytes = msgpack.packb(message, default=_plain, use_bin_type=True)
+    return packed
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.ndarray):
+        array = np.ascontiguousarray(value)
+        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        if little.dtype.str not in DTYPES:
+            raise TypeError(f"arrays of {array.dtype} do not travel")
+        return {"dtype": little.dtype.str, "shape": list(array.shape), "data": little.tobytes()}
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} does not travel")
+
+
+def unpack(data: bytes) -> Message:
+    """Bytes -> map; typed arrays come out as numpy arrays.
+
+    Raises:
+        ShapePriorError: (bad-message) not msgpack, not a map, or an array that is none.
+    """
+    try:
+        message = msgpack.unpackb(data, raw=False, strict_map_key=True, object_hook=_array)
+    except ShapePriorError:
+        raise
+    except (ValueError, TypeError, OverflowError, msgpack.exceptions.UnpackException) as error:
+        raise bad_message("The message cannot be read.") from error
+    if not isinstance(message, dict):
+        raise bad_message("The message is not a map.")
+    return message
+
+
+def _array(found: Message) -> Message | NDArray[Any]:
+    if tuple(sorted(found)) != tuple(sorted(ARRAY)):
+        return found
+    dtype, shape, data = (found[k] for k in ARRAY)
+    if dtype not in DTYPES or not isinstance(data, bytes):
+        raise bad_message("An array has an unknown type.")
+    if (
+        not isinstance(shape, list)
+        or len(shape) > MOST_AXES
+        or not all(type(n) is int and 0 <= n < 2**31 for n in shape)
+    ):
+        raise bad_message("An array has no proper shape.")
+    count = 1
+    for n in shape:
+        count *= n
+    kind = np.dtype(dtype)
+    if count * kind.itemsize != len(data):
+        raise bad_message("An array's bytes do not fill its shape.")
+    return np.frombuffer(data, kind).reshape(shape)
+
+
+# --- fields -------------------------------------------------------------------------------------
+
+
+def field(message: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:
+    """The value of a field that must be there and of a type; a bool is no number.
+
+    Raises:
+        ShapePriorError: (bad-message) it is missing, or of another type.
+    """
+    value = message.get(name)
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        wanted = " or ".join(k.__name__ for k in kinds)
+        raise bad_message(f"The field '{name}' is missing or no {wanted}.")
+    return value
+
+
+def request_id(message: Mapping[str, Any]) -> int:
+    """The positive number that a client gave its request."""
+    number = int(field(message, "id", int))
+    if not 0 < number < 2**53:
+        raise bad_message("The field 'id' is no positive number.")
+    return number
+
+
+# --- observations -------------------------------------------------------------------------------
+
+
+def observations_map(observations: Observations) -> Message:
+    """Observations, RAS mm, as a map; every loop of an outline travels as one curve."""
+    return {
+        "outlines": [
+            {"name": outline.name, "points": loop}
+            for outline in observations.outlines
+            for loop in outline.loops
+        ],
+        **{
+            kind: [{"name": p.name, "points": p.points} for p in getattr(observations, kind)]
+            for kind in ("boundary", "inside", "outside")
+        },
+        "label_map": _volume_map(observations.label_map),
+        "image": _volume_map(observations.image),
+    }
+
+
+def _volume_map(volume: Volume | None) -> Message | None:
+    if volume is None:
+        return None
+    return {"name": volume.name, "array": volume.array, "ijk_to_ras": volume.ijk_to_ras}
+
+
+def read_observations(message: Mapping[str, Any], limits: Limits = Limits()) -> Observations:
+    """The inverse of ``observations_map``; everything is checked.
+
+    Raises:
+        ShapePriorError: too much of something (too-many-points, too-many-outlines,
+            too-many-voxels), a message that is not of this form, or annotations that the border
+            refuses (``PlanarOutline``, ``PointSet``).
+    """
+    curves = field(message, "outlines", list)
+    if len(curves) > limits.outlines:
+        raise ShapePriorError(
+            f"{len(curves)} outlines are more than the {limits.outlines} this server takes.",
+            "Send fewer.",
+            "too-many-outlines",
+        )
+    sets = {kind: field(message, kind, list) for kind in ("boundary", "inside", "outside")}
+    named = {kind: [_named(m) for m in found] for kind, found in sets.items()}
+    loops = [_named(m) for m in curves]
+    total = sum(len(points) for _, points in [*loops, *named["boundary"]])
+    total += sum(len(points) for _, points in [*named["inside"], *named["outside"]])
+    if total > limits.points:
+        raise ShapePriorError(
+            f"{total} points are more than the {limits.points} this server takes.",
+            "Send curves with fewer points.",
+            "too-many-points",
+        )
+    return Observations(
+        outlines=tuple(PlanarOutline.from_loop(points, name) for name, points in loops),
+        boundary=tuple(PointSet(points, name) for name, points in named["boundary"]),
+        inside=tuple(PointSet(points, name) for name, points in named["inside"]),
+        outside=tuple(PointSet(points, name) for name, points in named["outside"]),
+        label_map=_read_volume(message.get("label_map"), limits),
+        image=_read_volume(message.get("image"), limits),
+    )
+
+
+def _named(message: object) -> tuple[str, NDArray[Any]]:
+    if not isinstance(message, dict):
+        raise bad_message("A curve or point list is no map.")
+    return str(field(message, "name", str))[:200], field(message, "points", np.ndarray)
+
+
+def _read_volume(message: object, limits: Limits) -> Volume | None:
+    if message is None:
+        return None
+    if not isinstance(message, dict):
+        raise bad_message("A volume is no map.")
+    array = field(message, "array", np.ndarray)
+    geometry = field(message, "ijk_to_ras", np.ndarray)
+    if array.ndim != 3 or array.size == 0 or geometry.shape != (4, 4):
+        raise bad_message("A volume has no three axes, or its matrix is not 4 by 4.")
+    if array.size > limits.voxels:
+        raise ShapePriorError(
+            f"A volume of {array.size} voxels is larger than the {limits.voxels} this server "
+            "takes.",
+            "Crop it around the organ.",
+            "too-many-voxels",
+        )
+    matrix = np.asarray(geometry, dtype=np.float64)
+    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:3, :3])) < 1e-12:
+        raise ShapePriorError(
+            "A volume's geometry is not a proper matrix.", "Check its spacing.", "bad-geometry"
+        )
+    return Volume(array, matrix, str(message.get("name", "volume"))[:200])
+
+
+# --- reconstructions ----------------------------------------------------------------------------
+
+
+def reconstruction_map(reconstruction: Reconstruction, triangles: bool = True) -> Message:
+    """A reconstruction as a map; latents stay on the server.
+
+    Args:
+        reconstruction: RAS mm.
+        triangles: False where the receiver has them from the message before.
+    """
+    surface, made, pose = reconstruction.surface, reconstruction.provenance, reconstruction.pose
+    spread = reconstruction.uncertainty_mm
+    return {
+        "stage": reconstruction.stage,
+        "points": surface.points.astype(np.float32),
+        "triangles": surface.triangles.astype(np.int32) if triangles else None,
+        "template_coordinates": reconstruction.template_coordinates.astype(np.float32),
+        "uncertainty_mm": None if spread is None else spread.astype(np.float32),
+        "pose": {
+            "translation": pose.translation,
+            "scale": float(pose.scale),
+            "rotation": pose.rotation,
+            "mirrored": bool(pose.mirrored),
+        },
+        "residuals": [
+            {"name": r.name, "kind": r.kind, "mean_mm": r.mean_mm, "max_mm": r.max_mm}
+            for r in reconstruction.residuals
+        ],
+        "prior": made.prior,
+        "prior_version": made.version,
+        "device": made.device,
+        "seconds": {k: float(v) for k, v in made.seconds.items()},
+        "iterations": {k: int(v) for k, v in made.iterations.items()},
+        "warnings": list(reconstruction.warnings),
+    }
+
+
+def read_reconstruction(
+    message: Mapping[str, Any], triangles: NDArray[np.int32] | None = None
+) -> Reconstruction:
+    """The inverse of ``reconstruction_map``, with empty latents.
+
+    Args:
+        message: from the server.
+        triangles: those of the message before, for one that comes without.
+
+    Raises:
+        ShapePriorError: (bad-message) not of this form.
+    """
+    pose = field(message, "pose", dict)
+    own = message.get("triangles")
+    faces = own if isinstance(own, np.ndarray) else triangles
+    if faces is None:
+        raise bad_message("A surface came without triangles.")
+    spread = message.get("uncertainty_mm")
+    return Reconstruction(
+        surface=Surface(field(message, "points", np.ndarray).astype(np.float64), faces),
+        template_coordinates=field(message, "template_coordinates", np.ndarray).astype(np.float64),
+        pose=Pose(
+            field(pose, "translation", np.ndarray),
+            float(field(pose, "scale", float)),
+            field(pose, "rotation", np.ndarray),
+            bool(pose.get("mirrored")),
+        ),
+        latents=np.empty(0),
+        stage=str(field(message, "stage", str)),
+        residuals=tuple(Residual(**r) for r in field(message, "residuals", list)),
+        provenance=Provenance(
+            str(field(message, "prior", str)),
+            str(message.get("prior_version", "")),
+            str(message.get("device", "")),
+            dict(field(message, "seconds", dict)),
+            dict(field(message, "iterations", dict)),
+        ),
+        uncertainty_mm=None if spread is None else spread.astype(np.float64),
+        warnings=tuple(field(message, "warnings", list)),
+    )
+
+
+def error_map(error: ShapePriorError, request: int | None = None) -> Message:
+    """An error for the client: what is wrong, and how to mend it."""
+    return {
+        "type": "error",
+        "id": request,
+        "code": error.code,
+        "message": error.what,
+        "remedy": error.remedy,
+    }

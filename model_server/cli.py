@@ -436,6 +436,11 @@ def serve(
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="Web origin whose pages may connect; repeatable.")
     ] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Serve on a Ray cluster at this address, or 'local'.")
+    ] = None,
+    replicas: Annotated[int, typer.Option(help="Of the server, with --ray.")] = 1,
+    gpus: Annotated[float, typer.Option(help="For each replica, with --ray.")] = 0.0,
     max_sessions: Annotated[int, typer.Option(help="Clients at once.")] = 32,
     idle_minutes: Annotated[float, typer.Option(help="A silent client is closed then.")] = 60.0,
 ) -> None:
@@ -452,19 +457,23 @@ def serve(
         from model_server.evaluation.harness import use_threads
 
         use_threads(threads)
-    run_server(
-        ServeOptions(
-            host,
-            port,
-            remote,
-            device,
-            watch_parent,
-            certificate,
-            key,
-            tuple(allow_origin or ()),
-            Limits(sessions=max_sessions, idle_minutes=idle_minutes),
-        )
+    options = ServeOptions(
+        host,
+        port,
+        remote,
+        device,
+        watch_parent,
+        certificate,
+        key,
+        tuple(allow_origin or ()),
+        Limits(sessions=max_sessions, idle_minutes=idle_minutes),
     )
+    if ray is None:
+        run_server(options)
+        return
+    from model_server.service.cluster import ClusterOptions, serve_on_ray
+
+    serve_on_ray(options, ClusterOptions(ray, replicas, float(threads or 1), gpus))
 
 
 # --- demo ---------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ def serve(options: ServeOptions) -> None:
         ssl_keyfile=options.key,
         timeout_graceful_shutdown=2,
     )
-    _warm_up()
+    warm_up()
     ready = {
         "host": options.host,
         "port": listening.getsockname()[1],
@@ -152,7 +152,7 @@ def serve(options: ServeOptions) -> None:
     uvicorn.Server(config).run(sockets=[listening])
 
 
-def _warm_up() -> None:
+def warm_up() -> None:
     """Import what every fit needs, so that the first one does not wait for it."""
     import model_server.priors.dals
     import model_server.priors.pca  # noqa: F401

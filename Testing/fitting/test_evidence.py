@@ -209,7 +209,7 @@ def perpendicular() -> Observations:
 
 
 def test_outlines_far_from_the_surface_contradict_each_other() -> None:
-    gap = Residual("coronal", "outline", 0.5 * 12.0, 9.0)
+    gap = Residual("coronal", "outline", 0.7 * 12.0, 9.0)
     with pytest.raises(ShapePriorError, match="'coronal'") as caught:
         check_fit(perpendicular(), [gap], CARD, 12.0)
     assert caught.value.code == "contradiction"

@@ -215,7 +215,9 @@ def test_tables_are_whole_in_a_narrow_window(shape_prior, monkeypatch):
     assert line.split()[:3] == [PRIOR, "hippocampus", "pca"]
 
 
-@pytest.mark.parametrize("command", ["", "priors", "fit", "train", "evaluate", "demo"])
+@pytest.mark.parametrize(
+    "command", ["", "priors", "fit", "fit-cohort", "train", "evaluate", "demo"]
+)
 def test_help_is_there(shape_prior, command):
     done = shape_prior(*command.split(), "--help")
     assert done.code == 0

@@ -1,8 +1,9 @@
 """The command line: ``python -m model_server`` and ``shape-prior``.
 
 Results go to files and to standard output; progress, warnings and errors go to standard error.
-What the user can mend ends in one sentence and exit code 2, Ctrl-C in 130. torch and VTK are
-imported inside the commands that need them, so that ``--help`` answers at once.
+What the user can mend ends in one sentence and exit code 2, a cohort with failed cases in 1,
+Ctrl-C in 130. torch and VTK are imported inside the commands that need them, so that ``--help``
+answers at once.
 """
 
 from __future__ import annotations
@@ -10,25 +11,27 @@ from __future__ import annotations
 import functools
 import json
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from model_server.errors import ShapePriorError
+from model_server.fit_session import SIDES, Session
 
 if TYPE_CHECKING:
-    from model_server.observations import Observations, Volume
-    from model_server.priors.protocol import ShapePrior
+    from model_server.cohort import Outcome
+    from model_server.fit_session import Progress
     from model_server.reconstruction import Reconstruction
 
+EXIT_SOME_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
-SIDES = ("auto", "left", "right")
 DEVICES = ("auto", "cpu", "cuda")
 # Options that take several values after one flag; click knows only one value for each flag.
 SEVERAL = ("--annotations", "--methods")
@@ -167,7 +170,8 @@ def fit(
     paths = output_files or []
     check_outputs(paths, [report] if report else [])
     session = Session.opened(prior, annotations or [], mask, reference, device)
-    result = session.fit(side, quiet)
+    with fit_progress(session.prior.card.name, quiet) as progress:
+        result = session.fit(side, progress)
     session.write(result, paths, report)
     for warning in result.warnings:
         errors.print(f"Warning: {warning}", markup=False)
@@ -186,103 +190,91 @@ def _check_device(device: str) -> None:
         )
 
 
-class Session:
-    """One fit from files to files, and what each part of it took.
-
-    Args:
-        prior: loaded.
-        observations: RAS mm.
-        reference: geometry of labelmaps, or None.
-        seconds: stages so far.
-    """
-
-    def __init__(
-        self,
-        prior: ShapePrior,
-        observations: Observations,
-        reference: Volume | None,
-        seconds: dict[str, float],
-    ) -> None:
-        self.prior = prior
-        self.observations = observations
-        self.reference = reference
-        self.seconds = seconds
-
-    @classmethod
-    def opened(
-        cls,
-        prior: str,
-        annotations: Sequence[Path],
-        mask: Path | None,
-        reference: Path | None,
-        device: str,
-    ) -> Session:
-        """Read everything a fit needs.
-
-        Raises:
-            ShapePriorError: a file cannot be used, or there is no such prior.
-        """
-        from model_server.io.markups import read_annotations
-        from model_server.io.volumes import read_volume
-        from model_server.priors.registry import load_prior
-
-        began = time.perf_counter()
-        image = read_volume(reference) if reference else None
-        label = read_volume(mask) if mask else None
-        observations = read_annotations(annotations, label, image)
-        observations.require_enough()
-        read = time.perf_counter()
-        loaded = load_prior(prior, device)
-        seconds = {"read annotations": read - began, "load prior": time.perf_counter() - read}
-        return cls(loaded, observations, image, seconds)
-
-    def fit(self, side: str = "auto", quiet: bool = False) -> Reconstruction:
-        """The last of the surfaces the prior yields; each is told on standard error.
-
-        Raises:
-            ShapePriorError: the annotations cannot determine a surface.
-        """
-        from model_server.priors.protocol import FitSettings
-
-        began = time.perf_counter()
-        result = None
-        waiting = errors.status(f"Fitting {self.prior.card.name} ...")
-        if not quiet:
-            waiting.start()
-        try:
-            for result in self.prior.fit(self.observations, settings=FitSettings(side=side)):
-                if not quiet:
-                    errors.print(_progress_line(result, time.perf_counter() - began), markup=False)
-        finally:
-            waiting.stop()
-        if result is None:
-            raise ShapePriorError("The fit yielded no surface.", "Try another prior.")
-        self.seconds["fit"] = time.perf_counter() - began
-        return result
-
-    def write(
-        self, result: Reconstruction, paths: Sequence[Path], report_file: Path | None
-    ) -> dict[str, Any]:
-        """Write the results and the report together; returns the report.
-
-        Raises:
-            ShapePriorError: the reference does not contain the shape, or a file cannot be written.
-        """
-        from model_server.io.outputs import write_outputs
-        from model_server.report import as_json
-        from model_server.report import report as make_report
-
-        content = make_report(result, self.seconds)
-        others = {report_file: as_json(content)} if report_file else {}
-        organ = self.prior.card.organ
-        write_outputs(result, paths, self.reference, organ, others)
-        return content
+@contextmanager
+def fit_progress(prior: str, quiet: bool) -> Iterator[Progress | None]:
+    """While a prior is fitted: what tells each of its surfaces on standard error."""
+    if quiet:
+        yield None
+        return
+    with errors.status(f"Fitting {prior} ..."):
+        yield lambda result, seconds: errors.print(_progress_line(result, seconds), markup=False)
 
 
 def _progress_line(result: Reconstruction, seconds: float) -> str:
     gaps = [r.mean_mm for r in result.residuals]
     mean = f"{sum(gaps) / len(gaps):6.2f} mm from the annotations" if gaps else ""
     return f"{result.stage:<14} {seconds:6.2f} s  {mean}"
+
+
+# --- fit-cohort ---------------------------------------------------------------------------------
+
+
+@app.command()
+@guarded
+def fit_cohort(
+    cases: Annotated[
+        Path, typer.Argument(help="CSV: case, prior, annotations (;), mask, reference, side.")
+    ],
+    output_folder: Annotated[
+        Path, typer.Option("--output", help="Folder for the results; made if missing.")
+    ] = Path("cohort"),
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            help="stl (default), ply, obj, vtp, nrrd, seg.nrrd or nii.gz; repeatable.",
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
+    ray: Annotated[
+        str | None, typer.Option(help="Fit as Ray tasks: local, or a cluster's address.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    again: Annotated[bool, typer.Option("--again", help="Redo finished cases.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Fit every case of a table; started again, it fits what is new, changed or failed."""
+    if ray is None:
+        _check_device(device)
+    else:  # the nodes of a cluster have their own
+        _choice(device, DEVICES, "--device")
+    from model_server.cohort import Settings, read_cases, run_cohort
+    from model_server.io.outputs import FORMATS
+
+    dotted = dict.fromkeys("." + name.lower().removeprefix(".") for name in formats or ["stl"])
+    endings = tuple(_choice(name, FORMATS, "--format") for name in dotted)
+    settings = Settings(output_folder, endings, device, again)
+    try:
+        outcomes = run_cohort(
+            read_cases(cases), settings, workers, ray, None if quiet else _tell_outcome
+        )
+    except KeyboardInterrupt as error:
+        errors.print("Interrupted: finished cases are kept; the same command goes on from there.")
+        raise typer.Exit(EXIT_INTERRUPTED) from error
+    print_table(_outcome_table(outcomes))
+    failed = sum(outcome.status == "failed" for outcome in outcomes)
+    if failed:
+        errors.print(f"{failed} of {len(outcomes)} cases failed.")
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _tell_outcome(outcome: Outcome, done: int, total: int) -> None:
+    took = "" if outcome.seconds is None else f"{outcome.seconds:.2f} s"
+    line = f"{done}/{total}  {outcome.case}  {outcome.status}  {outcome.error or took}"
+    errors.print(line, markup=False)
+
+
+def _outcome_table(outcomes: Sequence[Outcome]) -> Table:
+    from model_server.cohort import COLUMNS
+
+    table = Table(box=None, pad_edge=False)
+    for column in COLUMNS:
+        number = column.endswith(("_ml", "_cm2", "_mm", "seconds"))
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    for outcome in outcomes:
+        cells = (getattr(outcome, column) for column in COLUMNS)
+        table.add_row(*(escape("" if cell is None else str(cell)) for cell in cells))
+    return table
 
 
 # --- train, evaluate ----------------------------------------------------------------------------

@@ -76,28 +76,22 @@ def run_demo(folder: Path, prior: str, device: str, quiet: bool) -> dict[str, An
     Raises:
         ShapePriorError: the case is missing, or the folder cannot be written.
     """
-    from model_server.cli import Session
-    from model_server.io.outputs import check_outputs, write_outputs, write_together
+    from model_server.cli import fit_progress
+    from model_server.fit_session import Session
+    from model_server.io.outputs import check_outputs, make_folder, write_together
     from model_server.io.volumes import read_volume
     from model_server.picture import save_picture
-    from model_server.report import as_json, report
 
     case = example_case()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ShapePriorError(
-            f"The folder '{folder}' cannot be made ({error.strerror}).", "Choose another --output."
-        ) from error
+    make_folder(folder)
     outputs = [folder / f"{ORGAN}{suffix}" for suffix in (".stl", ".vtp", ".nrrd", ".seg.nrrd")]
     report_file, picture_file = folder / "report.json", folder / "picture.png"
     check_outputs(outputs, [report_file, picture_file])
     session = Session.opened(prior, case.outlines, None, case.image, device)
-    result = session.fit(quiet=quiet)
-    content = report(result, session.seconds)
-    content["dice_of_the_example"] = round(dice_against(result, read_volume(case.truth)), 4)
-    text = {report_file: as_json(content)}
-    write_outputs(result, outputs, session.reference, session.prior.card.organ, text)
+    with fit_progress(session.prior.card.name, quiet) as progress:
+        result = session.fit(progress=progress)
+    dice = round(dice_against(result, read_volume(case.truth)), 4)
+    content = session.write(result, outputs, report_file, {"dice_of_the_example": dice})
     image, observations = session.reference, session.observations
     write_together({picture_file: lambda path: save_picture(path, result, observations, image)})
     print(json.dumps(content, indent=1))

@@ -22,6 +22,7 @@ from model_server.observations import Volume
 from model_server.reconstruction import Reconstruction
 
 FORMATS = (*SURFACE_FORMATS, *VOLUME_FORMATS)
+PART = ".part-"  # begins the names of files that are being written
 Write = Callable[[Path], None]
 
 
@@ -39,6 +40,28 @@ def format_of(path: Path) -> str:
         f"Let its name end in one of {', '.join(FORMATS)}.",
         "unknown-format",
     )
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for results, and those above it, where they are missing.
+
+    Raises:
+        ShapePriorError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ShapePriorError(
+            f"The folder '{folder}' cannot be made ({error.strerror}).",
+            "Choose another --output.",
+            "unwritable",
+        ) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a process that was killed while writing into ``folder`` left behind."""
+    for path in folder.glob(f"{PART}*"):
+        path.unlink(missing_ok=True)
 
 
 def check_outputs(outputs: Sequence[Path], others: Sequence[Path] = ()) -> None:
@@ -130,6 +153,15 @@ def _write_bytes(content: bytes, path: Path) -> None:
     path.write_bytes(content)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole, or not at all.
+
+    Raises:
+        ShapePriorError: it cannot be written.
+    """
+    write_together({path: partial(_write_bytes, text.encode())})
+
+
 def write_together(jobs: Mapping[Path, Write]) -> None:
     """Run each writer on a temporary file beside its target, then rename them all.
 
@@ -142,7 +174,7 @@ def write_together(jobs: Mapping[Path, Write]) -> None:
     try:
         for path, write in jobs.items():
             # ITK chooses the format by the ending: the mark goes in front.
-            partial_file = path.with_name(f".part-{os.getpid()}-{path.name}")
+            partial_file = path.with_name(f"{PART}{os.getpid()}-{path.name}")
             ready.append((partial_file, path))
             write(partial_file)
         for partial_file, path in ready:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from model_server.errors import ShapePriorError
 from model_server.priors.card import CARD_FILE, PriorCard, read_card
@@ -47,6 +48,21 @@ def list_priors() -> list[PriorCard]:
     return [read_card(folder) for _, folder in sorted(prior_folders().items())]
 
 
+def prior_card(name: str | Path) -> PriorCard:
+    """The card of a prior, without its weights.
+
+    Args:
+        name: "hippocampus-dals", "rbf", or a folder that holds a ``prior.json``.
+
+    Raises:
+        ShapePriorError: no such prior, or its card is damaged.
+    """
+    if str(name) in UNTRAINED:
+        card: PriorCard = _part_of(UNTRAINED[str(name)]).card
+        return card
+    return read_card(_folder_of(name))
+
+
 def load_prior(name: str | Path, device: str = "auto") -> ShapePrior:
     """A prior by its name, or from a folder that holds a ``prior.json``.
 
@@ -58,15 +74,9 @@ def load_prior(name: str | Path, device: str = "auto") -> ShapePrior:
         ShapePriorError: no such prior, or its files are damaged.
     """
     if str(name) in UNTRAINED:
-        module, kind = UNTRAINED[str(name)]
-        untrained: ShapePrior = getattr(import_module(module), kind)()
+        untrained: ShapePrior = _part_of(UNTRAINED[str(name)])()
         return untrained
-    folder = prior_folders().get(str(name), Path(name))
-    if not (folder / CARD_FILE).is_file():
-        known = ", ".join([*prior_folders(), *UNTRAINED])
-        raise ShapePriorError(
-            f"There is no prior called '{name}'.", f"Choose one of: {known}.", "unknown-prior"
-        )
+    folder = _folder_of(name)
     card = read_card(folder)
     if card.method not in METHODS:
         raise ShapePriorError(
@@ -74,6 +84,21 @@ def load_prior(name: str | Path, device: str = "auto") -> ShapePrior:
             "Update the extension.",
             "bad-prior",
         )
-    module, kind = METHODS[card.method]
-    prior: ShapePrior = getattr(import_module(module), kind).load(folder, card, device)
+    prior: ShapePrior = _part_of(METHODS[card.method]).load(folder, card, device)
     return prior
+
+
+def _part_of(place: tuple[str, str]) -> Any:
+    """The class of a module; loading it may take a while."""
+    module, kind = place
+    return getattr(import_module(module), kind)
+
+
+def _folder_of(name: str | Path) -> Path:
+    folder = prior_folders().get(str(name), Path(name))
+    if not (folder / CARD_FILE).is_file():
+        known = ", ".join([*prior_folders(), *UNTRAINED])
+        raise ShapePriorError(
+            f"There is no prior called '{name}'.", f"Choose one of: {known}.", "unknown-prior"
+        )
+    return folder

@@ -27,6 +27,7 @@ from model_server.priors.dals_decoder import DalsDecoder
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
+STEP_SHARES = (1.0, 0.5, 0.2)  # of a Gauss-Newton step, tried in turn until the energy falls
 ROBUST = 3.0  # residuals beyond this many standard deviations lose weight (Cauchy)
 
 
@@ -48,6 +49,8 @@ class SolverSettings:
         latent_weight: weight of the latents' Gaussian.
         guide_noise: standard deviation of the quick look's surface as evidence, in RMS radii.
         guide_points: so many independent points does the quick look count as.
+        guided_globally: whether the quick look is evidence in the global stage, too. It is where
+            the principal components are good; where they are not it would hold DALS back.
     """
 
     global_level: int = 3
@@ -65,6 +68,7 @@ class SolverSettings:
     latent_weight: float = 1.0
     guide_noise: float = 0.05
     guide_points: float = 100.0
+    guided_globally: bool = False
 
 
 @lru_cache(maxsize=4)
@@ -74,6 +78,31 @@ def dirichlet_kernel(level: int, power: int, smoothness: float) -> NDArray[np.fl
     energy = np.linalg.matrix_power(laplacian, power) + smoothness * np.eye(len(laplacian))
     kernel = np.linalg.inv(energy)
     return np.asarray(kernel / np.diag(kernel).mean(), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Residuals with what each counts and its standard deviation, under a Cauchy loss.
+
+    Attributes:
+        attached: the residuals, mm, and where they are felt.
+        counts: (N,) how many independent measurements each stands for.
+        sigma: (N,) mm.
+    """
+
+    attached: Attachment
+    counts: Array
+    sigma: Array
+
+    def weights(self) -> Array:
+        """(N,) of the least squares that have the loss's slope here."""
+        robust = 1.0 + (self.attached.residuals / (ROBUST * self.sigma)) ** 2
+        return self.counts / robust / self.sigma**2
+
+    def energy(self) -> float:
+        """Twice the negative log likelihood, up to a constant."""
+        misfit = ROBUST**2 * np.log1p((self.attached.residuals / (ROBUST * self.sigma)) ** 2)
+        return float((self.counts * misfit).sum())
 
 
 @dataclass(frozen=True)
@@ -215,35 +244,34 @@ class DalsSolver:
         direction = attached.directions
         return np.column_stack([direction, (direction * arm).sum(axis=1), np.cross(arm, direction)])
 
-    def _weights(self, attached: Attachment, noise: float, share: float) -> Array:
-        robust = 1.0 + (attached.residuals / (ROBUST * noise)) ** 2
-        return attached.trust * share / robust / noise**2
-
     def _evidence(
         self,
         surface: Surface,
         samples: BoundarySamples,
         guide: Array | None,
         noise: float,
-        share: float | None,
-    ) -> tuple[Attachment, Array]:
-        """Residuals of the annotations and, weakly, of the guide; and their weights.
+        share: float | None = None,
+    ) -> Evidence:
+        """Residuals of the annotations (standard deviation ``noise`` mm) and, weakly, of the guide.
 
-        ``share`` scales the annotations' weights; by default they count as
-        ``effective_points``.
+        ``share`` scales what the annotations count; by default they count as
+        ``effective_points`` together.
         """
         attached = attach(surface, samples)
         if share is None:
             total = max(float(attached.trust.sum()), 1.0)
             share = max(min(1.0, self.settings.effective_points / total), 0.1)
-        weight = self._weights(attached, noise, share)
+        drawn = Evidence(attached, share * attached.trust, np.full(len(attached.trust), noise))
         if guide is None or not len(guide):
-            return attached, weight
+            return drawn
         guided = attach_points(surface, guide)
+        alike = min(1.0, self.settings.guide_points / len(guide))
         sigma = self.settings.guide_noise * self.rms_radius * self._scale(surface)
-        alike = self.settings.guide_points / len(guide)
-        extra = self._weights(guided, sigma, min(1.0, alike))
-        return attached.joined(guided), np.concatenate([weight, extra])
+        return Evidence(
+            attached.joined(guided),
+            np.concatenate([drawn.counts, alike * guided.trust]),
+            np.concatenate([drawn.sigma, np.full(len(guided.trust), sigma)]),
+        )
 
     def _scale(self, surface: Surface) -> float:
         """Mm per canonical unit, from the surface itself."""
@@ -261,7 +289,7 @@ class DalsSolver:
         strength: float,
         guide: Array | None = None,
     ) -> DalsState:
-        """One Gauss-Newton step on pose and global latent.
+        """One Gauss-Newton step on pose and global latent, shortened until it helps.
 
         Args:
             state: to improve.
@@ -273,27 +301,30 @@ class DalsSolver:
         """
         check()
         surface = self.surface(state)
-        attached, weight = self._evidence(surface, samples, guide, noise, None)
+        evidence = self._evidence(surface, samples, guide, noise)
+        attached, weight = evidence.attached, evidence.weights()
         jacobian = np.concatenate(
             [self._by_pose(state, surface, attached), self._by_latent(state, attached)], axis=1
         )
-        precision = np.linalg.inv(spread)
-        normal = (jacobian * weight[:, None]).T @ jacobian
-        gradient = jacobian.T @ (weight * attached.residuals)
-        normal[:7, :7] += precision
-        gradient[:7] += precision @ state.moved
-        normal[7:, 7:] += strength * np.eye(len(state.latent))
-        gradient[7:] += strength * state.latent
+        prior = np.zeros((len(jacobian.T),) * 2)
+        prior[:7, :7] = np.linalg.inv(spread)
+        prior[7:, 7:] = strength * np.eye(len(state.latent))
+        at = np.concatenate([state.moved, state.latent])
+        normal = (jacobian * weight[:, None]).T @ jacobian + prior
+        gradient = jacobian.T @ (weight * attached.residuals) + prior @ at
         step = -np.linalg.solve(normal, gradient)
         units = np.sqrt(np.diag(spread))
         step *= min(1.0, 2.0 / max(float(np.abs(step[:7] / units).max()), 1e-9))
-        return replace(
-            state,
-            pose=state.pose.perturbed(step[:3], step[3], step[4:7]),
-            latent=state.latent + step[7:],
-            moved=state.moved + step[:7],
-            covariance=np.linalg.inv(normal),
-        )
+        before = evidence.energy() + at @ prior @ at
+        for share in STEP_SHARES:
+            moved = _moved(state, share * step)
+            after = self._evidence(self.surface(moved), samples, guide, noise)
+            here = at + share * step
+            if after.energy() + here @ prior @ here <= before:
+                break
+        else:
+            moved = state
+        return replace(moved, covariance=np.linalg.inv(normal))
 
     def local_step(
         self,
@@ -311,7 +342,8 @@ class DalsSolver:
         local = np.zeros((count, size)) if state.local is None else state.local
         state = replace(state, local=local, level=level)
         surface = self.surface(state)
-        attached, weight = self._evidence(surface, samples, guide, noise, 1.0)
+        evidence = self._evidence(surface, samples, guide, noise, 1.0)
+        attached, weight = evidence.attached, evidence.weights()
         keep = weight > 1e-6 * weight.max()
         attached = Attachment(*(np.asarray(v)[keep] for v in attached.__dict__.values()))
         jacobian = self.jacobian(state, np.arange(count))
@@ -375,6 +407,16 @@ class DalsSolver:
         force = quality_gradient(surface) @ state.pose.linear()
         pull = np.einsum("vi,vik->vk", force, jacobian)
         return np.asarray(-self.settings.quality_weight * (kernel @ pull.astype(np.float32)))
+
+
+def _moved(state: DalsState, step: Array) -> DalsState:
+    """After a step of (7 + K,): translation mm, log scale, rotation vector, latent."""
+    return replace(
+        state,
+        pose=state.pose.perturbed(step[:3], step[3], step[4:7]),
+        latent=state.latent + step[7:],
+        moved=state.moved + step[:7],
+    )
 
 
 def _field_at(field: Array, attached: Attachment) -> Array:

@@ -311,9 +311,10 @@ class _Run:
         steps = WARM_STEPS if self.warm else chosen.global_steps
         first = chosen.noise if self.warm else chosen.noise_start
         strength = chosen.latent_weight * self.settings.prior_strength
+        guide = self.guide if chosen.guided_globally else None
         for noise in np.geomspace(first, chosen.noise, steps) * self._radius_mm():
             self.state = self.solver.global_step(
-                self.state, self.samples, self.covariance, float(noise), strength
+                self.state, self.samples, self.covariance, float(noise), strength, guide
             )
         self._lap("global", steps)
 

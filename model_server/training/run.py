@@ -23,8 +23,16 @@ from model_server.training.shapes import Case, split_cases
 Progress = Callable[[str, float, dict[str, Any]], None]
 METHODS = ("pca", "dals", "deepsdf")
 # Settings of the fit that differ from the defaults, chosen on validation cases.
-SOLVERS: dict[str, dict[str, float]] = {
-    "hippocampus": {"guide_points": 500.0, "guide_noise": 0.04, "smoothness": 0.36},
+SOLVERS: dict[str, dict[str, float | bool]] = {
+    "hippocampus": {
+        "guide_points": 500.0,
+        "guide_noise": 0.04,
+        "guided_globally": True,
+        "smoothness": 0.36,
+    },
+    "kidney": {"guide_points": 500.0, "guide_noise": 0.04, "guided_globally": True},
+    "liver": {"guide_points": 30.0},
+    "pancreas": {"local_spread": 0.25, "noise": 0.03},
 }
 LATENT_MODES = 100  # K of the latents' Gaussian
 WORKERS = min(4, os.cpu_count() or 1)

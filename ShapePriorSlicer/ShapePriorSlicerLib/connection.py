@@ -24,6 +24,7 @@ from model_server.reconstruction import Reconstruction
 from model_server.service.wire import (
     VERSION,
     Message,
+    error_map,
     observations_map,
     pack,
     read_reconstruction,
@@ -159,6 +160,7 @@ class Connection:
         self._controls: deque[Message] = deque()
         self._superseded: set[int] = set()  # sent, and not told ended by the server yet
         self._lastFit: Message | None = None
+        self._mostBytes = 0  # of a message, as the server said
         self._hasResult = False  # whether the server's session has one to refine
         self._number = 0
         self._crashes = 0
@@ -338,6 +340,7 @@ class Connection:
                 self._pending = None
             elif self._pending is not None:
                 self._pending.sent = False
+        self._mostBytes = answer["limits"]["message_bytes"]
         self._events.put(Connected(answer["session"], answer["device"], answer["limits"]))
 
     def _endSuperseded(self) -> None:
@@ -351,7 +354,7 @@ class Connection:
         pings = 0
         while not self._stopped.is_set():
             for message in self._outgoing():
-                socket.send(pack(message))
+                self._send(socket, message)
             now = time.monotonic()
             try:
                 data = socket.recv(timeout=POLL_SECONDS)
@@ -365,6 +368,20 @@ class Connection:
             heard = now
             self._take(unpack(_bytes(data)))
         socket.send(pack({"type": "close"}))
+
+    def _send(self, socket: Any, message: Message) -> None:
+        data = pack(message)
+        if len(data) <= self._mostBytes:
+            socket.send(data)
+            return
+        # The server would close the connection, in the middle of our sending.
+        error = ShapePriorError(
+            f"The annotations take {len(data) / 2**20:.0f} MB, more than the "
+            f"{self._mostBytes / 2**20:.0f} MB the server takes.",
+            "Crop the volume around the organ.",
+            "too-long",
+        )
+        self._take(error_map(error, message.get("id")))
 
     def _outgoing(self) -> list[Message]:
         with self._lock:

@@ -178,9 +178,8 @@ class Session:
         """Act on one message; what is wrong with it becomes an error message."""
         number: int | None = None
         try:
+            number = request_id(message) if "id" in message else None
             kind = message_field(message, "type", str)
-            if kind in ("fit", "refine", "cancel", "ping"):
-                number = request_id(message)
             handlers: dict[str, Callable[[Mapping[str, Any], int], Awaitable[None]]] = {
                 "fit": self._fit,
                 "refine": self._refine,
@@ -188,7 +187,7 @@ class Session:
                 "ping": self._ping,
             }
             if kind not in handlers or number is None:
-                raise bad_message("There is no message of this type.")
+                raise bad_message("There is no message of this type, or it has no 'id'.")
             await handlers[kind](message, number)
         except ShapePriorError as error:
             log.info("session %d: refused (%s)", self.number, error.code)

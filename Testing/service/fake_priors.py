@@ -19,7 +19,7 @@ TETRAHEDRON = np.array([[0, 2, 1], [0, 1, 3], [1, 2, 3], [0, 3, 2]], dtype=np.in
 
 def reconstruction(number: float = 0.0, triangles: np.ndarray = TETRAHEDRON) -> Reconstruction:
     """A tetrahedron ``number`` mm to the right."""
-    points = np.vstack([np.zeros(3), np.eye(3)]) + [number, 0.0, 0.0]
+    points = np.vstack([np.zeros(3), np.eye(3)]) + np.array([number, 0.0, 0.0])
     return Reconstruction(
         surface=Surface(points, triangles),
         template_coordinates=points - [number, 0.0, 0.0],

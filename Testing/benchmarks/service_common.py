@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 import time
 from collections import deque
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(HERE.parent.parent / "ShapePriorSlicer"))
 
-from ShapePriorSlicerLib.backend import Backend, LocalBackend
+from ShapePriorSlicerLib.backend import THREADS, Backend, LocalBackend
 from ShapePriorSlicerLib.connection import (
     Cancelled,
     Connected,
@@ -35,6 +37,12 @@ from model_server.evaluation.results import machine
 from model_server.evaluation.simulate import draw_outlines, middle_planes
 from model_server.observations import Observations, PlanarOutline
 from model_server.reconstruction import Surface
+from model_server.service.wire import (
+    observations_map,
+    pack,
+    read_observations,
+    unpack,
+)
 
 SECONDS = 120.0  # without the end of a request: it counts as lost
 ENDS = (Finished, Cancelled, Failed)
@@ -47,6 +55,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     found.add_argument("--data", type=Path, default=DATA, help="root of the label volumes")
     found.add_argument("--prior", default="hippocampus-dals", help="organ and method")
     found.add_argument("--device", default="cpu", help="cpu, cuda or auto")
+    found.add_argument("--direct", action="store_true", help="used by benchmarks themselves")
     found.add_argument("--seed", type=int, default=0)
     found.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     return found
@@ -92,6 +101,21 @@ def surfaces(arguments: argparse.Namespace, count: int) -> list[Surface]:
     organ = arguments.prior.split("-")[0]
     cases = cases_of(organ, arguments.data)[:count]
     return [Truth.from_label(case.label()).surface for case in cases]
+
+
+def as_sent(observations: Observations) -> Observations:
+    """What a server makes of them: the last digits of an outline's plane are fitted again."""
+    return read_observations(unpack(pack(observations_map(observations))))
+
+
+def direct_process(**options: Any) -> subprocess.Popen[str]:
+    """This benchmark again with ``--direct``, with as many threads as a server has.
+
+    Libraries count their threads when they are loaded, and sums depend on it in the last digits.
+    """
+    return subprocess.Popen(
+        [sys.executable, *sys.argv, "--direct"], env={**THREADS, **os.environ}, text=True, **options
+    )
 
 
 # --- waiting ------------------------------------------------------------------------------------

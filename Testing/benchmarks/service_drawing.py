@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -26,13 +25,14 @@ from service_common import (
     Drawing,
     Failed,
     Finished,
+    as_sent,
+    direct_process,
     local_backend,
     parser,
     report,
     surfaces,
     tell,
 )
-from ShapePriorSlicerLib.backend import THREADS
 from ShapePriorSlicerLib.connection import Progressed
 
 from model_server.observations import Observations
@@ -78,8 +78,9 @@ def direct(arguments: argparse.Namespace) -> None:
     for warm, observations in session(arguments):
         if not sys.stdin.readline():
             return
+        given = as_sent(observations)
         began = time.perf_counter()
-        *_, last = prior.fit(observations, last if warm else None)
+        *_, last = prior.fit(given, last if warm else None)
         seconds = time.perf_counter() - began
         center = last.surface.points.mean(axis=0).tolist()
         print(json.dumps({"seconds": seconds, "center": center}), flush=True)
@@ -89,13 +90,7 @@ class Direct:
     """The process of ``direct``, step by step."""
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, *sys.argv, "--direct"],
-            env={**THREADS, **os.environ},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self.process = direct_process(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def next(self) -> tuple[float, list[float]]:
         """Seconds of the next fit, and its surface's center."""
@@ -164,7 +159,6 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--cases", type=int, default=5, help="validation cases")
     arguments.add_argument("--edits", type=int, default=20, help="outlines drawn again, each case")
-    arguments.add_argument("--direct", action="store_true", help="used by the benchmark itself")
     chosen = arguments.parse_args()
     if chosen.direct:
         # In a thread, as the server does it: the main thread has other pools.

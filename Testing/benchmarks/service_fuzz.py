@@ -122,7 +122,7 @@ class Fuzzer:
 
     def opened(self) -> ClientConnection:
         """A new socket that has not said anything."""
-        return connect(self.address.url, proxy=None, compression=None, max_size=None)
+        return connect(self.address.url, proxy=None, compression=None, max_size=None).__enter__()
 
     def drop(self) -> None:
         """Forget the socket: it was closed, or may be in any state."""

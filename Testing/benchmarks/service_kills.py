@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
 import signal
+import subprocess
 import time
 from dataclasses import dataclass, replace
 
@@ -26,6 +28,8 @@ from service_common import (
     Drawing,
     Finished,
     LocalBackend,
+    as_sent,
+    direct_process,
     local_backend,
     parser,
     report,
@@ -60,15 +64,19 @@ class Kill:
     seconds: float
 
 
+def drawn(chosen: argparse.Namespace) -> Observations:
+    """What is fitted again and again."""
+    return Drawing(surfaces(chosen, 1)[0], np.random.default_rng(chosen.seed)).observations
+
+
 class Scene:
     """A client, its server, and what the server should answer."""
 
     def __init__(self, chosen: argparse.Namespace) -> None:
         self.rng = np.random.default_rng(chosen.seed)
         self.prior = chosen.prior
-        drawing = Drawing(surfaces(chosen, 1)[0], self.rng)
-        self.observations = drawing.observations
-        self.expected, self.seconds = cold_fit(chosen, self.observations)
+        self.observations = drawn(chosen)
+        self.expected, self.seconds = cold_fit()
         self.backend: LocalBackend = local_backend(chosen)
         self.connection = Client(self.backend)
         self.processes: list[psutil.Process] = []
@@ -127,14 +135,22 @@ class Scene:
         return sum(process.is_running() for process in set(self.processes))
 
 
-def cold_fit(chosen: argparse.Namespace, observations: Observations) -> tuple[Array, float]:
-    """Vertices of a direct fit, and its seconds."""
+def direct(chosen: argparse.Namespace) -> None:
+    """In a process of its own: print vertices and seconds of a cold fit."""
     prior = load_prior(chosen.prior, chosen.device)
+    observations = as_sent(drawn(chosen))
     for _ in range(2):  # the first one imports and warms up
         began = time.perf_counter()
         *_, last = prior.fit(observations)
         seconds = time.perf_counter() - began
-    return last.surface.points, seconds
+    print(json.dumps({"points": last.surface.points.tolist(), "seconds": seconds}))
+
+
+def cold_fit() -> tuple[Array, float]:
+    """Vertices of a direct fit, and its seconds."""
+    with direct_process(stdout=subprocess.PIPE) as process:
+        found = json.loads(process.communicate()[0])
+    return np.array(found["points"]), found["seconds"]
 
 
 def main() -> None:
@@ -142,6 +158,9 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--count", type=int, default=200, help="kills")
     chosen = arguments.parse_args()
+    if chosen.direct:
+        direct(chosen)
+        return
     scene = Scene(chosen)
     kills: list[Kill] = []
     try:

@@ -308,12 +308,15 @@ class DalsSolver:
         kernel = dirichlet_kernel(level, self.settings.power, self.settings.smoothness)
         spread = self.settings.local_spread**2 / strength
         # across[v, i]: covariance of the field at vertex v and at residual i.
+        check()
         across, between = self._covariances(attached, kernel, spread)
+        check()
         gram = between * (by_latent @ by_latent.T)
         start = self._quality_start(state, surface, kernel, spread)
         felt = _field_at(local - start, attached)
         target = (by_latent * felt).sum(axis=1) - attached.residuals
         system = gram + np.diag(1.0 / weight[keep])
+        check()
         solved = np.linalg.solve(system, target)
         local = start + across @ (by_latent * solved[:, None])
         return replace(state, local=local), LocalSystem(across, by_latent, system, spread)
@@ -332,7 +335,9 @@ class DalsSolver:
             variance += np.einsum("vi,ij,vj->v", rows, state.covariance, rows, optimize=True)
         if local is not None:
             prior = local.spread * (by_latent**2).sum(axis=1)
+            check()
             shared = local.across * (by_latent @ local.by_latent.T)
+            check()
             known = np.linalg.solve(local.system, shared.T)
             variance += np.maximum(prior - (shared * known.T).sum(axis=1), 0.0)
         return np.sqrt(np.maximum(variance, 0.0))

@@ -1,8 +1,9 @@
-"""The backend knows nothing of Slicer, and its nouns need no torch."""
+"""The backend knows nothing of Slicer, its nouns need no torch, and the client only these."""
 
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,10 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SLICER = {"slicer", "qt", "ctk", "mrml", "PythonQt", "vtkSlicer", "trame", "trame_slicer"}
+LIBRARY = [
+    REPOSITORY / "ShapePriorSlicer" / "ShapePriorSlicerLib" / name
+    for name in ("__init__.py", "backend.py", "connection.py")
+]
 FILES = sorted((REPOSITORY / "model_server").rglob("*.py"))
 
 
@@ -48,3 +53,34 @@ def test_nouns_and_command_line_pull_in_no_torch(modules: str):
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
+
+
+# What the client takes from the backend, and what those modules need themselves.
+CLIENT = ["ShapePriorSlicerLib.backend", "ShapePriorSlicerLib.connection"]
+SHARED = {"errors", "observations", "pose", "reconstruction", "service", "service.wire"}
+HEAVY = {"torch", "vtk", "vtkmodules", "fastapi", "uvicorn", "skimage", "SimpleITK", "trimesh"}
+
+
+def test_the_client_pulls_in_only_the_nouns_and_the_wire():
+    # websockets is imported late, by the worker: it counts as well.
+    code = f"import sys, {', '.join(CLIENT)}, websockets.sync.client; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY / "ShapePriorSlicer",
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    assert set(CLIENT) < loaded
+    own = {name.removeprefix("model_server.") for name in loaded if name.startswith("model_server")}
+    assert own - {"model_server"} == SHARED
+    assert not {name.split(".")[0] for name in loaded} & (HEAVY | SLICER)
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda p: p.name)
+def test_the_client_knows_no_qt_and_no_torch_even_later(path: Path):
+    tops = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))}
+    assert not tops & (HEAVY | SLICER)

@@ -29,11 +29,20 @@ from model_server.service.wire import READY, TOKEN_VARIABLE
 START_SECONDS = 60.0  # a cold disk and a virus scanner; it takes 2 to 6 otherwise
 LOG_LINES = 300
 KILL_SECONDS = 3.0
+REAP_SECONDS = 0.5
 
 # The linear systems of a fit are small: more threads wait for each other, and for Slicer's.
 THREADS = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
 
 Progress = Callable[[str], None]
+
+
+class _Ready:
+    """What one process has said about where it listens; of a later process nothing."""
+
+    def __init__(self) -> None:
+        self.told = threading.Event()
+        self.line = ""
 
 
 @dataclass(frozen=True)
@@ -115,6 +124,9 @@ class LocalBackend:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._address: Address | None = None
+        self._ready = _Ready()
+        self._token = ""
+        self._stopping = threading.Event()
         self._log: deque[str] = deque(maxlen=LOG_LINES)
 
     # --- what is known ------------------------------------------------------------------------
@@ -137,8 +149,12 @@ class LocalBackend:
     def whyLost(self) -> str:
         """How the process ended, if it did."""
         process = self._process
-        code = None if process is None else process.poll()
-        if process is None or code is None:
+        if process is None:
+            return "The server does not answer."
+        try:
+            # The socket breaks a little before the process has ended.
+            code = process.wait(REAP_SECONDS)
+        except subprocess.TimeoutExpired:
             return "The server does not answer."
         if code < 0:
             return f"The server was ended by signal {-code}."
@@ -157,16 +173,16 @@ class LocalBackend:
             return self._address
 
     def stop(self) -> None:
-        """End the process and all that it started."""
+        """End the process and all that it started, also while it is still starting."""
+        self._stopping.set()
         with self._lock:
             self._end()
+            self._stopping.clear()
 
     def _start(self) -> None:
         command = [self._python, "-m", "model_server", "serve", "--watch-parent", *self._arguments]
-        token = secrets.token_urlsafe(24)
-        self._token = token
-        self._ready = threading.Event()
-        self._readyLine = ""
+        self._token = secrets.token_urlsafe(24)
+        self._ready = _Ready()
         options: dict[str, object] = {}
         if os.name == "nt":
             options["creationflags"] = subprocess.CREATE_NO_WINDOW  # type: ignore[attr-defined]
@@ -183,7 +199,7 @@ class LocalBackend:
                 env={
                     **THREADS,
                     **self._environment,
-                    TOKEN_VARIABLE: token,
+                    TOKEN_VARIABLE: self._token,
                     "PYTHONUNBUFFERED": "1",
                 },
                 **options,  # type: ignore[call-overload]
@@ -195,23 +211,27 @@ class LocalBackend:
                 "no-server",
             ) from error
         threading.Thread(
-            target=self._read, args=(self._process,), name="server log", daemon=True
+            target=self._read, args=(self._process, self._ready), name="server log", daemon=True
         ).start()
 
-    def _read(self, process: subprocess.Popen[bytes]) -> None:
+    def _read(self, process: subprocess.Popen[bytes], ready: _Ready) -> None:
         assert process.stdout is not None
-        for raw in process.stdout:
-            line = raw.decode("utf-8", "replace").rstrip()
-            if line.startswith(READY):
-                self._readyLine = line.removeprefix(READY)
-                self._ready.set()
-            else:
-                self._log.append(line)
-        self._ready.set()  # it ended: nobody should wait any longer
+        with process.stdout as output:
+            for raw in output:
+                line = raw.decode("utf-8", "replace").rstrip()
+                if line.startswith(READY):
+                    ready.line = line.removeprefix(READY)
+                    ready.told.set()
+                else:
+                    self._log.append(line)
+        ready.told.set()  # it ended: nobody should wait any longer
 
     def _waitUntilReady(self, progress: Progress | None) -> Address:
         began = time.monotonic()
-        while not self._ready.wait(0.25):
+        while not self._ready.told.wait(0.25):
+            if self._stopping.is_set():
+                self._end()
+                raise ShapePriorError("The server was stopped.", "Start it again.", "stopped")
             seconds = time.monotonic() - began
             if progress:
                 progress(f"Starting the server ({seconds:.0f} s) ...")
@@ -222,7 +242,7 @@ class LocalBackend:
                     "Try again; if it stays so, look at its log.",
                     "no-server",
                 )
-        if not self._readyLine:
+        if not self._ready.line:
             process = self._process
             if process is not None:
                 process.wait(KILL_SECONDS)
@@ -231,7 +251,7 @@ class LocalBackend:
                 "Check that the backend's packages are installed, and look at the server's log.",
                 "no-server",
             )
-        found = json.loads(self._readyLine)
+        found = json.loads(self._ready.line)
         return Address(f"ws://{found['host']}:{found['port']}/session", self._token)
 
     def _end(self) -> None:

@@ -24,6 +24,7 @@ from model_server.reconstruction import Reconstruction
 from model_server.service.wire import (
     VERSION,
     Message,
+    error_map,
     observations_map,
     pack,
     read_reconstruction,
@@ -124,11 +125,12 @@ Event = Starting | Connected | Lost | Progressed | Finished | Cancelled | Failed
 
 @dataclass
 class _Pending:
-    """The request whose end has not been told yet."""
+    """The newest request, while its end has not been told yet."""
 
     number: int
     message: Message
     sent: bool = False
+    cancelled: bool = False
 
 
 class Refused(Exception):
@@ -156,7 +158,10 @@ class Connection:
         self._lock = threading.Lock()
         self._pending: _Pending | None = None
         self._controls: deque[Message] = deque()
+        self._superseded: set[int] = set()  # sent, and not told ended by the server yet
         self._lastFit: Message | None = None
+        self._mostBytes = 0  # of a message, as the server said
+        self._hasResult = False  # whether the server's session has one to refine
         self._number = 0
         self._crashes = 0
         self._stopped = threading.Event()
@@ -203,6 +208,7 @@ class Connection:
             if pending is None:
                 return
             if pending.sent:
+                pending.cancelled = True
                 self._controls.append({"type": "cancel", "id": pending.number})
             else:
                 self._pending = None
@@ -242,7 +248,9 @@ class Connection:
             self._number += 1
             number = self._number
             older = self._pending
-            if older is not None and not older.sent:
+            if older is not None and older.sent:
+                self._superseded.add(older.number)
+            elif older is not None:
                 self._events.put(Cancelled(older.number, "superseded"))
             self._pending = _Pending(number, {**message, "id": number})
         self.start()
@@ -251,7 +259,6 @@ class Connection:
     # --- the worker ---------------------------------------------------------------------------
 
     def _run(self) -> None:
-        pause = self._timeouts.backOff[0]
         while not self._stopped.is_set():
             try:
                 self._connectAndServe()
@@ -278,14 +285,26 @@ class Connection:
                         )
                     )
                     return
-                self._stopped.wait(pause)
-                pause = min(2.0 * pause, self._timeouts.backOff[1])
+                first, longest = self._timeouts.backOff
+                self._stopped.wait(min(first * 2.0 ** (self._crashes - 1), longest))
+            except Exception as error:
+                # Whatever it was, the caller should hear of it: nobody looks into this thread.
+                self._giveUp(
+                    Failed(
+                        None,
+                        "internal",
+                        f"The connection failed ({type(error).__name__}).",
+                        "Try again; if it stays so, tell the developers.",
+                    )
+                )
+                return
 
     def _giveUp(self, failed: Failed) -> None:
         """Tell why, end the pending request, and let the next request try again."""
         with self._lock:
             pending, self._pending = self._pending, None
             self._worker, self._crashes = None, 0
+            self._endSuperseded()
         if pending is not None:
             failed = Failed(pending.number, failed.code, failed.message, failed.remedy)
         self._events.put(failed)
@@ -314,19 +333,28 @@ class Connection:
         self._triangles = None
         with self._lock:
             self._controls.clear()
-            if self._pending is not None and self._pending.sent:
-                # The new server knows no earlier result: a refinement becomes a fit.
-                if self._pending.message["type"] == "refine" and self._lastFit is not None:
-                    self._pending.message = {**self._lastFit, "id": self._pending.number}
+            self._hasResult = False
+            self._endSuperseded()
+            if self._pending is not None and self._pending.cancelled:
+                self._events.put(Cancelled(self._pending.number, "cancel"))
+                self._pending = None
+            elif self._pending is not None:
                 self._pending.sent = False
+        self._mostBytes = answer["limits"]["message_bytes"]
         self._events.put(Connected(answer["session"], answer["device"], answer["limits"]))
+
+    def _endSuperseded(self) -> None:
+        """Tell the end of requests that a lost server cannot tell any more."""
+        for number in sorted(self._superseded):
+            self._events.put(Cancelled(number, "superseded"))
+        self._superseded.clear()
 
     def _serve(self, socket: Any) -> None:
         heard = asked = time.monotonic()
         pings = 0
         while not self._stopped.is_set():
             for message in self._outgoing():
-                socket.send(pack(message))
+                self._send(socket, message)
             now = time.monotonic()
             try:
                 data = socket.recv(timeout=POLL_SECONDS)
@@ -341,6 +369,20 @@ class Connection:
             self._take(unpack(_bytes(data)))
         socket.send(pack({"type": "close"}))
 
+    def _send(self, socket: Any, message: Message) -> None:
+        data = pack(message)
+        if len(data) <= self._mostBytes:
+            socket.send(data)
+            return
+        # The server would close the connection, in the middle of our sending.
+        error = ShapePriorError(
+            f"The annotations take {len(data) / 2**20:.0f} MB, more than the "
+            f"{self._mostBytes / 2**20:.0f} MB the server takes.",
+            "Crop the volume around the organ.",
+            "too-long",
+        )
+        self._take(error_map(error, message.get("id")))
+
     def _outgoing(self) -> list[Message]:
         with self._lock:
             found = list(self._controls)
@@ -348,6 +390,9 @@ class Connection:
             pending = self._pending
             if pending is not None and not pending.sent:
                 pending.sent = True
+                if pending.message["type"] == "refine" and not self._hasResult and self._lastFit:
+                    # A new server knows no earlier result: a refinement becomes a fit.
+                    pending.message = {**self._lastFit, "id": pending.number}
                 if pending.message["type"] == "fit":
                     self._lastFit = pending.message
                 found.append(pending.message)
@@ -358,7 +403,7 @@ class Connection:
         if kind in ("progress", "result"):
             event = self._surface(message)
             if kind == "result":
-                self._crashes = 0
+                self._crashes, self._hasResult = 0, True
                 self._end(message["id"])
             self._events.put(event)
         elif kind == "cancelled":
@@ -372,6 +417,7 @@ class Connection:
 
     def _end(self, number: int) -> None:
         with self._lock:
+            self._superseded.discard(number)
             if self._pending is not None and self._pending.number == number:
                 self._pending = None
 

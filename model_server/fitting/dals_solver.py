@@ -351,11 +351,14 @@ class DalsSolver:
         kernel = dirichlet_kernel(level, self.settings.power, self.settings.smoothness)
         spread = self.settings.local_spread**2 / strength
         # across[v, i]: covariance of the field at vertex v and at residual i.
+        check()
         across, between = self._covariances(attached, kernel, spread)
+        check()
         gram = between * (by_latent @ by_latent.T)
         start = self._quality_start(state, surface, jacobian, kernel) * spread
         felt = _field_at(local - start, attached)
         target = (by_latent * felt).sum(axis=1) - attached.residuals
+        check()
         factor = linalg.cholesky(gram + np.diag(1.0 / weight[keep]), lower=True)
         solved = linalg.cho_solve((factor, True), target)
         local = start + across @ (by_latent * solved[:, None]).astype(np.float32)
@@ -376,7 +379,9 @@ class DalsSolver:
             variance += np.einsum("vi,ij,vj->v", rows, state.covariance, rows, optimize=True)
         if local is not None:
             prior = local.spread * (by_latent**2).sum(axis=1)
+            check()
             shared = local.across * (by_latent @ local.by_latent.T)
+            check()
             # Single precision is enough for a variance, and twice as fast.
             known = linalg.solve_triangular(
                 local.factor.astype(np.float32), shared.T.astype(np.float32), lower=True

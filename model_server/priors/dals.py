@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from model_server.errors import ShapePriorError
 from model_server.fitting.checks import check_fit, check_size
 from model_server.fitting.dals_solver import DalsSolver, DalsState, LocalSystem, SolverSettings
+from model_server.fitting.interrupt import check
 from model_server.fitting.pose_prior import (
     PosePrior,
     given_place,
@@ -358,7 +359,9 @@ class _Run:
         """The remeshed surface, its correspondences carried over, checked against the input."""
         answer = self.reconstruction("final")
         if self.settings.remesh:
+            check()
             surface = remesh(answer.surface)
+            check()
             carried = [answer.template_coordinates]
             if answer.uncertainty_mm is not None:
                 carried.append(answer.uncertainty_mm[:, None])

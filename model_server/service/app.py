@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import itertools
 import logging
@@ -29,9 +30,12 @@ from model_server.service.wire import field as message_field
 
 log = logging.getLogger(__name__)
 HELLO_SECONDS = 10.0
-# WebSocket close codes (RFC 6455): 1000 done, 1001 going away, 1008 policy, 1011 server fault.
-DONE, GOING_AWAY, POLICY = 1000, 1001, 1008
+HELLO_BYTES = 4096  # nothing longer is read from who has not shown a token
+# WebSocket close codes (RFC 6455): 1000 done, 1008 policy, 1011 server fault.
+DONE, POLICY, FAULT = 1000, 1008, 1011
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+GONE = (WebSocketDisconnect, RuntimeError, OSError)  # what sending to a closed socket raises
+FAILED = ShapePriorError("The server failed.", "Connect again.", "internal")
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,12 @@ def _same_token(given: str, wanted: str) -> bool:
     return hmac.compare_digest(given.encode(), wanted.encode())
 
 
+def _kind(message: Message) -> str:
+    """The type of a message; nothing that is no word."""
+    found = message.get("type")
+    return found if isinstance(found, str) else ""
+
+
 class Connection:
     """One WebSocket from its opening to its end."""
 
@@ -148,9 +158,10 @@ class Connection:
             return
         # A page that this very server delivered.
         own = self.socket.headers.get("host", "")
-        parts = urlsplit(origin)
-        if parts.netloc == own and parts.hostname in LOOPBACK:
-            return
+        with contextlib.suppress(ValueError):  # not even a URL
+            parts = urlsplit(origin)
+            if parts.netloc == own and parts.hostname in LOOPBACK:
+                return
         raise ShapePriorError(
             "Web pages of this origin may not connect.",
             "Start the server with --allow-origin for it.",
@@ -159,14 +170,15 @@ class Connection:
 
     async def _hello(self) -> None:
         try:
-            hello = await asyncio.wait_for(self._receive(), HELLO_SECONDS)
+            hello = await asyncio.wait_for(self._receive(HELLO_BYTES), HELLO_SECONDS)
         except asyncio.TimeoutError as error:
             raise ShapePriorError("No hello came in time.", "Connect again.", "no-hello") from error
-        if hello.get("type") != "hello":
+        if _kind(hello) != "hello":
             raise ShapePriorError(
                 "The first message was no hello.", "Say hello, with version and token.", "no-hello"
             )
-        if hello.get("version") != VERSION:
+        version = hello.get("version")
+        if type(version) is not int or version != VERSION:
             raise ShapePriorError(
                 f"The client does not speak version {VERSION} of the protocol.",
                 "Install the same version of the extension on both sides.",
@@ -205,17 +217,24 @@ class Connection:
     # --- serving ------------------------------------------------------------------------------
 
     async def _serve(self, session: Session) -> None:
-        sender = asyncio.create_task(self._send_all(session))
+        """Until one of both directions ends; a client without answers should not wait."""
+        tasks = [
+            asyncio.create_task(self._receive_all(session)),
+            asyncio.create_task(self._send_all(session)),
+        ]
         try:
-            await self._receive_all(session)
-        except ShapePriorError as error:
-            sender.cancel()
-            await self._close_with(error)
-        except WebSocketDisconnect:
-            pass
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            sender.cancel()
-            await asyncio.gather(sender, return_exceptions=True)
+            ended = next((t for t in tasks if t.done()), None)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        error = None if ended is None else ended.exception()
+        if isinstance(error, ShapePriorError):
+            await self._close_with(error)
+        elif error is not None and not isinstance(error, GONE):
+            log.error("session %d: %s", session.number, type(error).__name__)
+            await self._close_with(FAILED, FAULT)
 
     async def _receive_all(self, session: Session) -> None:
         idle = 60.0 * self.settings.limits.idle_minutes
@@ -231,22 +250,24 @@ class Connection:
                     raise
                 session.outbox.put(error_map(error))
                 continue
-            if message.get("type") == "close":
+            if _kind(message) == "close":
                 await self.socket.close(DONE, "closed by the client")
                 return
-            # Checking outlines takes time that other sessions' answers should not wait for.
-            session.handle(message)
+            await session.handle(message)
 
     async def _send_all(self, session: Session) -> None:
         while True:
             message = await session.outbox.next()
             await self.socket.send_bytes(pack(message))
 
-    async def _receive(self) -> Message:
+    async def _receive(self, most: int | None = None) -> Message:
         """The next message.
 
+        Args:
+            most: bytes that are read; by default the server's limit.
+
         Raises:
-            ShapePriorError: (bad-message) text, or bytes that are no message.
+            ShapePriorError: (bad-message) text, or bytes that are no message; (too-long).
             WebSocketDisconnect: the client is gone.
         """
         event = await self.socket.receive()
@@ -255,14 +276,14 @@ class Connection:
         data = event.get("bytes")
         if data is None:
             raise bad_message("Text messages are not understood.")
-        if len(data) > self.settings.limits.message_bytes:
+        if len(data) > (most or self.settings.limits.message_bytes):
             raise ShapePriorError("The message is too long.", "Crop the volume.", "too-long")
         return unpack(data)
 
-    async def _close_with(self, error: ShapePriorError) -> None:
+    async def _close_with(self, error: ShapePriorError, code: int = POLICY) -> None:
         try:
             await self.socket.send_bytes(pack(error_map(error)))
             # A reason may have 123 bytes.
-            await self.socket.close(POLICY, error.code)
-        except (WebSocketDisconnect, RuntimeError, OSError):
+            await self.socket.close(code, error.code)
+        except GONE:
             log.debug("a client left before it was told why")

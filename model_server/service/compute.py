@@ -2,7 +2,8 @@
 
 A session has at most one job; its newer job takes the place of the older in the queue. Jobs
 advance one surface at a time: a job's first surface goes before everyone's later ones, since it
-costs a few hundredths of a second and somebody is waiting for it.
+costs a few hundredths of a second and somebody is waiting for it. Between two first surfaces
+somebody's later one has its turn, so that a session that asks all the time starves nobody.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from model_server.reconstruction import Reconstruction
 log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """A request being worked on.
 
@@ -90,6 +91,7 @@ class ComputeThread:
         self._begun: deque[Job] = deque()
         self._wake = threading.Condition()
         self._open = True
+        self._favored = False  # whether a first surface has just gone before later ones
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -127,8 +129,9 @@ class ComputeThread:
                 self._wake.wait()
             if not self._open:
                 return None
-            queue = self._fresh or self._begun
-            job = queue.popleft()
+            first = bool(self._fresh) and not (self._begun and self._favored)
+            self._favored = first
+            job = (self._fresh if first else self._begun).popleft()
             # Kept in sight while it runs, so that a newer job can stop it.
             self._begun.append(job)
             return job

@@ -90,10 +90,10 @@ def bound_socket(host: str, port: int) -> socket.socket:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
         listening.listen(64)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         listening.close()
         raise ShapePriorError(
-            f"Cannot listen on {host}:{port} ({error.strerror}).",
+            f"Cannot listen on {host}:{port} ({error}).",
             "Choose another --port, or 0 for a free one.",
             "no-port",
         ) from error
@@ -130,7 +130,8 @@ def serve(options: ServeOptions) -> None:
         log_level="warning",
         access_log=False,
         lifespan="off",
-        ws_max_size=options.limits.message_bytes,
+        # A little above: what is barely too long is answered, not only closed.
+        ws_max_size=options.limits.message_bytes + 2**16,
         ws_per_message_deflate=False,
         ws_max_queue=4,
         ssl_certfile=options.certificate,

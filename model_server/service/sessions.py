@@ -7,11 +7,12 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError
 from model_server.observations import Observations
@@ -75,17 +76,25 @@ def content_hashes(observations: Observations) -> dict[str, str]:
             kind: [(s.name, s.points) for s in getattr(observations, kind)]
             for kind in ("boundary", "inside", "outside")
         },
-        "label_map": [
-            (v.name, v.array) for v in (observations.label_map,) if v is not None
-        ],
-    }  # fmt: skip
-    return {
-        f"{kind} {index}: {name}": hashlib.blake2b(
-            np.ascontiguousarray(array).tobytes(), digest_size=16
-        ).hexdigest()
-        for kind, found in groups.items()
-        for index, (name, array) in enumerate(found)
     }
+    hashes = {
+        f"{kind} {index}: {name}": _digest(points)
+        for kind, found in groups.items()
+        for index, (name, points) in enumerate(found)
+    }
+    mask = observations.label_map
+    if mask is not None:
+        hashes[f"label_map 0: {mask.name}"] = _digest(mask.array, mask.ijk_to_ras)
+    return hashes
+
+
+def _digest(*arrays: NDArray[Any]) -> str:
+    """Of what arrays hold, their type and shape: the same bytes may be another volume."""
+    found = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        found.update(f"{array.dtype.str}{array.shape}".encode())
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -127,7 +136,7 @@ def read_settings(message: object) -> FitSettings:
             f"Choose it between {STRENGTHS[0]:g} and {STRENGTHS[1]:g}.",
             "out-of-range",
         )
-    if side not in SIDES:
+    if not isinstance(side, str) or side not in SIDES:
         raise ShapePriorError("There is no such side.", f"Choose one of: {', '.join(SIDES)}.")
     switches = {}
     for name in SWITCHES:
@@ -165,48 +174,53 @@ class Session:
 
     # --- requests -----------------------------------------------------------------------------
 
-    def handle(self, message: Mapping[str, Any]) -> None:
+    async def handle(self, message: Mapping[str, Any]) -> None:
         """Act on one message; what is wrong with it becomes an error message."""
         number: int | None = None
         try:
+            number = request_id(message) if "id" in message else None
             kind = message_field(message, "type", str)
-            if kind in ("fit", "refine", "cancel", "ping"):
-                number = request_id(message)
-            handlers: dict[str, Callable[[Mapping[str, Any], int], None]] = {
+            handlers: dict[str, Callable[[Mapping[str, Any], int], Awaitable[None]]] = {
                 "fit": self._fit,
                 "refine": self._refine,
                 "cancel": self._cancel,
                 "ping": self._ping,
             }
             if kind not in handlers or number is None:
-                raise bad_message("There is no message of this type.")
-            handlers[kind](message, number)
+                raise bad_message("There is no message of this type, or it has no 'id'.")
+            await handlers[kind](message, number)
         except ShapePriorError as error:
             log.info("session %d: refused (%s)", self.number, error.code)
             self.outbox.put(error_map(error, number))
+        except Exception as error:
+            # No message: it may name the patient's files.
+            log.error("session %d: %s", self.number, type(error).__name__)
+            self.outbox.put(error_map(bad_message("The message cannot be used."), number))
 
-    def _ping(self, message: Mapping[str, Any], number: int) -> None:
+    async def _ping(self, message: Mapping[str, Any], number: int) -> None:
         self.outbox.put({"type": "pong", "id": number, "jobs": self.compute.waiting()})
 
-    def _cancel(self, message: Mapping[str, Any], number: int) -> None:
+    async def _cancel(self, message: Mapping[str, Any], number: int) -> None:
         # A request that has ended meanwhile has had its answer: nothing is left to say.
         if self.running is not None and self.running[0].number == number:
             self._end_running("cancel")
 
-    def _fit(self, message: Mapping[str, Any], number: int) -> None:
+    async def _fit(self, message: Mapping[str, Any], number: int) -> None:
         self._check_new(number)
+        # Checking outlines takes time that other sessions' answers should not wait for.
+        self._start(await asyncio.to_thread(self._request, message, number))
+
+    def _request(self, message: Mapping[str, Any], number: int) -> Request:
         observations = read_observations(message_field(message, "observations", dict), self.limits)
-        self._start(
-            Request(
-                number,
-                str(message_field(message, "prior", str)),
-                observations,
-                read_settings(message.get("settings", {})),
-                hashes=content_hashes(observations),
-            )
+        return Request(
+            number,
+            str(message_field(message, "prior", str)),
+            observations,
+            read_settings(message.get("settings", {})),
+            hashes=content_hashes(observations),
         )
 
-    def _refine(self, message: Mapping[str, Any], number: int) -> None:
+    async def _refine(self, message: Mapping[str, Any], number: int) -> None:
         self._check_new(number)
         if self.last is None:
             raise ShapePriorError(

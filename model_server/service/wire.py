@@ -22,8 +22,10 @@ from model_server.reconstruction import Provenance, Reconstruction, Residual, Su
 VERSION = 1
 TOKEN_VARIABLE = "SHAPE_PRIOR_TOKEN"  # how the token reaches the server
 READY = "SHAPE_PRIOR_SERVER "  # starts the line, followed by JSON, that tells where it listens
-DTYPES = ("<f4", "<f8", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8")
+DTYPES = ("<f4", "<f8", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8")
 MOST_AXES = 4
+MOST_ENTRIES = 10_000  # of one list or map
+MOST_VALUES = 500_000  # of one message; arrays count as one
 ARRAY = ("dtype", "shape", "data")
 
 Message = dict[str, Any]
@@ -68,7 +70,9 @@ def pack(message: Mapping[str, Any]) -> bytes:
 
 def _plain(value: object) -> object:
     if isinstance(value, np.ndarray):
-        array = np.ascontiguousarray(value)
+        array = np.ascontiguousarray(value).reshape(value.shape)  # it makes 0-d arrays 1-d
+        if array.dtype == np.bool_:
+            array = array.view(np.uint8)
         little = array.astype(array.dtype.newbyteorder("<"), copy=False)
         if little.dtype.str not in DTYPES:
             raise TypeError(f"arrays of {array.dtype} do not travel")
@@ -81,14 +85,41 @@ def _plain(value: object) -> object:
 def unpack(data: bytes) -> Message:
     """Bytes -> map; typed arrays come out as numpy arrays.
 
+    Containers are bounded: a short message of nested or empty ones could otherwise take a
+    hundred times its length of memory.
+
     Raises:
         ShapePriorError: (bad-message) not msgpack, not a map, or an array that is none.
     """
+    values = 0
+
+    def counted(found: Any) -> Any:
+        nonlocal values
+        values += 1 + len(found)
+        if values > MOST_VALUES:
+            raise bad_message("The message has too many values.")
+        return _array(found) if isinstance(found, dict) else found
+
     try:
-        message = msgpack.unpackb(data, raw=False, strict_map_key=True, object_hook=_array)
+        message = msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=True,
+            object_hook=counted,
+            list_hook=counted,
+            max_array_len=MOST_ENTRIES,
+            max_map_len=MOST_ENTRIES,
+        )
     except ShapePriorError:
         raise
-    except (ValueError, TypeError, OverflowError, msgpack.exceptions.UnpackException) as error:
+    except (
+        ValueError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+        MemoryError,
+        msgpack.exceptions.UnpackException,
+    ) as error:
         raise bad_message("The message cannot be read.") from error
     if not isinstance(message, dict):
         raise bad_message("The message is not a map.")
@@ -96,10 +127,10 @@ def unpack(data: bytes) -> Message:
 
 
 def _array(found: Message) -> Message | NDArray[Any]:
-    if tuple(sorted(found)) != tuple(sorted(ARRAY)):
+    if set(found) != set(ARRAY):
         return found
     dtype, shape, data = (found[k] for k in ARRAY)
-    if dtype not in DTYPES or not isinstance(data, bytes):
+    if not isinstance(dtype, str) or dtype not in DTYPES or not isinstance(data, bytes):
         raise bad_message("An array has an unknown type.")
     if (
         not isinstance(shape, list)
@@ -206,7 +237,10 @@ def read_observations(message: Mapping[str, Any], limits: Limits = Limits()) -> 
 def _named(message: object) -> tuple[str, NDArray[Any]]:
     if not isinstance(message, dict):
         raise bad_message("A curve or point list is no map.")
-    return str(field(message, "name", str))[:200], field(message, "points", np.ndarray)
+    points = field(message, "points", np.ndarray)
+    if points.ndim != 2 or points.shape[1] != 3:
+        raise bad_message("Points have to be rows of three coordinates.")
+    return str(field(message, "name", str))[:200], points
 
 
 def _read_volume(message: object, limits: Limits) -> Volume | None:
@@ -282,24 +316,24 @@ def read_reconstruction(
     Raises:
         ShapePriorError: (bad-message) not of this form.
     """
-    pose = field(message, "pose", dict)
-    own = message.get("triangles")
-    faces = own if isinstance(own, np.ndarray) else triangles
-    if faces is None:
+    points = _shaped(message, "points", (None, 3)).astype(np.float64)
+    if message.get("triangles") is not None:
+        triangles = _shaped(message, "triangles", (None, 3)).astype(np.int32)
+    if triangles is None:
         raise bad_message("A surface came without triangles.")
-    spread = message.get("uncertainty_mm")
+    if triangles.size and not 0 <= triangles.min() <= triangles.max() < len(points):
+        raise bad_message("A surface's triangles do not fit its points.")
+    spread = None
+    if message.get("uncertainty_mm") is not None:
+        spread = _shaped(message, "uncertainty_mm", (len(points),)).astype(np.float64)
+    coordinates = _shaped(message, "template_coordinates", (len(points), 3))
     return Reconstruction(
-        surface=Surface(field(message, "points", np.ndarray).astype(np.float64), faces),
-        template_coordinates=field(message, "template_coordinates", np.ndarray).astype(np.float64),
-        pose=Pose(
-            field(pose, "translation", np.ndarray),
-            float(field(pose, "scale", float)),
-            field(pose, "rotation", np.ndarray),
-            bool(pose.get("mirrored")),
-        ),
+        surface=Surface(points, triangles),
+        template_coordinates=coordinates.astype(np.float64),
+        pose=_read_pose(field(message, "pose", dict)),
         latents=np.empty(0),
         stage=str(field(message, "stage", str)),
-        residuals=tuple(Residual(**r) for r in field(message, "residuals", list)),
+        residuals=tuple(_read_residual(r) for r in field(message, "residuals", list)),
         provenance=Provenance(
             str(field(message, "prior", str)),
             str(message.get("prior_version", "")),
@@ -307,8 +341,38 @@ def read_reconstruction(
             dict(field(message, "seconds", dict)),
             dict(field(message, "iterations", dict)),
         ),
-        uncertainty_mm=None if spread is None else spread.astype(np.float64),
-        warnings=tuple(field(message, "warnings", list)),
+        uncertainty_mm=spread,
+        warnings=tuple(str(w) for w in field(message, "warnings", list)),
+    )
+
+
+def _shaped(message: Mapping[str, Any], name: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
+    """An array field of a shape; None is any length."""
+    found: NDArray[Any] = field(message, name, np.ndarray)
+    if found.ndim != len(shape) or any(
+        wanted not in (None, n) for wanted, n in zip(shape, found.shape, strict=True)
+    ):
+        raise bad_message(f"The array '{name}' has another shape than it should.")
+    return found
+
+
+def _read_pose(message: Mapping[str, Any]) -> Pose:
+    return Pose(
+        _shaped(message, "translation", (3,)).astype(np.float64),
+        float(field(message, "scale", (float, int))),
+        _shaped(message, "rotation", (3, 3)).astype(np.float64),
+        bool(field(message, "mirrored", bool)),
+    )
+
+
+def _read_residual(message: object) -> Residual:
+    if not isinstance(message, dict):
+        raise bad_message("A residual is no map.")
+    return Residual(
+        str(field(message, "name", str)),
+        str(field(message, "kind", str)),
+        float(field(message, "mean_mm", (float, int))),
+        float(field(message, "max_mm", (float, int))),
     )
 
 

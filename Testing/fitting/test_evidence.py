@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from model_server.errors import ShapePriorError
-from model_server.fitting.attachment import attach, attach_points, vertex_normals
+from model_server.fitting.attachment import SIDE_TRUST, attach, attach_points, vertex_normals
 from model_server.fitting.checks import check_fit, check_size
 from model_server.fitting.mask import MaskField
 from model_server.fitting.residuals import outline_distance, residuals
@@ -104,7 +104,7 @@ def test_inside_and_outside_points_count_only_on_the_wrong_side() -> None:
     wrong = Observations(boundary=boundary, inside=(PointSet(far),), outside=(PointSet(near),))
     assert attach(ball(), boundary_samples(right)).trust[3:].tolist() == [0.0, 0.0]
     attached = attach(ball(), boundary_samples(wrong))
-    assert attached.trust[3:].tolist() == [1.0, 1.0]
+    assert attached.trust[3:].tolist() == [SIDE_TRUST, SIDE_TRUST]
     assert attached.residuals[3:] == pytest.approx([-1.5, 1.0], abs=0.05)
 
 

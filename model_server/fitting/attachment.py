@@ -20,6 +20,7 @@ from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
+SIDE_TRUST = 20.0  # an inside or outside point is one of few, and placed on purpose
 LEAST_TILT = 0.35  # a surface nearly parallel to the plane says little of where it crosses it
 
 
@@ -112,7 +113,7 @@ def _attach_sides(surface: Surface, normals: Array, samples: BoundarySamples) ->
                     part.weights,
                     part.directions,
                     part.residuals,
-                    wrong.astype(np.float64),
+                    SIDE_TRUST * wrong,
                 )
             )
     return parts

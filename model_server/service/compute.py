@@ -2,8 +2,9 @@
 
 A session has at most one job; its newer job takes the place of the older in the queue. Jobs
 advance one surface at a time: a job's first surface goes before everyone's later ones, since it
-costs a few hundredths of a second and somebody is waiting for it. Between two first surfaces
-somebody's later one has its turn, so that a session that asks all the time starves nobody.
+costs a few hundredths of a second and somebody is waiting for it. The later ones are finished job
+by job, in the order they came; one of them has its turn between two first surfaces, so that a
+session that asks all the time starves nobody.
 """
 
 from __future__ import annotations
@@ -131,10 +132,10 @@ class ComputeThread:
                 return None
             first = bool(self._fresh) and not (self._begun and self._favored)
             self._favored = first
-            job = (self._fresh if first else self._begun).popleft()
+            if first:
+                self._begun.append(self._fresh.popleft())
             # Kept in sight while it runs, so that a newer job can stop it.
-            self._begun.append(job)
-            return job
+            return self._begun[-1 if first else 0]
 
     def _run(self) -> None:
         while (job := self._next()) is not None:

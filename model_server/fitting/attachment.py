@@ -113,7 +113,7 @@ def _attach_sides(surface: Surface, normals: Array, samples: BoundarySamples) ->
                     part.weights,
                     part.directions,
                     part.residuals,
-                    SIDE_TRUST * wrong,
+                    np.asarray(SIDE_TRUST * wrong, dtype=np.float64),
                 )
             )
     return parts

@@ -11,6 +11,7 @@ from model_server.errors import ShapePriorError
 from model_server.fitting.attachment import SIDE_TRUST, attach, attach_points, vertex_normals
 from model_server.fitting.checks import check_fit, check_size
 from model_server.fitting.mask import MaskField
+from model_server.fitting.oriented import cloud_normals
 from model_server.fitting.residuals import outline_distance, residuals
 from model_server.fitting.samples import boundary_samples
 from model_server.geometry.icosphere import icosphere
@@ -233,3 +234,22 @@ def test_parallel_outlines_bring_a_warning() -> None:
     above, below = circle(8.0, 0, offset=6.0), circle(8.0, 0, offset=-6.0)
     (warning,) = check_fit(Observations(outlines=(above, below)), [], CARD, 12.0)
     assert "parallel" in warning
+
+
+def test_normals_of_few_points_are_those_of_the_ellipsoid_they_span() -> None:
+    sphere = icosphere(2).points
+    axes = np.array([7.0, 20.0, 8.0])
+    points = CENTER + sphere * axes
+    expected = sphere / axes
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    found = cloud_normals(points, CENTER)
+    assert (found * expected).sum(axis=1).min() > 0.98
+
+
+def test_normals_of_many_points_point_outward_where_the_shape_is_hollow() -> None:
+    # A bent rod: its inner side faces away from the center of the whole.
+    sphere = icosphere(4)
+    bend = np.outer((3.0 * sphere.points[:, 1]) ** 2, [0.4, 0.0, 0.0])
+    shape = Surface(sphere.points * [1.0, 3.0, 1.0] + bend, sphere.triangles)
+    found = cloud_normals(shape.points, shape.points.mean(axis=0))
+    assert ((found * vertex_normals(shape)).sum(axis=1) > 0.8).mean() > 0.99

@@ -14,6 +14,7 @@ from model_server.observations import Observations
 
 Array = NDArray[np.float64]
 NEIGHBORS = 12  # for the local plane of a clicked point
+DENSE = 500  # so many points have local planes
 MASK_SAMPLES = 2000
 
 
@@ -55,22 +56,22 @@ def loop_normals(loop: Array, plane_normal: Array) -> Array:
 
 
 def cloud_normals(points: Array, center: Array) -> Array:
-    """(N, 3) normals of the local planes of (N, 3) points, made consistent outward.
+    """(N, 3) outward normals of (N, 3) points.
 
-    Orientation spreads from the outermost point along a minimum spanning tree of neighbors, so
-    that concave shapes come out right too.
+    Few points say nothing of local planes: theirs are the normals of the ellipsoid they span.
+    Those of many are the normals of local planes, whose orientation spreads from the
+    outermost point along a minimum spanning tree of neighbors, so that concave shapes come out
+    right too.
     """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
 
-    count = min(NEIGHBORS, len(points))
-    _, near = cKDTree(points).query(points, k=count)
+    if len(points) < DENSE:
+        return _ellipsoid_normals(points - center)
+    _, near = cKDTree(points).query(points, k=NEIGHBORS)
     patches = points[near] - points[near].mean(axis=1, keepdims=True)
     normals = np.linalg.svd(patches, full_matrices=False)[2][:, -1]
-    if len(points) <= NEIGHBORS:
-        outward = points - center
-        return np.asarray(normals * np.sign((normals * outward).sum(axis=1, keepdims=True) + 1e-12))
-    rows, columns = np.repeat(np.arange(len(points)), count), near.ravel()
+    rows, columns = np.repeat(np.arange(len(points)), NEIGHBORS), near.ravel()
     cost = 1.001 - np.abs((normals[rows] * normals[columns]).sum(axis=1))
     tree = minimum_spanning_tree(coo_matrix((cost, (rows, columns))).tocsr())
     first = int(np.linalg.norm(points - center, axis=1).argmax())
@@ -81,3 +82,10 @@ def cloud_normals(points: Array, center: Array) -> Array:
         if normals[index] @ normals[before[index]] < 0:
             normals[index] *= -1
     return np.asarray(normals)
+
+
+def _ellipsoid_normals(offsets: Array) -> Array:
+    """(N, 3) normals at offsets (N, 3) from the center of the ellipsoid of their own spread."""
+    spread, axes = np.linalg.eigh(offsets.T @ offsets)
+    normals = offsets @ axes / np.maximum(spread, 1e-6 * spread.max()) @ axes.T
+    return np.asarray(normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12))

@@ -450,6 +450,9 @@ def test_interruption_keeps_what_is_done(folder, workers):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Started in the background of a shell, pytest itself may ignore Ctrl-C, and children do
+        # as their parent does.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     assert process.stderr.readline().startswith("1/2  A  fitted")

@@ -166,7 +166,14 @@ def test_interruption_leaves_nothing_half_written(out):
         *(sys.executable, "-u", "-m", "model_server", "fit", "--prior", "hippocampus-dals"),
         *("--annotations", *map(str, case.outlines), "--output", str(out / "a.stl")),
     ]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Started in the background of a shell, pytest itself may ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if "quick look" in line:

@@ -431,11 +431,14 @@ def _in_processes(cases: Sequence[Case], settings: Settings, workers: int) -> Ou
 
 
 def _alone(case: Case, settings: Settings) -> Outcome:
-    with _pool(1) as pool:
-        try:
-            return pool.submit(fit_case, case, settings).result()
-        except BrokenProcessPool:
-            return _failed(case, f"{DIED} Use fewer --workers, or see to its input.")
+    """In a process of its own, twice if need be: among others it may have been the innocent one."""
+    for _ in range(2):
+        with _pool(1) as pool:
+            try:
+                return pool.submit(fit_case, case, settings).result()
+            except BrokenProcessPool:
+                continue
+    return _failed(case, f"{DIED} Use fewer --workers, or see to its input.")
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:

@@ -1,8 +1,8 @@
 """The template sphere wrapped around each training shape: where the training of DALS starts.
 
-The Chamfer distance alone folds a sphere that has to collapse onto a long, thin organ (a third of
-a pancreas' triangles ended up inside others). A flow down the shape's distance field does not,
-and gives rough correspondences, from which the decoder learns the way before Eq. 1 refines it.
+The Chamfer distance alone folds a sphere that has to collapse onto a long, thin organ. A flow down
+the shape's distance field hardly does, and gives rough correspondences, from which the decoder
+learns the way before Eq. 1 refines it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,275 @@
+"""Markups, segmentations and volumes of the scene as Observations in world RAS millimeters.
+
+World means after all parent transforms of a node: what the user sees in the slice views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import vtk
+from numpy.typing import NDArray
+from scipy.interpolate import CubicSpline
+from vtk.util.numpy_support import vtk_to_numpy
+
+from model_server.errors import ShapePriorError
+from model_server.observations import Observations, PlanarOutline, PointSet, Volume
+
+Array = NDArray[np.float64]
+Node = Any  # MRML nodes come without type information
+
+PLANE_ATTRIBUTE = "ShapePriorSlicer.Plane"  # origin and normal of the slice it was drawn in
+SPACING_ATTRIBUTE = "ShapePriorSlicer.SliceSpacing"  # mm along that normal
+POINTS_PER_SEGMENT = 10  # of a closed curve, as Slicer's own generator makes them
+LEAST_POINTS = 3
+
+
+# --- planes -------------------------------------------------------------------------------------
+
+
+def planeOfSlice(sliceNode: Node) -> tuple[Array, Array]:
+    """(3,) origin and (3,) unit normal of a slice view, RAS mm, of any orientation.
+
+    The normal is the third column: axial SliceToRAS matrices are left-handed, so that the cross
+    product of the first two points the other way.
+    """
+    matrix = arrayFromMatrix(sliceNode.GetSliceToRAS())
+    return matrix[:3, 3].copy(), matrix[:3, 2] / np.linalg.norm(matrix[:3, 2])
+
+
+def bindToSlice(curve: Node, sliceNode: Node, spacing: float) -> None:
+    """Keep with a curve which plane it is drawn in.
+
+    Args:
+        curve: closed curve node.
+        sliceNode: the view's slice node.
+        spacing: of the volume along the view's normal, mm.
+    """
+    origin, normal = planeOfSlice(sliceNode)
+    curve.SetAttribute(PLANE_ATTRIBUTE, " ".join(repr(float(v)) for v in (*origin, *normal)))
+    curve.SetAttribute(SPACING_ATTRIBUTE, repr(float(spacing)))
+
+
+def boundPlane(curve: Node) -> tuple[Array, Array] | None:
+    """Origin and normal of the slice a curve was drawn in, RAS mm, or None."""
+    text = curve.GetAttribute(PLANE_ATTRIBUTE)
+    values = np.array([float(v) for v in text.split()]) if text else np.empty(0)
+    return (values[:3], values[3:]) if len(values) == 6 else None
+
+
+def checkPlane(curve: Node, points: Array) -> None:
+    """Refuse a curve that left its slice, as scrolling while placing makes it.
+
+    Raises:
+        ShapePriorError: (left-slice) more than half a slice off; the curve keeps its points.
+    """
+    plane = boundPlane(curve)
+    # Moved by a transform as a whole, it is still plane; the fit finds the plane itself.
+    if plane is None or curve.GetParentTransformNode() is not None:
+        return
+    origin, normal = plane
+    off = float(np.abs((points - origin) @ normal).max())
+    allowed = max(0.5 * float(curve.GetAttribute(SPACING_ATTRIBUTE) or 1.0), 0.5)
+    if off > allowed:
+        raise ShapePriorError(
+            f"'{curve.GetName()}' leaves its slice by {off:.1f} mm.",
+            "Undo, and draw it without scrolling in between.",
+            "left-slice",
+        )
+
+
+# --- curves and points --------------------------------------------------------------------------
+
+
+def definedPoints(markups: Node) -> Array:
+    """(N, 3) world positions of the points that are placed; the one under the mouse is not."""
+    defined = markups.PositionDefined
+    position = [0.0, 0.0, 0.0]
+    found = []
+    for index in range(markups.GetNumberOfControlPoints()):
+        if markups.GetNthControlPointPositionStatus(index) == defined:
+            markups.GetNthControlPointPositionWorld(index, position)
+            found.append(tuple(position))
+    return np.array(found, dtype=np.float64).reshape(-1, 3)
+
+
+def curvePoints(curve: Node) -> Array:
+    """(N, 3) dense world points along a closed curve, the first not repeated.
+
+    Raises:
+        ShapePriorError: fewer than three placed points.
+    """
+    control = definedPoints(curve)
+    if len(control) < LEAST_POINTS:
+        raise ShapePriorError(
+            f"'{curve.GetName()}' has {len(control)} point(s).",
+            f"Place at least {LEAST_POINTS} around the organ.",
+            "too-few",
+        )
+    if len(control) < curve.GetNumberOfControlPoints():
+        # While a point hangs at the mouse Slicer's own curve runs through it.
+        return _throughPoints(control)
+    dense = vtk_to_numpy(curve.GetCurvePointsWorld().GetData()).astype(np.float64)
+    if len(dense) > 1 and np.allclose(dense[0], dense[-1]):
+        dense = dense[:-1]
+    return dense
+
+
+def _throughPoints(control: Array) -> Array:
+    """Slicer's default interpolation: a periodic cubic spline with unit steps."""
+    closed = np.vstack([control, control[:1]])
+    spline = CubicSpline(np.arange(len(closed)), closed, bc_type="periodic")
+    return np.asarray(spline(np.arange(len(control) * POINTS_PER_SEGMENT) / POINTS_PER_SEGMENT))
+
+
+def outlineOf(curve: Node) -> PlanarOutline:
+    """A closed curve as an outline.
+
+    Raises:
+        ShapePriorError: an open curve, too few points, out of its plane, or crossing itself.
+    """
+    if not curve.IsA("vtkMRMLMarkupsClosedCurveNode"):
+        raise ShapePriorError(
+            f"'{curve.GetName()}' is not a closed curve.",
+            "Draw it as a closed curve.",
+            "open-curve",
+        )
+    points = curvePoints(curve)
+    checkPlane(curve, points)
+    return PlanarOutline.from_loop(points, curve.GetName())
+
+
+def pointSets(nodes: Iterable[Node]) -> tuple[PointSet, ...]:
+    """Fiducial lists as point sets; empty lists are left out."""
+    found = ((definedPoints(node), node.GetName()) for node in nodes)
+    return tuple(PointSet(points, name) for points, name in found if len(points))
+
+
+# --- volumes and segmentations ------------------------------------------------------------------
+
+
+def arrayFromMatrix(matrix: Any) -> Array:
+    """(4, 4) of a vtkMatrix4x4."""
+    return np.array([[matrix.GetElement(i, j) for j in range(4)] for i in range(4)])
+
+
+def volumeOf(node: Node) -> Volume:
+    """A scalar or label volume in world RAS, its linear parent transforms applied.
+
+    Raises:
+        ShapePriorError: no voxels, or a transform that bends.
+    """
+    image = node.GetImageData()
+    if image is None or image.GetPointData().GetScalars() is None:
+        raise ShapePriorError(f"'{node.GetName()}' has no voxels.", "Choose another volume.")
+    matrix = vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(matrix)
+    geometry = worldMatrix(node) @ arrayFromMatrix(matrix)
+    size = image.GetDimensions()
+    array = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(size[::-1])
+    return Volume(array, geometry, node.GetName())
+
+
+def worldMatrix(node: Node) -> Array:
+    """(4, 4) from a node's own frame to world RAS.
+
+    Raises:
+        ShapePriorError: a parent transform that is not linear.
+    """
+    parent = node.GetParentTransformNode()
+    if parent is None:
+        return np.eye(4)
+    if not parent.IsTransformToWorldLinear():
+        raise ShapePriorError(
+            f"'{node.GetName()}' is under a transform that bends.",
+            "Harden the transform, or move the node out of it.",
+            "nonlinear-transform",
+        )
+    matrix = vtk.vtkMatrix4x4()
+    parent.GetMatrixTransformToWorld(matrix)
+    return arrayFromMatrix(matrix)
+
+
+def segmentOutlines(
+    segmentation: Node, segmentId: str, sliceNode: Node, name: str
+) -> list[PlanarOutline]:
+    """The borders of a segment in a slice, cut from its closed surface.
+
+    Args:
+        segmentation: segmentation node.
+        segmentId: of the segment.
+        sliceNode: whose plane cuts it.
+        name: of the outlines.
+
+    Raises:
+        ShapePriorError: the segment does not reach this slice.
+    """
+    segmentation.CreateClosedSurfaceRepresentation()
+    surface = vtk.vtkPolyData()
+    segmentation.GetClosedSurfaceRepresentation(segmentId, surface)
+    toWorld = vtk.vtkTransform()
+    toWorld.SetMatrix(worldMatrix(segmentation).ravel())
+    moved = vtk.vtkTransformPolyDataFilter()
+    moved.SetInputData(surface)
+    moved.SetTransform(toWorld)
+    origin, normal = planeOfSlice(sliceNode)
+    plane = vtk.vtkPlane()
+    plane.SetOrigin(*origin)
+    plane.SetNormal(*normal)
+    cutter = vtk.vtkCutter()
+    cutter.SetInputConnection(moved.GetOutputPort())
+    cutter.SetCutFunction(plane)
+    strips = vtk.vtkStripper()
+    strips.SetInputConnection(cutter.GetOutputPort())
+    strips.JoinContiguousSegmentsOn()
+    strips.Update()
+    loops = _loopsOf(strips.GetOutput())
+    if not loops:
+        raise ShapePriorError(
+            f"The segment has no border in slice view {sliceNode.GetName()}.",
+            "Scroll to a slice that cuts it.",
+            "no-border",
+        )
+    return [PlanarOutline.from_loop(loop, name) for loop in loops]
+
+
+def _loopsOf(lines: Any) -> list[Array]:
+    """Closed polylines with at least a dozen points."""
+    if lines.GetNumberOfPoints() == 0:
+        return []
+    points = vtk_to_numpy(lines.GetPoints().GetData()).astype(np.float64)
+    loops = []
+    ids = vtk.vtkIdList()
+    cells = lines.GetLines()
+    cells.InitTraversal()
+    while cells.GetNextCell(ids):
+        index = [ids.GetId(i) for i in range(ids.GetNumberOfIds())]
+        if index[0] == index[-1] and len(index) > 12:
+            loops.append(points[index[:-1]])
+    return loops
+
+
+# --- everything ---------------------------------------------------------------------------------
+
+
+def observationsFrom(
+    curves: Sequence[Node] = (),
+    boundary: Sequence[Node] = (),
+    inside: Sequence[Node] = (),
+    outside: Sequence[Node] = (),
+    labelMap: Node | None = None,
+) -> Observations:
+    """All annotations of one structure; nodes without points are left out.
+
+    Raises:
+        ShapePriorError: the first annotation that cannot be used, by its name.
+    """
+    return Observations(
+        outlines=tuple(outlineOf(c) for c in curves if len(definedPoints(c))),
+        boundary=pointSets(boundary),
+        inside=pointSets(inside),
+        outside=pointSets(outside),
+        label_map=None if labelMap is None else volumeOf(labelMap),
+    )

@@ -56,6 +56,7 @@ class Timeouts:
 
 CRASHES = 5  # in a row without an answer between them; then we stop trying
 POLL_SECONDS = 0.005
+STARVED_SECONDS = 1.0  # a worker that did not run for so long has heard nothing
 
 
 # --- what happened ------------------------------------------------------------------------------
@@ -368,12 +369,16 @@ class Connection:
         self._superseded.clear()
 
     def _serve(self, socket: Any) -> None:
-        heard = asked = time.monotonic()
+        heard = asked = before = time.monotonic()
         pings = 0
         while not self._stopped.is_set():
             for message in self._outgoing():
                 self._send(socket, message)
             now = time.monotonic()
+            if now - before > STARVED_SECONDS:
+                # Slicer's main thread kept Python's lock: nobody listened, so nobody was silent.
+                heard = asked = now
+            before = now
             try:
                 data = socket.recv(timeout=POLL_SECONDS)
             except TimeoutError:

@@ -571,15 +571,17 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
                 self.status = Status("idle", "Cancelled.", device=self._device)
         elif isinstance(event, Failed):
             self._takeFailure(event)
-        elif isinstance(event, Starting):
-            self.status = Status("starting", event.text)
-        elif isinstance(event, Connected):
-            self.status = replace(self.status, phase="fitting", text="Fitting ...")
-        elif isinstance(event, Lost):
-            self.status = Status("starting", f"{event.reason} Starting it again ...")
         elif isinstance(event, TemplateCame):
             self.template.take(event.prior, event.surface, event.coordinates)
             self._updateTemplate()
+        elif self._asked is None:
+            pass  # the connection's own affairs; nobody waits for it
+        elif isinstance(event, Starting):
+            self.status = Status("starting", event.text)
+        elif isinstance(event, Connected):
+            self.status = self._working("Fitting ...")
+        elif isinstance(event, Lost):
+            self.status = Status("starting", f"{event.reason} Starting it again ...")
 
     def _takeSurface(self, asked: _Asked, event: Progressed | Finished) -> None:
         found = event.reconstruction

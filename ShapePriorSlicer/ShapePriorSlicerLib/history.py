@@ -144,6 +144,8 @@ class History:
 
 def described(before: State, after: State) -> str:
     """What a user did between two states."""
+    if before.saved != after.saved:
+        return "Save as segment"
     changed = _changedChoices(before.parameters, after.parameters)
     if before.annotations == after.annotations:
         return CHANGES[changed[0]] if len(changed) == 1 else "Change settings"

@@ -43,6 +43,7 @@ from .connection import (
     TemplateCame,
 )
 from .history import History
+from .keeping import Keeper
 from .live_model import Figures, LiveModel, NextSlice, figuresOf, suggestedSlice
 from .parameters import Parameters, writeParameters
 from .structure import (
@@ -150,6 +151,7 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         self.residuals: dict[str, Residual] = {}
         self.model = LiveModel(structure, MODEL)
         self.template = TemplateView(structure)
+        self._keeper = Keeper(structure)
         self._surfaces: OrderedDict[tuple[Any, ...], tuple[Reconstruction, dict[str, Residual]]]
         self._surfaces = OrderedDict()
         self._watched: set[Node] = set()
@@ -174,6 +176,13 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
     def parameters(self) -> Parameters:
         """The user's choices."""
         return self.structure.parameters
+
+    @property
+    def organ(self) -> str:
+        """Of the prior, with the side if the user chose one: "left kidney"."""
+        chosen = self.parameters
+        organ = chosen.prior.rsplit("-", 1)[0]
+        return organ if chosen.side == "auto" else f"{chosen.side} {organ}"
 
     @property
     def figures(self) -> Figures | None:
@@ -282,6 +291,19 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         number = self.connection.refine()
         self._asked = _Asked(number, state.inputs(), keys, observations, False, self._clock())
         self.status = self._working("Refining ...")
+
+    def keep(self, segmentation: Node | None = None) -> Node:
+        """Save the surface as a segment, of a new segmentation by default; returns that.
+
+        Raises:
+            ShapePriorError: no surface, no volume, or a surface outside of it.
+        """
+        if self.reconstruction is None:
+            raise ShapePriorError("There is no surface yet.", "Reconstruct first.", "no-surface")
+        self._commit()
+        node = self._keeper.keep(self.organ, segmentation)
+        self._commit()
+        return node
 
     def cancel(self) -> None:
         """End the running fit; the surface so far stays."""
@@ -469,6 +491,7 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
     def _goTo(self, state: State) -> None:
         """Bring scene and surface to a state of the history."""
         before = self.structure.state()
+        self._keeper.goTo(before.saved, state.saved)
         self.structure.apply(state)
         self._watch()
         self._dirty, self._unsaved, self._pushed = False, True, self._clock()

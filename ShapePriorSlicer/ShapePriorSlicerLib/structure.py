@@ -23,6 +23,7 @@ from .parameters import Parameters, readParameters, writeParameters
 Node = Any
 
 MODULE = "ShapePriorSlicer"
+SAVED_PARAMETER = "saved"  # how often the surface was kept as a segment
 KIND_ATTRIBUTE = "ShapePriorSlicer.Kind"  # of the parameter node: "structure"
 KEY_ATTRIBUTE = "ShapePriorSlicer.Key"  # the same for an annotation that undo brings back
 VIEW_ATTRIBUTE = "ShapePriorSlicer.View"  # the slice view an outline was drawn in
@@ -73,6 +74,7 @@ class State:
 
     parameters: Parameters
     annotations: tuple[Annotation, ...] = ()
+    saved: int = 0
 
     def inputs(self) -> tuple[Any, ...]:
         """What a surface depends on: annotations but landmarks, prior, side and strength."""
@@ -96,7 +98,7 @@ def readState(values: dict[str, Any]) -> State:
         Annotation(**{**a, "points": tuple(tuple(p) for p in a["points"])})
         for a in values["annotations"]
     )
-    return State(Parameters(**values["parameters"]), annotations)
+    return State(Parameters(**values["parameters"]), annotations, int(values["saved"]))
 
 
 class Structure:
@@ -139,6 +141,12 @@ class Structure:
     def parameters(self) -> Parameters:
         """The user's choices."""
         return readParameters(self.node)
+
+    @property
+    def saved(self) -> int:
+        """How often the surface was kept as a segment."""
+        text = self.node.GetParameter(SAVED_PARAMETER) or "0"
+        return int(text) if text.isdigit() else 0
 
     def exists(self) -> bool:
         """Whether its parameter node is still in the scene."""
@@ -256,7 +264,7 @@ class Structure:
     def state(self) -> State:
         """What the scene holds now."""
         found = tuple(_annotationOf(role, node) for role, node in self.annotations())
-        return State(self.parameters, found)
+        return State(self.parameters, found, self.saved)
 
     def apply(self, state: State) -> None:
         """Bring the scene to a state: nodes made, removed and moved as needed."""
@@ -272,6 +280,8 @@ class Structure:
             _setAnnotation(node, annotation)
         if readParameters(self.node) != state.parameters:
             writeParameters(self.node, state.parameters)
+        if self.saved != state.saved:
+            self.node.SetParameter(SAVED_PARAMETER, str(state.saved))
 
     def _restored(self, annotation: Annotation) -> Node:
         node = self.made(annotation.role, annotation.name)

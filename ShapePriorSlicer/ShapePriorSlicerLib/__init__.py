@@ -1,1 +1,14 @@
 """What the module does, without Qt widgets and without torch."""
+
+import sys
+from pathlib import Path
+
+try:
+    import model_server  # noqa: F401
+except ModuleNotFoundError:
+    # A checkout on Slicer's additional module paths: the backend lies beside the module's folder.
+    sys.path.append(str(Path(__file__).resolve().parent.parent.parent))
+
+from model_server.errors import ShapePriorError
+
+__all__ = ["ShapePriorError"]

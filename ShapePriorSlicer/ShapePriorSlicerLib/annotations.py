@@ -39,6 +39,21 @@ def planeOfSlice(sliceNode: Node) -> tuple[Array, Array]:
     return matrix[:3, 3].copy(), matrix[:3, 2] / np.linalg.norm(matrix[:3, 2])
 
 
+def sliceSpacing(volume: Node | None, sliceNode: Node) -> float:
+    """Millimeters between slices of a volume along a view's normal; 1 without a volume.
+
+    For a view oblique to the volume, that of the voxel axis nearest to its normal.
+    """
+    if volume is None:
+        return 1.0
+    matrix = vtk.vtkMatrix4x4()
+    volume.GetIJKToRASMatrix(matrix)
+    axes = (worldMatrix(volume) @ arrayFromMatrix(matrix))[:3, :3]
+    spacing = np.linalg.norm(axes, axis=0)
+    along = np.abs((axes / spacing).T @ planeOfSlice(sliceNode)[1])
+    return float(spacing[int(along.argmax())])
+
+
 def bindToSlice(curve: Node, sliceNode: Node, spacing: float) -> None:
     """Keep with a curve which plane it is drawn in.
 

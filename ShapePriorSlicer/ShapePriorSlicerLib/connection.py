@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError
 from model_server.observations import Observations
-from model_server.reconstruction import Reconstruction
+from model_server.reconstruction import Reconstruction, Surface
 from model_server.service.wire import (
     VERSION,
     Message,
@@ -28,6 +28,7 @@ from model_server.service.wire import (
     observations_map,
     pack,
     read_reconstruction,
+    read_template,
     unpack,
 )
 
@@ -55,6 +56,7 @@ class Timeouts:
 
 CRASHES = 5  # in a row without an answer between them; then we stop trying
 POLL_SECONDS = 0.005
+STARVED_SECONDS = 1.0  # a worker that did not run for so long has heard nothing
 
 
 # --- what happened ------------------------------------------------------------------------------
@@ -120,7 +122,16 @@ class Failed:
     remedy: str
 
 
-Event = Starting | Connected | Lost | Progressed | Finished | Cancelled | Failed
+@dataclass(frozen=True)
+class TemplateCame:
+    """A prior's template in its canonical frame; ``coordinates`` (V, 3) of its vertices."""
+
+    prior: str
+    surface: Surface
+    coordinates: NDArray[np.float64]
+
+
+Event = Starting | Connected | Lost | Progressed | Finished | Cancelled | Failed | TemplateCame
 
 
 @dataclass
@@ -160,6 +171,8 @@ class Connection:
         self._controls: deque[Message] = deque()
         self._superseded: set[int] = set()  # sent, and not told ended by the server yet
         self._lastFit: Message | None = None
+        self._template = ""  # the prior whose template was asked for and has not come yet
+        self._templateSent = False
         self._mostBytes = 0  # of a message, as the server said
         self._hasResult = False  # whether the server's session has one to refine
         self._number = 0
@@ -200,6 +213,12 @@ class Connection:
     def refine(self) -> int:
         """Ask for more effort from where the last result stands."""
         return self._ask({"type": "refine"})
+
+    def askTemplate(self, prior: str) -> None:
+        """Ask for a prior's template; it comes as ``TemplateCame``, beside what else runs."""
+        with self._lock:
+            self._template, self._templateSent = prior, False
+        self.start()
 
     def cancel(self) -> None:
         """End the running request; its surfaces so far stay."""
@@ -333,7 +352,7 @@ class Connection:
         self._triangles = None
         with self._lock:
             self._controls.clear()
-            self._hasResult = False
+            self._hasResult = self._templateSent = False
             self._endSuperseded()
             if self._pending is not None and self._pending.cancelled:
                 self._events.put(Cancelled(self._pending.number, "cancel"))
@@ -350,12 +369,16 @@ class Connection:
         self._superseded.clear()
 
     def _serve(self, socket: Any) -> None:
-        heard = asked = time.monotonic()
+        heard = asked = before = time.monotonic()
         pings = 0
         while not self._stopped.is_set():
             for message in self._outgoing():
                 self._send(socket, message)
             now = time.monotonic()
+            if now - before > STARVED_SECONDS:
+                # Slicer's main thread kept Python's lock: nobody listened, so nobody was silent.
+                heard = asked = now
+            before = now
             try:
                 data = socket.recv(timeout=POLL_SECONDS)
             except TimeoutError:
@@ -396,6 +419,11 @@ class Connection:
                 if pending.message["type"] == "fit":
                     self._lastFit = pending.message
                 found.append(pending.message)
+            if self._template and not self._templateSent:
+                # Numbered now: the server takes only numbers that grow.
+                self._number += 1
+                self._templateSent = True
+                found.append({"type": "template", "id": self._number, "prior": self._template})
             return found
 
     def _take(self, message: Message) -> None:
@@ -409,8 +437,13 @@ class Connection:
         elif kind == "cancelled":
             self._end(message["id"])
             self._events.put(Cancelled(message["id"], message["by"]))
+        elif kind == "template":
+            self._template = ""
+            self._events.put(TemplateCame(str(message.get("prior")), *read_template(message)))
         elif kind == "error":
             failed = _failed(message)
+            if failed.code == "no-template":
+                self._template = ""
             if failed.request is not None:
                 self._end(failed.request)
             self._events.put(failed)

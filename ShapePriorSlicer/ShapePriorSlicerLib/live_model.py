@@ -12,21 +12,36 @@ from scipy.spatial import cKDTree
 from vtk.util.numpy_support import numpy_to_vtk, numpy_to_vtkIdTypeArray, vtk_to_numpy
 
 from model_server.observations import Observations
-from model_server.reconstruction import Reconstruction, Surface
+from model_server.pose import Pose
+from model_server.reconstruction import Provenance, Reconstruction, Surface
+
+from .parameters import Parameters
+from .structure import Structure
 
 Array = NDArray[np.float64]
 Node = Any
 
-TEMPLATE = "TemplateCoordinates"
+TEMPLATE_COORDINATES = "TemplateCoordinates"
 CORRESPONDENCE = "CorrespondenceColor"
 UNCERTAINTY = "UncertaintyMm"
 DISTANCE = "DistanceToAnnotationsMm"
-# What the user may color by -> the point array and the color table; None is one plain color.
-COLORINGS: dict[str, tuple[str, str] | None] = {
-    "plain": None,
-    "correspondence": (CORRESPONDENCE, ""),
-    "uncertainty": (UNCERTAINTY, "vtkMRMLColorTableNodeFileViridis.txt"),
-    "distance": (DISTANCE, "vtkMRMLColorTableNodeFileMagma.txt"),
+
+
+@dataclass(frozen=True)
+class Shade:
+    """A coloring: the point array, the color table ("" for colors as they are), the title."""
+
+    array: str
+    table: str = ""
+    title: str = ""
+
+
+SHADES = {
+    "correspondence": Shade(CORRESPONDENCE),
+    "uncertainty": Shade(UNCERTAINTY, "vtkMRMLColorTableNodeFileViridis.txt", "Uncertainty (mm)"),
+    "distance": Shade(
+        DISTANCE, "vtkMRMLColorTableNodeFileMagma.txt", "Distance to annotations (mm)"
+    ),
 }
 PLAIN = (0.86, 0.56, 0.36)
 
@@ -49,8 +64,8 @@ def figuresOf(reconstruction: Reconstruction) -> Figures:
 
 def correspondenceColors(template: Array) -> NDArray[np.uint8]:
     """(V, 3) red, green, blue of template coordinates (V, 3): the same color, the same place."""
-    low, high = template.min(axis=0), template.max(axis=0)
-    share = (template - low) / np.maximum(high - low, 1e-9)
+    # Templates lie in the unit sphere: one scale for all, or patient and template would differ.
+    share = np.clip(0.5 + 0.5 * template, 0.0, 1.0)
     return np.asarray(np.round(40 + 200 * share), dtype=np.uint8)
 
 
@@ -63,40 +78,39 @@ def distanceTo(observations: Observations, points: Array) -> Array:
 
 
 class LiveModel:
-    """One structure's model node; made anew if the user deletes it.
+    """One surface of a structure as a model node; made anew if the user deletes it.
 
     Args:
-        scene: MRML scene.
-        name: of the node.
+        structure: whose surface it is.
+        role: under which the structure refers to the node.
+        suffix: of the node's name.
     """
 
-    def __init__(self, scene: Node, name: str) -> None:
-        self._scene, self._name, self._id = scene, name, ""
-        self._coloring = "plain"
+    def __init__(self, structure: Structure, role: str, suffix: str = "") -> None:
+        self._structure, self._role, self._suffix = structure, role, suffix
 
     @property
     def node(self) -> Node | None:
         """The model node, if there is one."""
-        return self._scene.GetNodeByID(self._id) if self._id else None
+        return self._structure.refers(self._role)
 
-    def adopt(self, node: Node) -> None:
-        """Go on with a node that came back with a saved scene."""
-        self._id = node.GetID()
-
-    def show(self, reconstruction: Reconstruction, observations: Observations) -> Node:
+    def show(
+        self, reconstruction: Reconstruction, observations: Observations, chosen: Parameters
+    ) -> Node:
         """Put a surface into the node, in place where its triangles are the same.
 
         Args:
             reconstruction: RAS mm.
             observations: what it explains, for the distances.
+            chosen: how it is shown.
         """
         node = self.node or self._made()
         surface = reconstruction.surface
-        if not self._movePoints(node, surface):
+        if not _movePoints(node, surface):
             node.SetAndObservePolyData(polyDataOf(surface))
         data = node.GetPolyData().GetPointData()
         arrays = {
-            TEMPLATE: reconstruction.template_coordinates.astype(np.float32),
+            TEMPLATE_COORDINATES: reconstruction.template_coordinates.astype(np.float32),
             CORRESPONDENCE: correspondenceColors(reconstruction.template_coordinates),
             DISTANCE: distanceTo(observations, surface.points).astype(np.float32),
         }
@@ -109,55 +123,107 @@ class LiveModel:
             array.SetName(name)
             data.AddArray(array)
         node.GetPolyData().Modified()
-        self.color(self._coloring)
+        self.display(chosen)
         return node
 
-    def color(self, coloring: str) -> None:
-        """Color the node: "plain", "correspondence", "uncertainty" or "distance"."""
-        self._coloring = coloring
+    def clear(self) -> None:
+        """Empty the node, if there is one."""
+        node = self.node
+        if node is not None:
+            node.SetAndObservePolyData(vtk.vtkPolyData())
+
+    def display(self, chosen: Parameters) -> None:
+        """Follow the user's coloring, opacity and slice cuts."""
         node = self.node
         display = None if node is None else node.GetDisplayNode()
         if node is None or display is None:
             return
-        chosen = COLORINGS[coloring]
-        known = node.GetPolyData().GetPointData()
-        if chosen is None or known.GetArray(chosen[0]) is None:
+        was = display.StartModify()
+        display.SetOpacity(chosen.opacity)
+        display.SetVisibility2D(chosen.slicesOn)
+        self._color(node, display, chosen.coloring)
+        display.EndModify(was)
+
+    def _color(self, node: Node, display: Node, coloring: str) -> None:
+        shade = SHADES.get(coloring)
+        array = None if shade is None else node.GetPolyData().GetPointData().GetArray(shade.array)
+        _showLegend(display, shade if array is not None else None)
+        if shade is None or array is None:
             display.SetScalarVisibility(False)
             return
-        name, table = chosen
-        display.SetActiveScalar(name, vtk.vtkAssignAttribute.POINT_DATA)
-        if table:
-            values = vtk_to_numpy(known.GetArray(name))
+        display.SetActiveScalar(shade.array, vtk.vtkAssignAttribute.POINT_DATA)
+        if shade.table:
+            values = vtk_to_numpy(array)
             display.SetScalarRangeFlag(display.UseManualScalarRange)
             display.SetScalarRange(0.0, max(float(values.max()), 0.1))
-            display.SetAndObserveColorNodeID(table)
+            display.SetAndObserveColorNodeID(shade.table)
         else:
             display.SetScalarRangeFlag(display.UseDirectMapping)
         display.SetScalarVisibility(True)
 
+    def restored(self) -> Reconstruction | None:
+        """What a saved scene's node holds, without pose and latents, or None."""
+        node = self.node
+        mesh = None if node is None else node.GetPolyData()
+        data = None if mesh is None else mesh.GetPointData()
+        if data is None or data.GetArray(TEMPLATE_COORDINATES) is None:
+            return None  # never shown, cleared, or not ours
+        points = vtk_to_numpy(mesh.GetPoints().GetData()).astype(np.float64)
+        triangles = vtk_to_numpy(mesh.GetPolys().GetConnectivityArray()).reshape(-1, 3)
+        spread = data.GetArray(UNCERTAINTY)
+        return Reconstruction(
+            Surface(points, triangles.astype(np.int32)),
+            vtk_to_numpy(data.GetArray(TEMPLATE_COORDINATES)).astype(np.float64),
+            Pose(points.mean(axis=0), 1.0),
+            np.empty(0),
+            "saved",
+            (),
+            Provenance(self._structure.parameters.prior, "", ""),
+            None if spread is None else vtk_to_numpy(spread).astype(np.float64),
+        )
+
     def _made(self) -> Node:
-        node = self._scene.AddNewNodeByClass("vtkMRMLModelNode", self._name)
+        name = self._structure.name + self._suffix
+        node = self._structure.scene.AddNewNodeByClass("vtkMRMLModelNode", name)
         node.CreateDefaultDisplayNodes()
         display = node.GetDisplayNode()
         display.SetColor(*PLAIN)
-        display.SetOpacity(0.7)
-        display.SetVisibility2D(True)
         display.SetSliceIntersectionThickness(2)
-        self._id = node.GetID()
+        self._structure.refer(self._role, node)
+        self._structure.file(node)
         return node
 
-    @staticmethod
-    def _movePoints(node: Node, surface: Surface) -> bool:
-        """Move the points the node has; False where its triangles are others."""
-        mesh = node.GetPolyData()
-        if mesh is None or mesh.GetNumberOfPoints() != len(surface.points):
-            return False
-        known = vtk_to_numpy(mesh.GetPolys().GetConnectivityArray()).reshape(-1, 3)
-        if not np.array_equal(known, surface.triangles):
-            return False
-        vtk_to_numpy(mesh.GetPoints().GetData())[:] = surface.points
-        mesh.GetPoints().Modified()
-        return True
+
+def _movePoints(node: Node, surface: Surface) -> bool:
+    """Move the points the node has; False where its triangles are others."""
+    mesh = node.GetPolyData()
+    if mesh is None or mesh.GetNumberOfPoints() != len(surface.points):
+        return False
+    known = vtk_to_numpy(mesh.GetPolys().GetConnectivityArray()).reshape(-1, 3)
+    if not np.array_equal(known, surface.triangles):
+        return False
+    vtk_to_numpy(mesh.GetPoints().GetData())[:] = surface.points
+    mesh.GetPoints().Modified()
+    return True
+
+
+def _showLegend(display: Node, shade: Shade | None) -> None:
+    """A color legend with units beside the surface, where its colors are a measure."""
+    import slicer
+
+    legends = slicer.vtkSlicerColorLogic
+    legend = legends.GetColorLegendDisplayNode(display)
+    if not display.GetScene().IsNodeClassRegistered("vtkMRMLColorLegendDisplayNode"):
+        return  # no application with color legends
+    if shade is None or not shade.table:
+        if legend is not None:
+            legend.SetVisibility(False)
+        return
+    legend = legend or legends.AddDefaultColorLegendDisplayNode(display)
+    if legend is not None:
+        legend.SetTitleText(shade.title)
+        legend.SetLabelFormat("%.1f")
+        legend.SetVisibility(True)
 
 
 def polyDataOf(surface: Surface) -> Any:

@@ -42,6 +42,7 @@ from model_server.reconstruction import Provenance, Reconstruction, Surface
 
 Array = NDArray[np.float64]
 GUIDE_POINTS = 400  # samples of the quick look's surface
+TEMPLATE_LEVEL = 4  # subdivisions of the sphere that the mean shape is shown on
 WARM_STEPS = 3  # global steps from an earlier reconstruction
 
 
@@ -161,7 +162,7 @@ class DalsPrior:
 
     # --- the latent space ---------------------------------------------------------------------
 
-    def decode(self, latents: Array, resolution: int = 4) -> Surface:
+    def decode(self, latents: Array, resolution: int = TEMPLATE_LEVEL) -> Surface:
         """(d,) one latent, or (V, d) one for each vertex -> surface in the canonical frame."""
         sphere = icosphere(resolution)
         device = next(self.decoder.parameters()).device
@@ -197,6 +198,10 @@ class DalsPrior:
     def template(self) -> Surface:
         """The mean shape; its vertex v corresponds to vertex v of ``icosphere(4)``."""
         return self._mean
+
+    def template_coordinates(self) -> Array:
+        """(V, 3) points of the template sphere, one for each vertex of the mean shape."""
+        return icosphere(TEMPLATE_LEVEL).points
 
     def to_template(self, reconstruction: Reconstruction, points: Array) -> Array:
         """(N, 3) RAS mm points near the surface -> (N, 3) points of the template sphere."""

@@ -305,6 +305,10 @@ class PcaPrior:
         """The mean shape, canonical frame."""
         return self._mean[0]
 
+    def template_coordinates(self) -> Array:
+        """(V, 3) the vertices of the mean shape themselves."""
+        return self._mean[0].points
+
     def on_mean(self, points: Array) -> Array:
         """(N, 3) canonical points -> nearest vertices of the mean shape.
 

@@ -89,6 +89,10 @@ class GenerativePrior(ShapePrior, Protocol):
         """The shape all instances correspond to, canonical frame."""
         ...
 
+    def template_coordinates(self) -> Array:
+        """(V, 3) template coordinate of each vertex of ``template()``."""
+        ...
+
     def to_template(self, reconstruction: Reconstruction, points: Array) -> Array:
         """(N, 3) RAS mm points near the surface -> (N, 3) template coordinates."""
         ...

@@ -9,15 +9,15 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError
 from model_server.observations import Observations
-from model_server.priors.protocol import FitSettings, ShapePrior
-from model_server.reconstruction import Reconstruction
+from model_server.priors.protocol import FitSettings, GenerativePrior, ShapePrior
+from model_server.reconstruction import Reconstruction, Surface
 from model_server.service.compute import ComputeThread, Job
 from model_server.service.outbox import Frame, Outbox
 from model_server.service.wire import (
@@ -26,6 +26,7 @@ from model_server.service.wire import (
     error_map,
     read_observations,
     request_id,
+    template_map,
 )
 from model_server.service.wire import field as message_field
 
@@ -95,6 +96,20 @@ def _digest(*arrays: NDArray[Any]) -> str:
         found.update(f"{array.dtype.str}{array.shape}".encode())
         found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()
+
+
+def template_of(prior: ShapePrior) -> tuple[Surface, NDArray[np.float64]]:
+    """A prior's template in the canonical frame, and the template coordinate of each vertex.
+
+    Raises:
+        ShapePriorError: a baseline, which has none.
+    """
+    if not hasattr(prior, "template_coordinates"):
+        raise ShapePriorError(
+            f"'{prior.card.name}' has no template.", "Choose a learned prior.", "no-template"
+        )
+    learned: GenerativePrior = cast(GenerativePrior, prior)
+    return learned.template(), learned.template_coordinates()
 
 
 @dataclass(frozen=True)
@@ -184,6 +199,7 @@ class Session:
                 "fit": self._fit,
                 "refine": self._refine,
                 "cancel": self._cancel,
+                "template": self._template,
                 "ping": self._ping,
             }
             if kind not in handlers or number is None:
@@ -199,6 +215,14 @@ class Session:
 
     async def _ping(self, message: Mapping[str, Any], number: int) -> None:
         self.outbox.put({"type": "pong", "id": number, "jobs": self.compute.waiting()})
+
+    async def _template(self, message: Mapping[str, Any], number: int) -> None:
+        """Answer with a prior's template; the running fit goes on."""
+        self._check_new(number)
+        name = str(message_field(message, "prior", str))
+        # The prior may have to be read from disk first.
+        shape = await asyncio.to_thread(lambda: template_of(self.priors.get(name)))
+        self.outbox.put({"type": "template", "id": number, "prior": name, **template_map(*shape)})
 
     async def _cancel(self, message: Mapping[str, Any], number: int) -> None:
         # A request that has ended meanwhile has had its answer: nothing is left to say.

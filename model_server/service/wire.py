@@ -270,6 +270,33 @@ def _read_volume(message: object, limits: Limits) -> Volume | None:
 # --- reconstructions ----------------------------------------------------------------------------
 
 
+def template_map(surface: Surface, coordinates: NDArray[np.float64]) -> Message:
+    """A template and the template coordinates (V, 3) of its vertices as a map."""
+    return {
+        "points": surface.points.astype(np.float32),
+        "triangles": surface.triangles.astype(np.int32),
+        "template_coordinates": coordinates.astype(np.float32),
+    }
+
+
+def read_template(message: Mapping[str, Any]) -> tuple[Surface, NDArray[np.float64]]:
+    """The inverse of ``template_map``.
+
+    Raises:
+        ShapePriorError: (bad-message) not of this form.
+    """
+    points = _shaped(message, "points", (None, 3)).astype(np.float64)
+    triangles = _shaped(message, "triangles", (None, 3)).astype(np.int32)
+    coordinates = _shaped(message, "template_coordinates", (len(points), 3)).astype(np.float64)
+    _require_inside(triangles, len(points))
+    return Surface(points, triangles), coordinates
+
+
+def _require_inside(triangles: NDArray[np.int32], count: int) -> None:
+    if triangles.size and not 0 <= triangles.min() <= triangles.max() < count:
+        raise bad_message("A surface's triangles do not fit its points.")
+
+
 def reconstruction_map(reconstruction: Reconstruction, triangles: bool = True) -> Message:
     """A reconstruction as a map; latents stay on the server.
 
@@ -321,8 +348,7 @@ def read_reconstruction(
         triangles = _shaped(message, "triangles", (None, 3)).astype(np.int32)
     if triangles is None:
         raise bad_message("A surface came without triangles.")
-    if triangles.size and not 0 <= triangles.min() <= triangles.max() < len(points):
-        raise bad_message("A surface's triangles do not fit its points.")
+    _require_inside(triangles, len(points))
     spread = None
     if message.get("uncertainty_mm") is not None:
         spread = _shaped(message, "uncertainty_mm", (len(points),)).astype(np.float64)

@@ -1,0 +1,1010 @@
+"""The module as Slicer loads it: module, widget, logic and self test. What they do is in
+ShapePriorSlicerLib."""
+
+import enum
+import logging
+import time
+from pathlib import Path
+from typing import Annotated
+
+import qt
+import slicer
+from ShapePriorSlicerLib import ShapePriorError, dependencies
+from ShapePriorSlicerLib import widget_texts as texts
+from ShapePriorSlicerLib.backend import LocalBackend, RemoteBackend
+from ShapePriorSlicerLib.keeping import exportSession
+from ShapePriorSlicerLib.priors import listPriors, listRemotePriors
+from ShapePriorSlicerLib.sample_data import OUTLINES, exampleImage, exampleOutline, exampleTruth
+from ShapePriorSlicerLib.structure import BOUNDARY, INSIDE, OUTLINE, OUTSIDE, TEMPLATE_LANDMARKS
+from ShapePriorSlicerLib.workspace import Workspace
+from slicer.i18n import tr as _
+from slicer.i18n import translate
+from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
+from slicer.ScriptedLoadableModule import (
+    ScriptedLoadableModule,
+    ScriptedLoadableModuleLogic,
+    ScriptedLoadableModuleTest,
+    ScriptedLoadableModuleWidget,
+)
+from slicer.util import VTKObservationMixin
+
+POLL_MILLISECONDS = 20
+LEND_SECONDS = 0.003  # to the worker, while it is needed: the main thread keeps Python's lock
+
+
+class ShapePriorSlicer(ScriptedLoadableModule):
+    """What Slicer shows of the module before it is opened."""
+
+    def __init__(self, parent):
+        ScriptedLoadableModule.__init__(self, parent)
+        self.parent.title = _("Shape Prior Slicer")
+        self.parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
+        self.parent.dependencies = ["Markups", "Segmentations", "Colors"]
+        self.parent.contributors = ["The ShapePriorSlicer authors"]
+        self.parent.helpText = _(
+            "Draw an organ's outline on three slices, or click points on its boundary: a learned "
+            "shape prior finds the whole surface, with correspondences and its uncertainty in "
+            "millimeters, and follows every edit. For research, not for clinical use."
+        )
+        self.parent.helpText += self.getDefaultModuleDocumentationLink()
+        self.parent.acknowledgementText = _(
+            "Built on DALS, ImplicitAtlas, ReShapeIT, DISSM and ImplicitMeshNet. The bundled "
+            "priors were trained on public data; each prior names its data and its license."
+        )
+        slicer.app.connect("startupCompleted()", registerSampleData)
+
+
+def registerSampleData():
+    """Offer the bundled case in Slicer's Sample Data module; it is loaded without network."""
+    import SampleData
+
+    image = exampleImage()
+    SampleData.SampleDataLogic.registerCustomSampleDataSource(
+        category="ShapePriorSlicer",
+        sampleName="ShapePriorSlicerHippocampus",
+        sampleDescription=_("Hippocampus (synthetic MR)"),
+        thumbnailFileName=str(Path(__file__).parent / "Resources/Icons/ShapePriorSlicer.png"),
+        uris=image.as_uri(),
+        fileNames="ShapePriorSlicerHippocampus.nii.gz",
+        nodeNames="Hippocampus",
+    )
+
+
+# --- parameters -----------------------------------------------------------------------------------
+
+
+class Side(enum.Enum):
+    """Of a paired organ; the names are what the parameter node holds."""
+
+    auto = "auto"
+    left = "left"
+    right = "right"
+
+    def label(self):
+        """As the list shows it."""
+        return {"auto": _("Automatic"), "left": _("Left"), "right": _("Right")}[self.value]
+
+
+class Coloring(enum.Enum):
+    """Of the surface; the names are what the parameter node holds."""
+
+    plain = "plain"
+    correspondence = "correspondence"
+    uncertainty = "uncertainty"
+    distance = "distance"
+
+    def label(self):
+        """As the list shows it."""
+        return {
+            "plain": _("One color"),
+            "correspondence": _("Place on the template"),
+            "uncertainty": _("Uncertainty (mm)"),
+            "distance": _("Distance to the annotations (mm)"),
+        }[self.value]
+
+
+@parameterNodeWrapper
+class ShapePriorSlicerParameterNode:
+    """One structure's choices; the same node and names as ShapePriorSlicerLib.parameters."""
+
+    prior: str
+    side: Side = Side.auto
+    strength: Annotated[float, WithinRange(-2.0, 2.0)] = 0.0
+    autoUpdate: bool = True
+    coloring: Coloring = Coloring.plain
+    opacity: Annotated[float, WithinRange(0.0, 1.0)] = 0.7
+    slicesOn: bool = True
+    showTemplate: bool = False
+
+
+# --- widget ---------------------------------------------------------------------------------------
+
+
+class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """Buttons to the logic, and the logic's state back to the labels; decides nothing itself."""
+
+    def __init__(self, parent=None):
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+        VTKObservationMixin.__init__(self)
+        self.logic = None
+        self._connectedNode = self._parameterNode = self._guiTag = None
+        self._shortcuts = []
+        self._tableNodes = []
+        self._updating = False
+
+    # --- life ---------------------------------------------------------------------------------
+
+    def setup(self):
+        """Load the panel and connect it."""
+        ScriptedLoadableModuleWidget.setup(self)
+        uiWidget = slicer.util.loadUI(self.resourcePath("UI/ShapePriorSlicer.ui"))
+        self.layout.addWidget(uiWidget)
+        self.ui = slicer.util.childWidgetVariables(uiWidget)
+        uiWidget.setMRMLScene(slicer.mrmlScene)
+        self.logic = ShapePriorSlicerLogic()
+        self.logic.onChanged = self.update
+        self._setUpTable()
+        self._fillPriors()
+        self._connectButtons()
+        self._connectSelectors()
+        self._fillMenus()
+        for event, method in (
+            (slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose),
+            (slicer.mrmlScene.EndCloseEvent, self.onSceneChanged),
+            (slicer.mrmlScene.EndImportEvent, self.onSceneChanged),
+        ):
+            self.addObserver(slicer.mrmlScene, event, method)
+        self.update()
+
+    def cleanup(self):
+        """Slicer ends, or the module is loaded again: the server goes with it."""
+        self.removeObservers()
+        self._removeShortcuts()
+        self._connectParameters(None)
+        if self.logic is not None:
+            self.logic.close()
+
+    def enter(self):
+        """The user opened the module."""
+        self._addShortcuts()
+        self._chooseVolume()
+        self.update()
+
+    def exit(self):
+        """The user left the module: nothing is placed behind their back."""
+        self._removeShortcuts()
+        self.logic.workspace.drawing.finish()
+
+    def onSceneStartClose(self, caller, event):
+        """The scene goes: let go of its nodes."""
+        self._connectParameters(None)
+
+    def onSceneChanged(self, caller, event):
+        """Another scene is there."""
+        self._chooseVolume()
+        self.update()
+
+    # --- connections --------------------------------------------------------------------------
+
+    def _connectButtons(self):
+        ui = self.ui
+        views = {"Red": "Red", "Green": "Green", "Yellow": "Yellow"}
+        for view in views:
+            draw = getattr(ui, f"draw{view}Button")
+            draw.connect("clicked(bool)", lambda _checked, v=view: self.onDraw(v))
+            border = getattr(ui, f"border{view}Button")
+            border.connect("clicked(bool)", lambda _checked, v=view: self.onBorder(v))
+        for button, role in self._pointButtons():
+            button.connect("clicked(bool)", lambda on, r=role: self.onPoints(r, on))
+        for button, method in (
+            (ui.exampleButton, self.onExample),
+            (ui.newButton, self.onNew),
+            (ui.removeButton, self.onRemove),
+            (ui.jumpButton, self.onJump),
+            (ui.deleteButton, self.onDelete),
+            (ui.undoButton, self.onUndo),
+            (ui.redoButton, self.onRedo),
+            (ui.useCurveButton, self.onUseCurve),
+            (ui.reconstructButton, self.onReconstruct),
+            (ui.refineButton, self.onRefine),
+            (ui.cancelButton, self.onCancel),
+            (ui.suggestButton, self.onSuggest),
+            (ui.saveSegmentButton, self.onSaveSegment),
+            (ui.installButton, self.onInstall),
+            (ui.offlineButton, self.onOffline),
+            (ui.testButton, self.onTest),
+            (ui.logButton, self.onLog),
+        ):
+            button.connect("clicked(bool)", lambda _checked, m=method: self._guarded(m))
+        ui.exportStlButton.connect("clicked(bool)", lambda _checked: self.onExport(".stl"))
+        ui.exportNrrdButton.connect("clicked(bool)", lambda _checked: self.onExport(".nrrd"))
+
+    def _connectSelectors(self):
+        ui = self.ui
+        ui.volumeSelector.connect("currentNodeChanged(vtkMRMLNode*)", self.onVolume)
+        ui.structureSelector.connect("currentIndexChanged(int)", self.onStructure)
+        ui.priorSelector.connect("currentIndexChanged(int)", self.onPrior)
+        ui.annotationTable.connect("itemChanged(QTableWidgetItem*)", self.onTableChanged)
+        ui.annotationTable.connect("cellDoubleClicked(int,int)", self.onTableDoubleClicked)
+        ui.annotationTable.connect("itemSelectionChanged()", self.update)
+        ui.nameEdit.connect("editingFinished()", self.onRename)
+        ui.remoteRadioButton.connect("toggled(bool)", self.onRemote)
+        ui.addressEdit.connect("editingFinished()", self.onRemote)
+        ui.tokenEdit.connect("editingFinished()", self.onRemote)
+        ui.addressEdit.text = self.logic.remoteAddress()
+
+    def _pointButtons(self):
+        ui = self.ui
+        return (
+            (ui.boundaryButton, BOUNDARY),
+            (ui.insideButton, INSIDE),
+            (ui.outsideButton, OUTSIDE),
+            (ui.landmarkButton, TEMPLATE_LANDMARKS),
+        )
+
+    def _fillMenus(self):
+        self._exportMenu = qt.QMenu(self.ui.exportOtherButton)
+        for suffix, name in texts.OTHER_EXPORTS.items():
+            action = self._exportMenu.addAction(_(name))
+            action.connect("triggered()", lambda s=suffix: self.onExport(s))
+        self.ui.exportOtherButton.setMenu(self._exportMenu)
+        self._viewMenu = qt.QMenu(self.ui.drawOtherButton)
+        self._viewMenu.connect("aboutToShow()", self._fillViewMenu)
+        self.ui.drawOtherButton.setMenu(self._viewMenu)
+
+    def _fillViewMenu(self):
+        self._viewMenu.clear()
+        for node in self.logic.sliceNodes():
+            name = node.GetName()
+            action = self._viewMenu.addAction(f"{name} ({node.GetOrientation()})")
+            action.connect("triggered()", lambda v=name: self.onDraw(v))
+
+    def _addShortcuts(self):
+        self._removeShortcuts()
+        window = slicer.util.mainWindow()
+        if window is None:
+            return
+        for keys, method in (
+            ("Ctrl+Z", self.onUndo),
+            ("Ctrl+Y", self.onRedo),
+            ("Ctrl+Shift+Z", self.onRedo),
+            ("D", self.onDrawHere),
+            ("Return", self.onAccept),
+            ("Esc", self.onEscape),
+        ):
+            shortcut = qt.QShortcut(qt.QKeySequence(keys), window)
+            shortcut.connect("activated()", lambda m=method: self._guarded(m))
+            self._shortcuts.append(shortcut)
+
+    def _removeShortcuts(self):
+        for shortcut in self._shortcuts:
+            shortcut.disconnect("activated()")
+            shortcut.setParent(None)
+        self._shortcuts = []
+
+    def _connectParameters(self, session):
+        """Tie the panel's parameter widgets to a session's node, or to none."""
+        node = None if session is None else session.structure.node
+        if node is self._connectedNode:
+            return
+        if self._parameterNode is not None:
+            self._parameterNode.disconnectGui(self._guiTag)
+        self._connectedNode, self._parameterNode = node, None
+        if node is not None:
+            self._parameterNode = ShapePriorSlicerParameterNode(node)
+            # Not connectGui(): in some versions it returns no tag to disconnect by.
+            self._guiTag = self._parameterNode.connectParametersToGui(self._parameterWidgets())
+
+    def _parameterWidgets(self):
+        """Parameter name -> widget, by the property that Qt Designer gave it."""
+        named = {w.property("SlicerParameterName"): w for w in self.ui.__dict__.values()}
+        return {name: widget for name, widget in named.items() if name}
+
+    # --- actions ------------------------------------------------------------------------------
+
+    def _guarded(self, action, *arguments):
+        """Do something; what is wrong becomes one sentence beside the button."""
+        try:
+            self.logic.problem = ""
+            return action(*arguments)
+        except ShapePriorError as error:
+            self.logic.problem = f"{error.what} {error.remedy}"
+        except Exception as error:
+            logging.exception("ShapePriorSlicer")
+            self.logic.problem = _("{name}: {text} The details are in the log.").format(
+                name=type(error).__name__, text=str(error)
+            )
+        finally:
+            self.update()
+        return None
+
+    def onExample(self):
+        """Load the bundled case."""
+        volume = self.logic.loadExample()
+        self.ui.volumeSelector.setCurrentNode(volume)
+
+    def onNew(self):
+        """Begin another structure."""
+        self._newSession()
+
+    def onRename(self):
+        """The structure's name was edited."""
+        session = self.logic.workspace.current
+        name = self.ui.nameEdit.text.strip()
+        if session is not None and name and name != session.name:
+            self._guarded(self.logic.workspace.rename, session, name)
+
+    def onRemove(self):
+        """Delete the structure, after asking: undo cannot bring all of it back."""
+        session = self.logic.requireSession()
+        question = _("Delete '{name}' with its annotations and its surface?")
+        if slicer.util.confirmYesNoDisplay(question.format(name=session.name)):
+            self._connectParameters(None)
+            self.logic.workspace.remove(session)
+
+    def onDraw(self, view):
+        """Draw an outline in a view; a second press ends it."""
+        self._guarded(self._draw, view)
+
+    def _draw(self, view):
+        drawing = self.logic.workspace.drawing
+        if drawing.isActive and drawing.view == view:
+            drawing.finish()
+            return
+        session = self._readySession()
+        if session is not None:
+            drawing.outline(session, self.logic.sliceNode(view))
+
+    def onDrawHere(self):
+        """Draw in the slice view under the mouse."""
+        node = self.logic.sliceNodeUnderMouse()
+        if node is not None:
+            self._draw(node.GetName())
+
+    def onPoints(self, role, on):
+        """Begin or end clicking points."""
+        self._guarded(self._points, role, on)
+
+    def _points(self, role, on):
+        drawing = self.logic.workspace.drawing
+        drawing.finish()
+        session = self._readySession() if on else None
+        if session is None:
+            return
+        if role == TEMPLATE_LANDMARKS:
+            self.logic.requireTemplate(session)
+        drawing.points(session, role)
+
+    def _readySession(self):
+        """A session to annotate, made if there is none, once the backend's packages are there."""
+        if not self.logic.ensureBackend():
+            self.ui.backendSection.collapsed = False
+        return self.logic.workspace.current or self._newSession()
+
+    def _newSession(self):
+        volume = self.ui.volumeSelector.currentNode() or self.logic.shownVolume()
+        return self.logic.newSession(self._chosenPrior(), volume)
+
+    def onBorder(self, view):
+        """Take a segment's border in a view as an outline."""
+        self._guarded(self._border, view)
+
+    def _border(self, view):
+        selector = self.ui.segmentSelector
+        session = self._readySession()
+        self.logic.addBorder(session, selector.currentNode(), selector.currentSegmentID(), view)
+
+    def onUseCurve(self):
+        """Take a closed curve of the scene as an outline."""
+        self.logic.addCurve(self._readySession(), self.ui.curveSelector.currentNode())
+
+    def onJump(self):
+        """Show the selected annotation's slice."""
+        node = self._selectedNode()
+        if node is not None:
+            self.logic.requireSession().jumpTo(node, self.logic.sliceNodes())
+
+    def onDelete(self):
+        """Delete the selected annotation."""
+        node = self._selectedNode()
+        if node is not None:
+            self.logic.requireSession().remove(node)
+
+    def onUndo(self):
+        """One step back."""
+        self.logic.workspace.undo()
+
+    def onRedo(self):
+        """One step forth."""
+        self.logic.workspace.redo()
+
+    def onAccept(self):
+        """Enter: end the outline being drawn; otherwise keep the surface as a segment."""
+        if self.logic.workspace.drawing.isActive:
+            self.logic.workspace.drawing.finish()
+        elif self.logic.hasSurface():
+            self.onSaveSegment()
+
+    def onEscape(self):
+        """Escape: drop the outline being drawn, or cancel the fit."""
+        if self.logic.workspace.drawing.isActive:
+            self.logic.workspace.drawing.cancel()
+        elif self.logic.workspace.current is not None:
+            self.logic.workspace.current.cancel()
+
+    def onReconstruct(self):
+        """Fit now."""
+        session = self._readySession()
+        self.logic.workspace.drawing.finish()
+        session.reconstruct()
+
+    def onRefine(self):
+        """More effort."""
+        self.logic.requireSession().refine()
+
+    def onCancel(self):
+        """End the running fit."""
+        self.logic.requireSession().cancel()
+
+    def onSuggest(self):
+        """Move a view to where an outline would tell most."""
+        self.logic.suggestSlice()
+
+    def onSaveSegment(self):
+        """Keep the surface as a segment."""
+        segmentation = self.logic.saveSegment(self.ui.segmentationSelector.currentNode())
+        self.ui.segmentationSelector.setCurrentNode(segmentation)
+
+    def onExport(self, suffix):
+        """Ask for a file and write it."""
+        self._guarded(self._export, suffix)
+
+    def _export(self, suffix):
+        self.logic.requireSurface()
+        path = qt.QFileDialog.getSaveFileName(
+            slicer.util.mainWindow(),
+            _("Export"),
+            self.logic.suggestedPath(suffix),
+            f"{_(texts.EXPORTS[suffix])} (*{suffix})",
+        )
+        # PythonQt gives the path alone, other bindings the filter too.
+        path = path[0] if isinstance(path, tuple) else path
+        if path:
+            self.logic.export(str(path), suffix)
+
+    # --- the backend --------------------------------------------------------------------------
+
+    def onRemote(self, *_unused):
+        """Local or remote, address or token changed."""
+        remote = self.ui.remoteRadioButton.checked
+        self._guarded(
+            self.logic.useRemote,
+            self.ui.addressEdit.text if remote else "",
+            self.ui.tokenEdit.text,
+        )
+
+    def onTest(self):
+        """Ask the server elsewhere for its priors."""
+        found = self.logic.testRemote(self.ui.addressEdit.text, self.ui.tokenEdit.text)
+        slicer.util.infoDisplay(
+            _("The server answers; it offers {count} priors.").format(count=len(found))
+        )
+
+    def onInstall(self):
+        """Install what is missing."""
+        self.logic.installBackend()
+
+    def onOffline(self):
+        """Install what is missing from a folder of wheels."""
+        folder = qt.QFileDialog.getExistingDirectory(
+            slicer.util.mainWindow(), _("Folder with the wheels"), ""
+        )
+        if folder:
+            self.logic.installBackend(str(folder))
+
+    def onLog(self):
+        """Show what the server wrote."""
+        slicer.util.infoDisplay("\n".join(self.logic.logLines()) or _("The server wrote nothing."))
+
+    # --- selectors ----------------------------------------------------------------------------
+
+    def onVolume(self, node):
+        """Another volume is drawn on."""
+        if not self._updating:
+            self.logic.useVolume(node)
+
+    def onStructure(self, index):
+        """Another structure."""
+        sessions = self.logic.workspace.sessions
+        if not self._updating and 0 <= index < len(sessions):
+            self.logic.workspace.select(sessions[index])
+            self.update()
+
+    def onPrior(self, index):
+        """Another organ prior."""
+        if self._updating:
+            return
+        session = self.logic.workspace.current
+        if session is not None:
+            self._guarded(lambda: session.change(prior=self._chosenPrior()))
+        self.update()
+
+    def _chosenPrior(self):
+        selector = self.ui.priorSelector
+        return str(selector.itemData(selector.currentIndex) or "")
+
+    def _fillPriors(self):
+        """Priors by organ; a change of server may bring others."""
+        self._updating = True
+        selector = self.ui.priorSelector
+        selector.clear()
+        organ = ""
+        for prior in self.logic.priors:
+            if organ and prior.organ != organ:
+                selector.insertSeparator(selector.count)
+            organ = prior.organ
+            selector.addItem(prior.label, prior.name)
+        self._updating = False
+
+    def _chooseVolume(self):
+        """Begin with the volume the slice views show."""
+        if self.ui.volumeSelector.currentNode() is None:
+            self.ui.volumeSelector.setCurrentNode(self.logic.shownVolume())
+
+    # --- the table ----------------------------------------------------------------------------
+
+    def _setUpTable(self):
+        table = self.ui.annotationTable
+        table.setColumnCount(len(texts.COLUMNS))
+        table.setHorizontalHeaderLabels([_(name) for name in texts.COLUMNS])
+        table.verticalHeader().hide()
+        table.horizontalHeader().setStretchLastSection(True)
+        table.setEditTriggers(qt.QAbstractItemView.NoEditTriggers)
+
+    def _updateTable(self, session):
+        rows = [] if session is None else session.rows()
+        table = self.ui.annotationTable
+        if table.rowCount != len(rows):
+            table.setRowCount(len(rows))
+        self._tableNodes = [row.node for row in rows]
+        for index, row in enumerate(rows):
+            for column, text in enumerate(texts.cells(row)):
+                item = table.item(index, column)
+                if item is None:
+                    item = qt.QTableWidgetItem()
+                    table.setItem(index, column, item)
+                if item.text() != text:
+                    item.setText(text)
+            shown = qt.Qt.Checked if row.visible else qt.Qt.Unchecked
+            if table.item(index, 0).checkState() != shown:
+                table.item(index, 0).setCheckState(shown)
+
+    def _selectedNode(self):
+        row = self.ui.annotationTable.currentRow()
+        return self._tableNodes[row] if 0 <= row < len(self._tableNodes) else None
+
+    def onTableChanged(self, item):
+        """A check box was clicked: show or hide that annotation."""
+        if self._updating or item.column() != 0 or item.row() >= len(self._tableNodes):
+            return
+        display = self._tableNodes[item.row()].GetDisplayNode()
+        if display is not None:
+            display.SetVisibility(item.checkState() == qt.Qt.Checked)
+
+    def onTableDoubleClicked(self, row, column):
+        """Go to that annotation's slice."""
+        self._guarded(self.onJump)
+
+    # --- state to panel -----------------------------------------------------------------------
+
+    def update(self):
+        """Show the logic's state."""
+        if self._updating:
+            return
+        self._updating = True
+        try:
+            session = self.logic.workspace.current
+            self._connectParameters(session)
+            self._updateSelectors(session)
+            self._updateTable(session)
+            self._updateButtons(session)
+            self._updateLabels(session)
+        finally:
+            self._updating = False
+
+    def _updateSelectors(self, session):
+        ui = self.ui
+        names = [s.name for s in self.logic.workspace.sessions]
+        selector = ui.structureSelector
+        if [selector.itemText(i) for i in range(selector.count)] != names:
+            selector.clear()
+            selector.addItems(names)
+        if session is None:
+            return
+        selector.setCurrentIndex(self.logic.workspace.sessions.index(session))
+        if not ui.nameEdit.hasFocus():
+            ui.nameEdit.text = session.name
+        index = ui.priorSelector.findData(session.parameters.prior)
+        if index != ui.priorSelector.currentIndex:
+            ui.priorSelector.setCurrentIndex(index)
+        if session.volume is not None and ui.volumeSelector.currentNode() is not session.volume:
+            ui.volumeSelector.setCurrentNode(session.volume)
+
+    def _updateButtons(self, session):
+        ui, drawing = self.ui, self.logic.workspace.drawing
+        exists, surface = session is not None, self.logic.hasSurface()
+        busy = exists and session.status.busy
+        selected = self._selectedNode() is not None
+        for widget, enabled in (
+            (ui.nameEdit, exists),
+            (ui.removeButton, exists),
+            (ui.sideSelector, exists and self.logic.isPaired(session)),
+            (ui.autoUpdateCheckBox, exists),
+            (ui.strengthSlider, exists),
+            (ui.coloringSelector, exists),
+            (ui.opacitySlider, exists),
+            (ui.slicesOnCheckBox, exists),
+            (ui.showTemplateCheckBox, exists),
+            (ui.landmarkButton, exists and session.template.node is not None),
+            (ui.jumpButton, selected),
+            (ui.deleteButton, selected),
+            (ui.undoButton, exists and (session.canUndo or drawing.isActive)),
+            (ui.redoButton, exists and session.canRedo),
+            (ui.reconstructButton, exists),
+            (ui.refineButton, surface and not busy),
+            (ui.cancelButton, busy),
+            (ui.suggestButton, surface),
+            (ui.saveSegmentButton, surface),
+            (ui.exportStlButton, surface),
+            (ui.exportNrrdButton, surface),
+            (ui.exportOtherButton, surface),
+        ):
+            widget.enabled = bool(enabled)
+        for button, role in self._pointButtons():
+            button.checked = drawing.isActive and drawing.role == role
+        ui.undoButton.text = texts.withStep(_("Undo"), session.history.undoText if exists else "")
+        ui.redoButton.text = texts.withStep(_("Redo"), session.history.redoText if exists else "")
+        ui.progressBar.visible = busy
+
+    def _updateLabels(self, session):
+        ui = self.ui
+        ui.priorInfoLabel.text = self.logic.priorDescription(self._chosenPrior())
+        ui.drawingLabel.text = self.logic.workspace.drawing.text
+        ui.statusLabel.text = texts.statusText(session)
+        ui.errorLabel.text = self.logic.problem or texts.problemText(
+            session, self.logic.workspace.drawing
+        )
+        ui.figuresLabel.text = texts.figuresText(session)
+        ui.deviceLabel.text = self.logic.deviceText()
+
+
+# --- logic ----------------------------------------------------------------------------------------
+
+
+class ShapePriorSlicerLogic(ScriptedLoadableModuleLogic):
+    """The workspace of the scene, its timer, and what needs Slicer's application."""
+
+    def __init__(self):
+        ScriptedLoadableModuleLogic.__init__(self)
+        self.problem = ""  # of the user's last action, for the panel
+        self.onChanged = None  # called when something changed that the panel shows
+        self.priors = listPriors()
+        self.remote = ("", "")
+        self._missing = dependencies.missing()
+        self._declined = False
+        self.workspace = Workspace(slicer.mrmlScene, self._makeBackend)
+        # Slicer's main thread keeps Python's lock: without a running timer the workers that talk
+        # to the server would not run at all.
+        self._timer = qt.QTimer()
+        self._timer.setInterval(POLL_MILLISECONDS)
+        self._timer.connect("timeout()", self._poll)
+        self._timer.start()
+
+    def close(self):
+        """End the server; the scene keeps everything."""
+        self._timer.stop()
+        self.workspace.close()
+
+    def _poll(self):
+        if self.workspace.poll(LEND_SECONDS) and self.onChanged is not None:
+            self.onChanged()
+
+    # --- views and volumes --------------------------------------------------------------------
+
+    def sliceNodes(self):
+        """Slice nodes of the views on screen, of all views without a main window."""
+        nodes = slicer.util.getNodesByClass("vtkMRMLSliceNode")
+        shown = [node for node in nodes if node.IsMappedInLayout()]
+        return shown or nodes
+
+    def sliceNode(self, view):
+        """The slice node of a view by its name."""
+        for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
+            if node.GetName() == view:
+                return node
+        raise ShapePriorError(
+            _("There is no slice view called '{view}'.").format(view=view),
+            _("Choose a layout with slice views."),
+        )
+
+    def sliceNodeUnderMouse(self):
+        """The slice node of the view under the mouse, if any."""
+        crosshair = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
+        return None if crosshair is None else crosshair.GetCursorPositionXYZ([0.0, 0.0, 0.0])
+
+    def shownVolume(self):
+        """The volume that the slice views show in the background, or the only one."""
+        for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
+            volume = slicer.mrmlScene.GetNodeByID(composite.GetBackgroundVolumeID() or "")
+            if volume is not None:
+                return volume
+        return None
+
+    def loadExample(self):
+        """The bundled case's image as a volume shown in the slice views."""
+        volume = slicer.util.loadVolume(str(exampleImage()), {"name": "Hippocampus"})
+        slicer.util.setSliceViewerLayers(background=volume, fit=True)
+        return volume
+
+    def useVolume(self, volume):
+        """Draw the current structure on another volume, and show it."""
+        session = self.workspace.current
+        if session is not None and session.volume is not volume:
+            session.volume = volume
+        if volume is not None and self.shownVolume() is not volume:
+            slicer.util.setSliceViewerLayers(background=volume, fit=True)
+
+    # --- sessions -----------------------------------------------------------------------------
+
+    def newSession(self, prior, volume):
+        """A new structure, made current."""
+        return self.workspace.create(prior, volume)
+
+    def requireSession(self):
+        """The current structure.
+
+        Raises:
+            ShapePriorError: there is none.
+        """
+        if self.workspace.current is None:
+            raise ShapePriorError(_("There is no structure yet."), _("Draw an outline first."))
+        return self.workspace.current
+
+    def hasSurface(self):
+        """Whether the current structure has a surface."""
+        session = self.workspace.current
+        return session is not None and session.reconstruction is not None
+
+    def requireSurface(self):
+        """The current structure, with a surface.
+
+        Raises:
+            ShapePriorError: it has none.
+        """
+        session = self.requireSession()
+        if session.reconstruction is None:
+            raise ShapePriorError(_("There is no surface yet."), _("Reconstruct first."))
+        return session
+
+    def requireTemplate(self, session):
+        """Show the template, on which landmarks are placed.
+
+        Raises:
+            ShapePriorError: it is not there yet.
+        """
+        if session.template.node is None:
+            raise ShapePriorError(
+                _("The template is not shown yet."), _("Show it beside the organ first.")
+            )
+
+    def isPaired(self, session):
+        """Whether the organ has a left and a right."""
+        return any(p.name == session.parameters.prior and p.paired for p in self.priors)
+
+    def priorDescription(self, name):
+        """Training data and license of a prior."""
+        return next((p.description for p in self.priors if p.name == name), "")
+
+    def addBorder(self, session, segmentation, segmentId, view):
+        """A segment's border in a view as an outline.
+
+        Raises:
+            ShapePriorError: no segment is chosen, or it has no border there.
+        """
+        if segmentation is None or not segmentId:
+            raise ShapePriorError(_("No segment is chosen."), _("Choose one above the button."))
+        session.addSegmentBorder(segmentation, segmentId, self.sliceNode(view))
+
+    def addCurve(self, session, curve):
+        """A closed curve of the scene as an outline.
+
+        Raises:
+            ShapePriorError: none is chosen, or it cannot be used.
+        """
+        if curve is None:
+            raise ShapePriorError(_("No curve is chosen."), _("Choose one beside the button."))
+        session.add(OUTLINE, curve)
+
+    def suggestSlice(self):
+        """Move a view to where one more outline would tell most."""
+        view, place = self.requireSurface().suggestSlice(self.sliceNodes())
+        slicer.util.showStatusMessage(
+            _("{view}: mean uncertainty along the cut {spread:.1f} mm").format(
+                view=view.GetName(), spread=place.uncertaintyMm
+            ),
+            5000,
+        )
+
+    # --- results ------------------------------------------------------------------------------
+
+    def saveSegment(self, segmentation):
+        """Keep the surface as a segment; returns the segmentation."""
+        return self.requireSurface().keep(segmentation)
+
+    def suggestedPath(self, suffix):
+        """Where an export would go, unless the user says otherwise."""
+        folder = slicer.app.userSettings().value("ShapePriorSlicer/ExportFolder", "")
+        name = self.requireSession().name.replace(" ", "-").lower()
+        return str(Path(folder or slicer.app.defaultScenePath) / f"{name}{suffix}")
+
+    def export(self, path, suffix=""):
+        """Write the current structure's surface, labelmap or correspondences to a file."""
+        written = exportSession(self.requireSurface(), Path(path), suffix)
+        slicer.app.userSettings().setValue("ShapePriorSlicer/ExportFolder", str(written.parent))
+        slicer.util.showStatusMessage(_("Written: {path}").format(path=written), 5000)
+        return written
+
+    # --- the backend --------------------------------------------------------------------------
+
+    def _makeBackend(self):
+        address, token = self.remote
+        if address:
+            return RemoteBackend(address, token)
+        # Without Slicer's own environment PythonSlicer does not find its libraries.
+        return LocalBackend(environment=slicer.util.startupEnvironment())
+
+    def remoteAddress(self):
+        """The address used last; the token is not stored."""
+        return slicer.app.userSettings().value("ShapePriorSlicer/RemoteAddress", "") or ""
+
+    def useRemote(self, address, token):
+        """Compute on another computer; with an empty address on this one."""
+        if (address, token) == self.remote or (not address and not self.remote[0]):
+            return
+        self.remote = (address, token)
+        if address:
+            slicer.app.userSettings().setValue("ShapePriorSlicer/RemoteAddress", address)
+        self.workspace.useBackend(self._makeBackend)
+
+    def testRemote(self, address, token):
+        """Priors of a server elsewhere.
+
+        Raises:
+            ShapePriorError: it cannot be used.
+        """
+        return listRemotePriors(address, token)
+
+    def ensureBackend(self):
+        """Ask once to install what is missing; whether everything is there."""
+        if self.remote[0] or not self._missing:
+            return True
+        return False if self._declined else self.installBackend()
+
+    def installBackend(self, wheels=""):
+        """Install what is missing, after asking; whether everything is there then.
+
+        Args:
+            wheels: folder to install from without a network.
+
+        Raises:
+            ShapePriorError: it could not be installed.
+        """
+        try:
+            self._declined = not dependencies.installInSlicer(wheels)
+        finally:
+            self._missing = dependencies.missing()
+        return not self._missing
+
+    def stopServer(self):
+        """End the server process; the next fit starts another."""
+        self.workspace.useBackend(self._makeBackend)
+
+    def logLines(self):
+        """The last lines of the server on this computer."""
+        backend = self.workspace.backend
+        return backend.logLines() if isinstance(backend, LocalBackend) else []
+
+    def deviceText(self):
+        """Where fits are computed, plainly."""
+        session = self.workspace.current
+        device = "" if session is None else session.status.device
+        return texts.deviceText(self.remote[0], device, () if self.remote[0] else self._missing)
+
+
+# --- self test ------------------------------------------------------------------------------------
+
+
+class ShapePriorSlicerTest(ScriptedLoadableModuleTest):
+    """The whole job on the bundled case, in a real Slicer with a real server process."""
+
+    SECONDS = 120.0  # until a step that hangs is given up
+
+    def setUp(self):
+        """An empty scene, and the logic of the module's own panel."""
+        slicer.mrmlScene.Clear(0)
+        self.logic = slicer.util.getModuleWidget("ShapePriorSlicer").logic
+
+    def runTest(self):
+        """All tests."""
+        self.setUp()
+        try:
+            self.test_outlinesToFiles()
+        finally:
+            self.logic.stopServer()
+
+    def test_outlinesToFiles(self):
+        """Three outlines to a surface, exported, undone, saved and loaded again."""
+        session = self._reconstructed()
+        folder = Path(slicer.util.tempDirectory())
+        self.delayDisplay("Comparing with the truth")
+        self.assertGreater(self._dice(folder / "hippocampus.nrrd"), 0.9)
+        surface = slicer.util.loadModel(str(self.logic.export(folder / "hippocampus.stl")))
+        mine = slicer.util.arrayFromModelPoints(session.model.node)
+        self.assertLess(_farthest(slicer.util.arrayFromModelPoints(surface), mine), 0.01)
+        segmentation = self.logic.saveSegment(None)
+        self.assertEqual(segmentation.GetSegmentation().GetNumberOfSegments(), 1)
+        self._undoAndRedo(session)
+        self._saveAndReload(folder / "scene.mrb", mine.copy())
+        self.delayDisplay("All passed")
+
+    def _reconstructed(self):
+        self.delayDisplay("Three outlines of the bundled case")
+        volume = self.logic.loadExample()
+        session = self.logic.newSession("hippocampus-dals", volume)
+        for name in OUTLINES:
+            session.add(OUTLINE, slicer.util.loadMarkups(str(exampleOutline(name))))
+        self._wait(lambda: session.status.phase in ("done", "failed") and not session.isActive())
+        self.assertEqual(session.status.phase, "done", session.status.text)
+        self.assertGreater(session.figures.volumeMl, 1.0)
+        return session
+
+    def _dice(self, path):
+        self.logic.export(path)
+        found = slicer.util.arrayFromVolume(slicer.util.loadLabelVolume(str(path))) > 0
+        truth = slicer.util.arrayFromVolume(slicer.util.loadLabelVolume(str(exampleTruth()))) > 0
+        return 2.0 * (found & truth).sum() / (found.sum() + truth.sum())
+
+    def _undoAndRedo(self, session):
+        self.delayDisplay("Undo and redo")
+        self.assertEqual(self.logic.workspace.undo(), "Save as segment")
+        self.assertEqual(self.logic.workspace.undo(), "Draw outline")
+        self.assertEqual(len(session.outlines()), len(OUTLINES) - 1)
+        self.assertEqual(self.logic.workspace.redo(), "Draw outline")
+        self.assertEqual(len(session.outlines()), len(OUTLINES))
+        self._wait(lambda: not session.isActive())
+
+    def _saveAndReload(self, path, points):
+        self.delayDisplay("Saving and loading the scene")
+        self.assertTrue(slicer.util.saveScene(str(path)))
+        slicer.mrmlScene.Clear(0)
+        self.assertEqual(self.logic.workspace.sessions, [])
+        slicer.util.loadScene(str(path))
+        session = self.logic.workspace.current
+        self.assertEqual(len(session.outlines()), len(OUTLINES))
+        self.assertTrue(session.canUndo)
+        again = slicer.util.arrayFromModelPoints(session.model.node)
+        self.assertLess(_farthest(again, points), 0.01)
+
+    def _wait(self, condition):
+        end = time.monotonic() + self.SECONDS
+        while not condition():
+            self.assertLess(time.monotonic(), end, "waited for too long")
+            slicer.app.processEvents()
+            time.sleep(0.01)
+
+
+def _farthest(points, others):
+    """Largest distance from one of (N, 3) points to the nearest of (M, 3) others, mm."""
+    from scipy.spatial import cKDTree
+
+    return cKDTree(others).query(points)[0].max()

@@ -1,0 +1,263 @@
+"""Placing an annotation by mouse, from the first click to the last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import vtk
+from slicer.util import VTKObservationMixin
+
+from model_server.errors import ShapePriorError
+
+from .annotations import (
+    LEAST_POINTS,
+    Array,
+    bindToSlice,
+    definedPoints,
+    planeOfSlice,
+    sliceSpacing,
+)
+from .session import Session
+from .structure import BOUNDARY, INSIDE, OUTLINE, OUTSIDE, TEMPLATE_LANDMARKS, VIEW_ATTRIBUTE
+
+Node = Any
+
+SAME_PLACE = 0.01  # of the outline's size: a double click's second point, or a click on the first
+NAMES = {
+    BOUNDARY: "boundary points",
+    INSIDE: "inside points",
+    OUTSIDE: "outside points",
+    TEMPLATE_LANDMARKS: "template landmarks",
+}
+HOW = {
+    OUTLINE: "Click around the organ in the {view} view; right-click or double-click to finish.",
+    BOUNDARY: "Click on the organ's boundary in any view; right-click to finish.",
+    INSIDE: "Click inside the organ in any view; right-click to finish.",
+    OUTSIDE: "Click outside the organ, near it, in any view; right-click to finish.",
+    TEMPLATE_LANDMARKS: "Click on the template in the 3D view; right-click to finish.",
+}
+
+
+class Drawing(VTKObservationMixin):  # type: ignore[misc]
+    """The annotation being placed, if any.
+
+    Args:
+        scene: with the singletons that the application's logic adds.
+    """
+
+    def __init__(self, scene: Node) -> None:
+        super().__init__()
+        self._scene = scene
+        self.session: Session | None = None
+        self.role = ""
+        self.problem: ShapePriorError | None = None  # of the last one, for the user to read
+        self._node: Node | None = None
+        self._sliceNode: Node | None = None
+        self._ending = self._holding = False
+
+    # --- what the user reads ------------------------------------------------------------------
+
+    @property
+    def isActive(self) -> bool:
+        """Whether clicks place points now."""
+        return self._node is not None
+
+    @property
+    def view(self) -> str:
+        """Name of the slice view of the outline being drawn."""
+        return "" if self._sliceNode is None else str(self._sliceNode.GetName())
+
+    @property
+    def text(self) -> str:
+        """What to do now."""
+        return HOW[self.role].format(view=self.view) if self.isActive else ""
+
+    @property
+    def node(self) -> Node | None:
+        """The markups node that gets the points."""
+        return self._node
+
+    # --- what the user does -------------------------------------------------------------------
+
+    def outline(self, session: Session, sliceNode: Node) -> Node:
+        """Begin an outline in a slice view, of any orientation; ends what was being placed."""
+        self.finish()
+        name = f"{session.name} {_orientation(sliceNode)}"
+        curve = session.structure.made(OUTLINE, name)
+        curve.GetDisplayNode().SetViewNodeIDs([sliceNode.GetID()])
+        curve.SetAttribute(VIEW_ATTRIBUTE, sliceNode.GetName())
+        self._sliceNode = sliceNode
+        self.addObserver(sliceNode, vtk.vtkCommand.ModifiedEvent, self._onSlice)
+        self._begin(session, OUTLINE, curve)
+        self._bind()
+        return curve
+
+    def points(self, session: Session, role: str) -> Node:
+        """Begin, or go on, clicking points of a role; ends what was being placed."""
+        self.finish()
+        nodes = session.structure.nodes(role)
+        node = nodes[0] if nodes else session.structure.made(role, f"{session.name} {NAMES[role]}")
+        if not nodes:
+            self.addObserver(node, node.PointPositionDefinedEvent, self._onFirstPoint)
+        self._begin(session, role, node)
+        return node
+
+    def finish(self) -> None:
+        """End placing; what was placed is kept if it can be used."""
+        if not self.isActive or self._ending:
+            return
+        self._ending = True
+        try:
+            self._leavePlaceMode()
+            self._conclude()
+        finally:
+            self._ending = False
+
+    def cancel(self) -> None:
+        """End placing and drop the outline being drawn; single points stay."""
+        node, role = self._node, self.role
+        if node is None:
+            return
+        self._ending = True
+        try:
+            self._leavePlaceMode()
+            self._forget()
+            if role == OUTLINE and self._scene.IsNodePresent(node):
+                self._scene.RemoveNode(node)
+        finally:
+            self._ending = False
+
+    def undoPoint(self) -> bool:
+        """Take back the last point of the outline being drawn; False if there is none."""
+        node = self._node
+        if node is None or self.role != OUTLINE:
+            return False
+        for index in reversed(range(node.GetNumberOfControlPoints())):
+            if node.GetNthControlPointPositionStatus(index) == node.PositionDefined:
+                node.RemoveNthControlPoint(index)
+                return True
+        return False
+
+    # --- parts --------------------------------------------------------------------------------
+
+    @property
+    def _interaction(self) -> Node:
+        return self._scene.GetNodeByID("vtkMRMLInteractionNodeSingleton")
+
+    def _begin(self, session: Session, role: str, node: Node) -> None:
+        self.session, self.role, self._node, self.problem = session, role, node, None
+        selection = self._scene.GetNodeByID("vtkMRMLSelectionNodeSingleton")
+        selection.SetReferenceActivePlaceNodeClassName(node.GetClassName())
+        selection.SetActivePlaceNodeID(node.GetID())
+        interaction = self._interaction
+        interaction.SetPlaceModePersistence(1)
+        interaction.SetCurrentInteractionMode(interaction.Place)
+        self.addObserver(interaction, interaction.EndPlacementEvent, self._onEnd)
+        self.addObserver(self._scene, self._scene.NodeRemovedEvent, self._onNodeRemoved)
+
+    def _leavePlaceMode(self) -> None:
+        interaction = self._interaction
+        if interaction is None:
+            return
+        # Slicer leaves persistence on, and the next single placement would go on forever.
+        interaction.SetPlaceModePersistence(0)
+        if interaction.GetCurrentInteractionMode() == interaction.Place:
+            interaction.SwitchToViewTransformMode()
+
+    def _onEnd(self, caller: Node, event: str, calldata: Any = None) -> None:
+        interaction = self._interaction
+        if interaction.GetCurrentInteractionMode() != interaction.Place:
+            self.finish()
+
+    def _onNodeRemoved(self, caller: Node, event: str, calldata: Any = None) -> None:
+        if self._node is not None and not self._scene.IsNodePresent(self._node):
+            self._ending = True
+            self._leavePlaceMode()
+            self._ending = False
+            self._forget()
+
+    def _onFirstPoint(self, caller: Node, event: str, calldata: Any = None) -> None:
+        session, role = self.session, self.role
+        self.removeObserver(caller, caller.PointPositionDefinedEvent, self._onFirstPoint)
+        if session is not None:
+            session.add(role, caller)
+
+    def _onSlice(self, caller: Node, event: str, calldata: Any = None) -> None:
+        """Hold the slice while an outline is drawn in it: later points would leave its plane."""
+        if self._holding or self._node is None or self._sliceNode is None:
+            return
+        if not len(definedPoints(self._node)):
+            self._bind()
+            return
+        if _samePlane(planeOfSlice(self._sliceNode), self._plane):
+            return
+        self._holding = True
+        self._sliceNode.GetSliceToRAS().DeepCopy(self._matrix)
+        self._sliceNode.UpdateMatrices()
+        self._holding = False
+
+    def _bind(self) -> None:
+        assert self._sliceNode is not None
+        assert self.session is not None
+        self._plane = planeOfSlice(self._sliceNode)
+        self._matrix = vtk.vtkMatrix4x4()
+        self._matrix.DeepCopy(self._sliceNode.GetSliceToRAS())
+        spacing = sliceSpacing(self.session.volume, self._sliceNode)
+        bindToSlice(self._node, self._sliceNode, spacing)
+
+    def _conclude(self) -> None:
+        """Keep the outline that was drawn, or say why not."""
+        node, session, role = self._node, self.session, self.role
+        self._forget()
+        assert node is not None
+        assert session is not None
+        if not self._scene.IsNodePresent(node):
+            return
+        if role != OUTLINE:
+            if not len(definedPoints(node)):
+                self._scene.RemoveNode(node)
+            return
+        removeRepeated(node)
+        count = len(definedPoints(node))
+        if count >= LEAST_POINTS:
+            node.GetDisplayNode().RemoveAllViewNodeIDs()
+            session.add(OUTLINE, node)
+            return
+        self._scene.RemoveNode(node)
+        if count:
+            self.problem = ShapePriorError(
+                f"The outline had only {count} point(s).",
+                f"Click at least {LEAST_POINTS} around the organ before you finish it.",
+                "too-few",
+            )
+
+    def _forget(self) -> None:
+        self.removeObservers()
+        self._node = self._sliceNode = None
+
+
+def removeRepeated(curve: Node) -> None:
+    """Delete placed points that lie on the one before, and points that hang at the mouse."""
+    for index in reversed(range(curve.GetNumberOfControlPoints())):
+        if curve.GetNthControlPointPositionStatus(index) != curve.PositionDefined:
+            curve.RemoveNthControlPoint(index)
+    points = definedPoints(curve)
+    if len(points) < 2:
+        return
+    size = float(np.linalg.norm(np.ptp(points, axis=0)))
+    step = np.linalg.norm(points - np.roll(points, 1, axis=0), axis=1)
+    for index in reversed(np.flatnonzero(step <= SAME_PLACE * size).tolist()):
+        if curve.GetNumberOfControlPoints() > 1:
+            curve.RemoveNthControlPoint(index)
+
+
+def _samePlane(one: tuple[Array, Array], other: tuple[Array, Array]) -> bool:
+    off = abs(float((one[0] - other[0]) @ other[1]))
+    return off < 1e-3 and abs(float(one[1] @ other[1])) > 1.0 - 1e-9
+
+
+def _orientation(sliceNode: Node) -> str:
+    """ "axial", "coronal", "sagittal", or "oblique"."""
+    name = str(sliceNode.GetOrientation()).lower()
+    return name if name in ("axial", "coronal", "sagittal") else "oblique"

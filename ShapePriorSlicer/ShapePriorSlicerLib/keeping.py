@@ -1,0 +1,163 @@
+"""Keeping a structure's surface: as a segment, which undo takes back, or as a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model_server.errors import ShapePriorError
+
+from .export import (
+    SegmentState,
+    restoreSegment,
+    saveToSegmentation,
+    segmentState,
+    writeCorrespondences,
+    writeLabelmap,
+    writeLandmarks,
+    writeSurface,
+)
+from .structure import LANDMARKS, MODEL, SAVED_PARAMETER, SEGMENTATION, VOLUME, Structure
+
+if TYPE_CHECKING:
+    from .session import Session
+
+Node = Any
+
+SEGMENT_PARAMETER = "segment"  # ID of the segment the structure was kept in last
+SURFACES = (".stl", ".ply", ".obj", ".vtp", ".vtk")
+LABELMAPS = (".seg.nrrd", ".nrrd", ".nii.gz")
+CORRESPONDENCES, LANDMARK_TABLE = ".correspondences.csv", ".landmarks.csv"
+# The longer ending first: ".seg.nrrd" is an ".nrrd" too.
+SUFFIXES = (*SURFACES, *LABELMAPS, CORRESPONDENCES, LANDMARK_TABLE)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    segmentationId: str
+    segmentId: str
+    before: SegmentState
+    after: SegmentState
+
+
+class Keeper:
+    """The segments a structure was saved to.
+
+    Args:
+        structure: whose surface it is.
+    """
+
+    def __init__(self, structure: Structure) -> None:
+        self._structure = structure
+        self._kept: dict[int, _Kept] = {}
+
+    def keep(self, organ: str, segmentation: Node | None) -> Node:
+        """Put the surface into a segment; the one it was kept in before is replaced.
+
+        Args:
+            organ: of the prior, for the terminology.
+            segmentation: to put it in; None makes one.
+
+        Returns:
+            The segmentation.
+
+        Raises:
+            ShapePriorError: there is no volume, or the surface cannot be kept in its voxels.
+        """
+        structure = self._structure
+        segmentId = structure.node.GetParameter(SEGMENT_PARAMETER) or None
+        if segmentation is None or structure.refers(SEGMENTATION) is not segmentation:
+            segmentId = None
+        before = segmentState(segmentation, segmentId)
+        segmentation, segmentId = saveToSegmentation(
+            structure.scene,
+            structure.refers(MODEL),
+            structure.refers(VOLUME),
+            segmentation,
+            segmentId,
+            name=structure.name,
+            organ=organ,
+        )
+        number = structure.saved + 1
+        after = segmentState(segmentation, segmentId)
+        self._kept[number] = _Kept(segmentation.GetID(), segmentId, before, after)
+        structure.refer(SEGMENTATION, segmentation)
+        structure.node.SetParameter(SEGMENT_PARAMETER, segmentId)
+        structure.node.SetParameter(SAVED_PARAMETER, str(number))
+        return segmentation
+
+    def goTo(self, before: int, after: int) -> None:
+        """Take back or do again what was saved between two numbers of saves."""
+        for number in range(before, after, -1):
+            self._restore(number, lambda kept: kept.before)
+        for number in range(before + 1, after + 1):
+            self._restore(number, lambda kept: kept.after)
+
+    def _restore(self, number: int, state: Callable[[_Kept], SegmentState]) -> None:
+        kept = self._kept.get(number)
+        node = None if kept is None else self._structure.scene.GetNodeByID(kept.segmentationId)
+        if kept is None or node is None:
+            return  # of an earlier sitting, or the user deleted the segmentation
+        restoreSegment(node, kept.segmentId, state(kept))
+
+
+def suffixOf(path: Path) -> str:
+    """The ending by which a file's contents are chosen.
+
+    Raises:
+        ShapePriorError: it is none of them.
+    """
+    name = path.name.lower()
+    found = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
+    if not found:
+        raise ShapePriorError(
+            f"'{path.name}' has no known format.",
+            f"Let the name end in one of {', '.join(SUFFIXES)}.",
+            "unknown-format",
+        )
+    return found
+
+
+def exportSession(session: Session, path: Path, suffix: str = "") -> Path:
+    """Write a structure's surface, labelmap, correspondences or landmarks to a file.
+
+    Args:
+        session: with a surface.
+        path: of the file; the suffix is added if it does not end in it.
+        suffix: one of ``SUFFIXES``; by default chosen by the path.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        ShapePriorError: it cannot be written, or there is no volume or landmark for it.
+    """
+    if suffix and not path.name.lower().endswith(suffix):
+        path = path.with_name(path.name + suffix)
+    suffix = suffix or suffixOf(path)
+    structure = session.structure
+    model = structure.refers(MODEL)
+    if suffix in SURFACES:
+        writeSurface(model, path)
+    elif suffix in LABELMAPS:
+        writeLabelmap(
+            structure.scene, model, structure.refers(VOLUME), path, session.organ, structure.name
+        )
+    elif suffix == CORRESPONDENCES:
+        writeCorrespondences(model, path)
+    else:
+        _writeLandmarks(structure, path)
+    return path
+
+
+def _writeLandmarks(structure: Structure, path: Path) -> None:
+    landmarks = structure.refers(LANDMARKS)
+    if landmarks is None or landmarks.GetNumberOfControlPoints() == 0:
+        raise ShapePriorError(
+            "There are no landmarks.",
+            "Show the template and place landmarks on it first.",
+            "no-landmarks",
+        )
+    writeLandmarks(landmarks, path)

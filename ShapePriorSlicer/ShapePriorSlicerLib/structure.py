@@ -1,0 +1,347 @@
+"""The nodes of one structure: its parameter node, what it refers to, and its state for undo."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from model_server.observations import resample_loop
+
+from .annotations import (
+    PLANE_ATTRIBUTE,
+    SPACING_ATTRIBUTE,
+    Array,
+    bindToSlice,
+    sliceSpacing,
+)
+from .parameters import Parameters, readParameters, writeParameters
+
+Node = Any
+
+MODULE = "ShapePriorSlicer"
+SAVED_PARAMETER = "saved"  # how often the surface was kept as a segment
+KIND_ATTRIBUTE = "ShapePriorSlicer.Kind"  # of the parameter node: "structure"
+KEY_ATTRIBUTE = "ShapePriorSlicer.Key"  # the same for an annotation that undo brings back
+VIEW_ATTRIBUTE = "ShapePriorSlicer.View"  # the slice view an outline was drawn in
+
+# Annotations, by the role under which the parameter node refers to them.
+OUTLINE, BOUNDARY, INSIDE, OUTSIDE = "outline", "boundary", "inside", "outside"
+TEMPLATE_LANDMARKS = "templateLandmarks"
+CURVE_CLASS = "vtkMRMLMarkupsClosedCurveNode"
+POINTS_CLASS = "vtkMRMLMarkupsFiducialNode"
+CLASSES = {
+    OUTLINE: CURVE_CLASS,
+    BOUNDARY: POINTS_CLASS,
+    INSIDE: POINTS_CLASS,
+    OUTSIDE: POINTS_CLASS,
+    TEMPLATE_LANDMARKS: POINTS_CLASS,
+}
+# Other nodes it refers to.
+VOLUME, MODEL, TEMPLATE, LANDMARKS = "volume", "model", "template", "landmarks"
+SEGMENTATION = "segmentation"
+
+LOOP_POINTS = 24  # control points of an outline made from a dense loop
+
+COLORS = {
+    OUTLINE: (1.0, 0.85, 0.2),
+    BOUNDARY: (1.0, 0.6, 0.1),
+    INSIDE: (0.3, 0.9, 0.4),
+    OUTSIDE: (0.95, 0.3, 0.3),
+    TEMPLATE_LANDMARKS: (0.4, 0.8, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One markups node as undo remembers it; ``points`` in the node's own frame, mm."""
+
+    key: str
+    role: str
+    name: str
+    points: tuple[tuple[float, float, float], ...]
+    plane: str = ""
+    spacing: str = ""
+    view: str = ""
+
+
+@dataclass(frozen=True)
+class State:
+    """All that undo brings back."""
+
+    parameters: Parameters
+    annotations: tuple[Annotation, ...] = ()
+    saved: int = 0
+
+    def inputs(self) -> tuple[Any, ...]:
+        """What a surface depends on: annotations but landmarks, prior, side and strength."""
+        chosen = self.parameters
+        given = tuple(a for a in self.annotations if a.role != TEMPLATE_LANDMARKS)
+        return (chosen.prior, chosen.side, chosen.strength, given)
+
+
+def stateMap(state: State) -> dict[str, Any]:
+    """A state as plain values for JSON."""
+    return asdict(state)
+
+
+def readState(values: dict[str, Any]) -> State:
+    """A state from ``stateMap``'s values.
+
+    Raises:
+        KeyError, TypeError, ShapePriorError: they are damaged.
+    """
+    annotations = tuple(
+        Annotation(**{**a, "points": tuple(tuple(p) for p in a["points"])})
+        for a in values["annotations"]
+    )
+    return State(Parameters(**values["parameters"]), annotations, int(values["saved"]))
+
+
+class Structure:
+    """One structure's nodes in a scene.
+
+    Args:
+        scene: MRML scene.
+        node: its parameter node.
+    """
+
+    def __init__(self, scene: Node, node: Node) -> None:
+        self.scene, self.node = scene, node
+
+    @classmethod
+    def create(cls, scene: Node, name: str, parameters: Parameters) -> Structure:
+        """A new structure's parameter node."""
+        node = scene.CreateNodeByClass("vtkMRMLScriptedModuleNode")
+        node.SetName(name)
+        node.SetModuleName(MODULE)
+        node.SetAttribute(KIND_ATTRIBUTE, "structure")
+        node.SetHideFromEditors(True)
+        writeParameters(node, parameters)
+        added = scene.AddNode(node)
+        node.UnRegister(None)  # CreateNodeByClass gave us one reference, the scene has its own
+        return cls(scene, added)
+
+    @classmethod
+    def all(cls, scene: Node) -> list[Structure]:
+        """The structures of a scene, in the order they were made."""
+        count = scene.GetNumberOfNodesByClass("vtkMRMLScriptedModuleNode")
+        nodes = [scene.GetNthNodeByClass(i, "vtkMRMLScriptedModuleNode") for i in range(count)]
+        return [cls(scene, n) for n in nodes if n.GetAttribute(KIND_ATTRIBUTE) == "structure"]
+
+    @property
+    def name(self) -> str:
+        """As the user calls it."""
+        return str(self.node.GetName())
+
+    @property
+    def parameters(self) -> Parameters:
+        """The user's choices."""
+        return readParameters(self.node)
+
+    @property
+    def saved(self) -> int:
+        """How often the surface was kept as a segment."""
+        text = self.node.GetParameter(SAVED_PARAMETER) or "0"
+        return int(text) if text.isdigit() else 0
+
+    def exists(self) -> bool:
+        """Whether its parameter node is still in the scene."""
+        return bool(self.scene.IsNodePresent(self.node))
+
+    def rename(self, name: str) -> None:
+        """Call it otherwise, and its model and folder."""
+        folder = self._folderOfOwned()
+        if folder:
+            _hierarchy(self.scene).SetItemName(folder, name)
+        self.node.SetName(name)
+        model = self.refers(MODEL)
+        if model is not None:
+            model.SetName(name)
+
+    def delete(self) -> None:
+        """Remove all that was made for it from the scene; segmentations stay."""
+        folder = self._folderOfOwned()
+        for node in self.owned():
+            self.scene.RemoveNode(node)
+        if folder:
+            # With the children, this would remove what the user put there too.
+            _hierarchy(self.scene).RemoveItem(folder, False, False)
+        self.scene.RemoveNode(self.node)
+
+    # --- references ---------------------------------------------------------------------------
+
+    def refers(self, role: str) -> Node | None:
+        """The one node of a role, if it is there."""
+        return self.node.GetNodeReference(role)
+
+    def refer(self, role: str, node: Node | None) -> None:
+        """Remember the one node of a role."""
+        self.node.SetNodeReferenceID(role, node.GetID() if node is not None else None)
+
+    def nodes(self, role: str) -> list[Node]:
+        """The annotations of a role, in the order they were made."""
+        count = self.node.GetNumberOfNodeReferences(role)
+        found = [self.node.GetNthNodeReference(role, i) for i in range(count)]
+        return [n for n in found if n is not None]
+
+    def annotations(self) -> Iterator[tuple[str, Node]]:
+        """Role and node of every annotation."""
+        for role in CLASSES:
+            yield from ((role, node) for node in self.nodes(role))
+
+    # --- annotations --------------------------------------------------------------------------
+
+    def add(self, role: str, node: Node) -> None:
+        """Make a markups node of the scene an annotation of this structure."""
+        if not node.GetAttribute(KEY_ATTRIBUTE):
+            node.SetAttribute(KEY_ATTRIBUTE, uuid.uuid4().hex[:12])
+        self.node.AddNodeReferenceID(role, node.GetID())
+        self.file(node)
+
+    def madeOutline(self, loop: Array, name: str, sliceNode: Node) -> Node:
+        """A curve node through a dense loop, drawn in a slice view's plane.
+
+        Args:
+            loop: (N, 3) RAS mm.
+            name: of the node.
+            sliceNode: of the view.
+        """
+        spacing = float(np.linalg.norm(loop - np.roll(loop, 1, axis=0), axis=1).sum()) / LOOP_POINTS
+        curve = self.made(OUTLINE, name)
+        for point in resample_loop(loop, spacing):
+            curve.AddControlPoint(*point)
+        bindToSlice(curve, sliceNode, sliceSpacing(self.refers(VOLUME), sliceNode))
+        curve.SetAttribute(VIEW_ATTRIBUTE, sliceNode.GetName())
+        return curve
+
+    def file(self, node: Node) -> None:
+        """Put a node into this structure's folder of the subject hierarchy."""
+        hierarchy = _hierarchy(self.scene)
+        folder = self._folderOfOwned()
+        if not folder:
+            folder = hierarchy.CreateFolderItem(hierarchy.GetSceneItemID(), self.name)
+        item = hierarchy.GetItemByDataNode(node)
+        if item:
+            hierarchy.SetItemParent(item, folder)
+        else:  # without Slicer's application nothing makes items by itself
+            hierarchy.CreateItem(folder, node)
+
+    def owned(self) -> list[Node]:
+        """Nodes made for this structure: annotations, models, landmarks."""
+        found = [node for _, node in self.annotations()]
+        return found + [n for n in map(self.refers, (MODEL, TEMPLATE, LANDMARKS)) if n is not None]
+
+    def _folderOfOwned(self) -> int:
+        """The folder its nodes are in, or 0; numbers of items do not outlive a saved scene."""
+        hierarchy = _hierarchy(self.scene)
+        top = hierarchy.GetSceneItemID()
+        for node in self.owned():
+            item = hierarchy.GetItemByDataNode(node)
+            parent = hierarchy.GetItemParent(item) if item else 0
+            if parent and parent != top and hierarchy.GetItemDataNode(parent) is None:
+                return int(parent)
+        return 0
+
+    def made(self, role: str, name: str) -> Node:
+        """A new, empty annotation node in the scene, not yet an annotation of the structure."""
+        node = self.scene.AddNewNodeByClass(CLASSES[role], self.scene.GenerateUniqueName(name))
+        node.CreateDefaultDisplayNodes()
+        display = node.GetDisplayNode()
+        display.SetSelectedColor(*COLORS[role])
+        display.SetColor(*COLORS[role])
+        display.SetPropertiesLabelVisibility(False)
+        display.SetPointLabelsVisibility(role == TEMPLATE_LANDMARKS)
+        if role == OUTLINE:
+            display.SetGlyphScale(1.5)
+        return node
+
+    # --- state --------------------------------------------------------------------------------
+
+    def state(self) -> State:
+        """What the scene holds now."""
+        found = tuple(_annotationOf(role, node) for role, node in self.annotations())
+        return State(self.parameters, found, self.saved)
+
+    def apply(self, state: State) -> None:
+        """Bring the scene to a state: nodes made, removed and moved as needed."""
+        wanted = {a.key: a for a in state.annotations}
+        present = {n.GetAttribute(KEY_ATTRIBUTE): n for _, n in self.annotations()}
+        for key, node in present.items():
+            if key not in wanted:
+                self.scene.RemoveNode(node)
+        for key, annotation in wanted.items():
+            node = present.get(key)
+            if node is None:
+                node = self._restored(annotation)
+            _setAnnotation(node, annotation)
+        if readParameters(self.node) != state.parameters:
+            writeParameters(self.node, state.parameters)
+        if self.saved != state.saved:
+            self.node.SetParameter(SAVED_PARAMETER, str(state.saved))
+
+    def _restored(self, annotation: Annotation) -> Node:
+        node = self.made(annotation.role, annotation.name)
+        node.SetAttribute(KEY_ATTRIBUTE, annotation.key)
+        self.add(annotation.role, node)
+        return node
+
+
+def _hierarchy(scene: Node) -> Node:
+    import slicer
+
+    return slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+
+
+def _annotationOf(role: str, node: Node) -> Annotation:
+    return Annotation(
+        node.GetAttribute(KEY_ATTRIBUTE) or "",
+        role,
+        node.GetName() or "",
+        tuple(tuple(p) for p in localPoints(node).tolist()),
+        node.GetAttribute(PLANE_ATTRIBUTE) or "",
+        node.GetAttribute(SPACING_ATTRIBUTE) or "",
+        node.GetAttribute(VIEW_ATTRIBUTE) or "",
+    )
+
+
+def _setAnnotation(node: Node, annotation: Annotation) -> None:
+    for name, value in (
+        (PLANE_ATTRIBUTE, annotation.plane),
+        (SPACING_ATTRIBUTE, annotation.spacing),
+        (VIEW_ATTRIBUTE, annotation.view),
+    ):
+        if (node.GetAttribute(name) or "") != value:
+            node.SetAttribute(name, value or None)
+    if node.GetName() != annotation.name:
+        node.SetName(annotation.name)
+    points = np.array(annotation.points, dtype=np.float64).reshape(-1, 3)
+    if not np.array_equal(localPoints(node), points):
+        setLocalPoints(node, points)
+
+
+def localPoints(node: Node) -> Array:
+    """(N, 3) placed points in the node's own frame, mm."""
+    position = [0.0, 0.0, 0.0]
+    found = []
+    for index in range(node.GetNumberOfControlPoints()):
+        if node.GetNthControlPointPositionStatus(index) == node.PositionDefined:
+            node.GetNthControlPointPosition(index, position)
+            found.append(tuple(position))
+    return np.array(found, dtype=np.float64).reshape(-1, 3)
+
+
+def setLocalPoints(node: Node, points: Array) -> None:
+    """Give a markups node these placed points, mm in its own frame; labels of kept ones stay."""
+    was = node.StartModify()
+    while node.GetNumberOfControlPoints() > len(points):
+        node.RemoveNthControlPoint(node.GetNumberOfControlPoints() - 1)
+    for index, point in enumerate(points):
+        if index < node.GetNumberOfControlPoints():
+            node.SetNthControlPointPosition(index, *point)
+        else:
+            node.AddControlPoint(*point)
+    node.EndModify(was)

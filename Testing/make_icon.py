@@ -1,4 +1,4 @@
-"""Makes the extension's icon: the bundled example's surface with its three outlines.
+"""Makes the icon of the extension and its module: the bundled example's surface with its three outlines.
 
 python Testing/make_icon.py
 """
@@ -24,7 +24,8 @@ from model_server.picture import Camera, camera_for, render
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
-ICON = Path(__file__).parent.parent / "Resources" / "Icons" / "ShapePriorSlicer.png"
+MODULE = Path(__file__).parent.parent / "ShapePriorSlicer"
+ICON = MODULE / "Resources" / "Icons" / "ShapePriorSlicer.png"
 SIZE = 128  # pixels, as the extensions index asks
 COLORS = ("#ffd166", "#06d6a0", "#4cc9f0")
 BACKGROUND = "#16324f"

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ else:
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BACKEND = REPOSITORY / "model_server"
+MODULE = REPOSITORY / "ShapePriorSlicer"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 # Where the name of a package is not the name that is imported.
 PACKAGE_OF = {"skimage": "scikit-image", "igl": "libigl", "SimpleITK": "simpleitk"}
@@ -130,7 +132,7 @@ def test_everything_the_backend_imports_is_required(project):
     assert not missing
 
 
-@pytest.mark.parametrize("folder", ["model_server", "Testing"])
+@pytest.mark.parametrize("folder", ["model_server", "ShapePriorSlicer", "Testing"])
 def test_the_code_is_python_3_10(folder):
     for path in sorted((REPOSITORY / folder).rglob("*.py")):
         ast.parse(path.read_text(), filename=str(path), feature_version=(3, 10))
@@ -211,25 +213,96 @@ def test_pictures_of_the_extension_are_in_the_repository(name):
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
+# A stand-in for what Slicer's CMake files define, with the checks of its own macro.
 SLICER = """
-set(Slicer_USE_FILE "${CMAKE_CURRENT_LIST_DIR}/Nothing.cmake")
+set(Slicer_USE_FILE "${CMAKE_CURRENT_LIST_DIR}/Use.cmake")
 set(Slicer_EXTENSION_GENERATE_CONFIG "${CMAKE_CURRENT_LIST_DIR}/Nothing.cmake")
 set(Slicer_EXTENSION_CPACK "${CMAKE_CURRENT_LIST_DIR}/Nothing.cmake")
+set(Slicer_QTSCRIPTEDMODULES_LIB_DIR "lib/qt-scripted-modules")
 set(Slicer_INSTALL_QTSCRIPTEDMODULES_LIB_DIR "lib/qt-scripted-modules")
+"""
+USE = """
+macro(slicerMacroBuildScriptedModule)
+  cmake_parse_arguments(MY "WITH_GENERIC_TESTS" "NAME" "SCRIPTS;RESOURCES" ${ARGN})
+  if(MY_UNPARSED_ARGUMENTS OR NOT MY_NAME)
+    message(FATAL_ERROR "wrong arguments: ${MY_UNPARSED_ARGUMENTS}")
+  endif()
+  foreach(file ${MY_SCRIPTS} ${MY_RESOURCES})
+    if(NOT EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/${file})
+      message(FATAL_ERROR "given nonexistent file ${file}")
+    endif()
+    get_filename_component(folder ${file} DIRECTORY)
+    install(FILES ${file} DESTINATION ${Slicer_INSTALL_QTSCRIPTEDMODULES_LIB_DIR}/${folder})
+  endforeach()
+endmacro()
+macro(slicer_add_python_unittest)
+  cmake_parse_arguments(MY "" "SCRIPT;TESTNAME_PREFIX" "SLICER_ARGS" ${ARGN})
+  if(NOT EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/${MY_SCRIPT})
+    message(FATAL_ERROR "given nonexistent test ${MY_SCRIPT}")
+  endif()
+endmacro()
 """
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory) -> Path:
-    """What CMake installs of the extension, with a stand-in for Slicer."""
+def cmake_lists(path: Path) -> dict[str, list[str]]:
+    """What a CMakeLists.txt sets, by name, its own variables filled in."""
+    text = re.sub(r"#.*", "", path.read_text())
+    found: dict[str, list[str]] = {}
+    for name, body in re.findall(r"^set\((\w+)\s+([^)]*)\)", text, re.MULTILINE):
+        for known, values in found.items():
+            body = body.replace(f"${{{known}}}", " ".join(values))
+        found[name] = [value.strip('"') for value in body.split()]
+    return found
+
+
+def listed() -> list[str]:
+    """Files of the module that ship, relative to its folder."""
+    lists = cmake_lists(MODULE / "CMakeLists.txt")
+    return lists["MODULE_PYTHON_SCRIPTS"] + lists["MODULE_PYTHON_RESOURCES"]
+
+
+def matching(folder: Path, patterns: list[str]) -> Iterator[Path]:
+    """Files of a folder that CMake's FILES_MATCHING PATTERN ... would take."""
+    wanted = [p for i, p in enumerate(patterns) if patterns[i - 1] == "PATTERN"]
+    excluded = [wanted.pop(wanted.index(patterns[i - 1])) for i, p in enumerate(patterns)
+                if p == "EXCLUDE"]  # fmt: skip
+    for path in folder.rglob("*"):
+        if path.is_file() and not set(path.parts) & set(excluded):
+            # Like CMake's, these match the end of a path, from a folder on.
+            if any(path.match(pattern) for pattern in wanted):
+                yield path
+
+
+def assemble_by_reading(folder: Path) -> Path:
+    """The installed layout, from the lists alone."""
+    for name in listed():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(MODULE / name, folder / name)
+    lists = cmake_lists(REPOSITORY / "CMakeLists.txt")
+    for source, patterns in (
+        ("model_server", "BACKEND_FILES"),
+        ("Resources/example", "EXAMPLE_FILES"),
+    ):
+        for path in matching(REPOSITORY / source, lists[patterns]):
+            target = folder / path.relative_to(REPOSITORY)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    return folder
+
+
+def assemble_by_cmake(folder: Path) -> Path:
+    """The installed layout, by CMake with a stand-in for Slicer."""
     cmake = shutil.which("cmake")
     if cmake is None or not (shutil.which("c++") or shutil.which("g++")):
         pytest.skip("needs cmake and a compiler")
-    folder = tmp_path_factory.mktemp("extension")
     (folder / "slicer").mkdir()
-    (folder / "slicer" / "SlicerConfig.cmake").write_text(SLICER)
-    (folder / "slicer" / "Nothing.cmake").write_text("")
-    arguments = [f"-DSlicer_DIR={folder / 'slicer'}", f"-DCMAKE_INSTALL_PREFIX={folder / 'out'}"]
+    for name, text in (("SlicerConfig", SLICER), ("Use", USE), ("Nothing", "")):
+        (folder / "slicer" / f"{name}.cmake").write_text(text)
+    arguments = [
+        f"-DSlicer_DIR={folder / 'slicer'}",
+        f"-DCMAKE_INSTALL_PREFIX={folder / 'out'}",
+        "-DBUILD_TESTING=ON",
+    ]
     build = str(folder / "build")
     for command in (
         [cmake, "-S", str(REPOSITORY), "-B", build, *arguments],
@@ -237,12 +310,29 @@ def installed(tmp_path_factory) -> Path:
     ):
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("model_server/zoo", "Resources/example"):
+        assert (folder / "build" / "lib" / "qt-scripted-modules" / name).is_dir()
     return folder / "out" / "lib" / "qt-scripted-modules"
 
 
-def test_cmake_installs_the_whole_backend_and_nothing_else(installed):
+@pytest.fixture(scope="module", params=[assemble_by_reading, assemble_by_cmake])
+def installed(request, tmp_path_factory) -> Path:
+    """What ships, in its place beside Slicer's own scripted modules."""
+    return request.param(tmp_path_factory.mktemp("extension"))
+
+
+def test_every_file_of_the_module_is_listed_once():
+    tree = [MODULE / "ShapePriorSlicer.py"]
+    tree += (p for p in (MODULE / "ShapePriorSlicerLib").rglob("*.py"))
+    tree += (p for p in (MODULE / "Resources").rglob("*") if p.is_file())
+    assert sorted(listed()) == sorted(p.relative_to(MODULE).as_posix() for p in tree)
+
+
+def test_cmake_installs_the_module_the_backend_the_example_and_nothing_else(installed):
     code = [p for p in BACKEND.rglob("*.py") if "__pycache__" not in p.parts]
-    expected = {str(p.relative_to(REPOSITORY)) for p in [*code, *zoo_files()]}
+    example = [p for p in (REPOSITORY / "Resources" / "example").iterdir() if p.is_file()]
+    expected = {str(p.relative_to(REPOSITORY)) for p in [*code, *zoo_files(), *example]}
+    expected |= set(listed())
     found = {str(p.relative_to(installed)) for p in installed.rglob("*") if p.is_file()}
     assert expected - found == set()
     assert found - expected <= {"model_server/LICENSE", "model_server/py.typed"}
@@ -261,6 +351,77 @@ def test_the_installed_backend_starts(installed):
     assert done.returncode == 0, done.stderr
     names = {prior["name"] for prior in json.loads(done.stdout)["priors"]}
     assert names == {path.parent.name for path in zoo_files()}
+
+
+# Run where the extension is installed; the checkout may not be looked at.
+IMPORTING = """
+import importlib, json, sys
+from pathlib import Path
+
+layout, checkout = (Path(argument).resolve() for argument in sys.argv[1:])
+
+
+def forbid(event, arguments):
+    if event == "open" and isinstance(arguments[0], str):
+        path = Path(arguments[0])
+        if path.is_absolute() and checkout in path.parents and layout not in path.parents:
+            sys.exit(f"{path} is of the checkout")
+
+
+sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in repr(f)]
+sys.path[:] = [str(layout), *(p for p in sys.path if p and Path(p) != checkout)]
+sys.addaudithook(forbid)
+for path in sorted(layout.glob("ShapePriorSlicerLib/*.py")):
+    module = importlib.import_module(f"ShapePriorSlicerLib.{path.stem}")
+    assert Path(module.__file__) == path, module.__file__
+own = [m for n, m in sys.modules.items() if n.split(".")[0] in ("model_server", "ShapePriorSlicerLib")]
+assert all(layout in Path(m.__file__).parents for m in own), own
+assert "torch" not in sys.modules and "slicer" not in sys.modules and "qt" not in sys.modules
+
+from model_server.priors.registry import list_priors
+from ShapePriorSlicerLib import dependencies, sample_data
+
+files = [sample_data.exampleImage(), sample_data.exampleTruth()]
+files += [sample_data.exampleOutline(name) for name in sample_data.OUTLINES]
+assert all(layout in file.parents and file.is_file() for file in files), files
+print(json.dumps([[card.name for card in list_priors()], dependencies.requirements()]))
+"""
+
+
+def test_the_installed_library_finds_all_it_needs(installed, tmp_path):
+    pytest.importorskip("vtk")
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTING, str(installed), str(REPOSITORY)],
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    priors, required = json.loads(done.stdout)
+    assert set(priors) == {path.parent.name for path in zoo_files()}
+    assert len(required) > 5
+
+
+def test_what_the_module_asks_for_in_slicer_is_what_the_package_requires(project):
+    from ShapePriorSlicerLib import dependencies
+
+    inside = [Requirement(line) for line in dependencies.requirements()]
+    brought = {canonicalize_name(name) for name in dependencies.BUNDLED}
+    required = [Requirement(line) for line in project["dependencies"]]
+    assert {str(r) for r in inside} == {
+        str(r) for r in required if canonicalize_name(r.name) not in brought
+    }
+    assert brought < {canonicalize_name(r.name) for r in required}
+    # The module compares versions itself, and knows only this one comparison.
+    assert all(re.fullmatch(r"[\w.-]+>=[\d.]+", str(r)) for r in inside)
+
+
+def test_the_icon_is_as_the_index_asks():
+    header = (MODULE / "Resources" / "Icons" / "ShapePriorSlicer.png").read_bytes()[:24]
+    assert header[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", header[16:24]) == (128, 128)
 
 
 # --- make and CI --------------------------------------------------------------------------------

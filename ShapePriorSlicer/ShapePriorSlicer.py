@@ -890,7 +890,7 @@ class ShapePriorSlicerLogic(ScriptedLoadableModuleLogic):
             return True
         return False if self._declined else self.installBackend()
 
-    def installBackend(self, wheels=""):
+    def installBackend(self, wheels=None):
         """Install what is missing, after asking; whether everything is there then.
 
         Args:
@@ -899,10 +899,17 @@ class ShapePriorSlicerLogic(ScriptedLoadableModuleLogic):
         Raises:
             ShapePriorError: it could not be installed.
         """
+        dialog = _InstallDialog()
         try:
-            self._declined = not dependencies.installInSlicer(wheels)
+            outcome = dependencies.install(dialog.ask, dialog.progress, slicer, False, wheels)
         finally:
+            dialog.close()
             self._missing = dependencies.missing()
+        self._declined = outcome is dependencies.Outcome.CANCELLED
+        if outcome is dependencies.Outcome.RESTART and slicer.util.confirmYesNoDisplay(
+            _("The PyTorch extension is there after a restart. Save your work first. Restart now?")
+        ):
+            slicer.util.restart()
         return not self._missing
 
     def stopServer(self):
@@ -919,6 +926,48 @@ class ShapePriorSlicerLogic(ScriptedLoadableModuleLogic):
         session = self.workspace.current
         device = "" if session is None else session.status.device
         return texts.deviceText(self.remote[0], device, () if self.remote[0] else self._missing)
+
+
+class _InstallDialog:
+    """The one question before packages are installed, and the progress of it."""
+
+    def __init__(self):
+        self._dialog = None
+
+    def ask(self, question):
+        """Show the question; the answer that was chosen."""
+        if slicer.app.testingEnabled():
+            return dependencies.CANCEL
+        box = qt.QMessageBox(slicer.util.mainWindow())
+        box.setWindowTitle(_("Shape Prior Slicer"))
+        box.setText(question.text)
+        box.setDetailedText("\n".join(question.packages))
+        for answer, words in question.choices:
+            cancels = answer == dependencies.CANCEL
+            box.addButton(
+                words, qt.QMessageBox.RejectRole if cancels else qt.QMessageBox.AcceptRole
+            )
+        box.exec_()
+        chosen = box.clickedButton()
+        words = "" if chosen is None else chosen.text
+        return next((a for a, w in question.choices if w == words), dependencies.CANCEL)
+
+    def progress(self, step):
+        """Show how far it is; whether to go on."""
+        if self._dialog is None:
+            self._dialog = slicer.util.createProgressDialog(
+                parent=slicer.util.mainWindow(), windowTitle=_("Installing the backend")
+            )
+        self._dialog.maximum = step.total
+        self._dialog.labelText = step.text
+        self._dialog.value = step.done
+        slicer.app.processEvents()
+        return not self._dialog.wasCanceled
+
+    def close(self):
+        """It is over."""
+        if self._dialog is not None:
+            self._dialog.close()
 
 
 # --- self test ------------------------------------------------------------------------------------

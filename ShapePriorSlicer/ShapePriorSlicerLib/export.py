@@ -26,7 +26,7 @@ from vtk.util.numpy_support import numpy_to_vtk, numpy_to_vtkIdTypeArray, vtk_to
 from model_server.errors import ShapePriorError
 
 from .annotations import arrayFromMatrix, worldMatrix
-from .live_model import TEMPLATE, UNCERTAINTY
+from .live_model import TEMPLATE_COORDINATES, UNCERTAINTY
 
 Array = NDArray[np.float64]
 Node = Any
@@ -246,7 +246,7 @@ def writeCorrespondences(model: Node, path: str | Path) -> None:
     """
     formatOf(path, TABLE_FORMATS)
     arrays = model.GetPolyData().GetPointData() if model.GetPolyData() is not None else None
-    if arrays is None or arrays.GetArray(TEMPLATE) is None:
+    if arrays is None or arrays.GetArray(TEMPLATE_COORDINATES) is None:
         raise ShapePriorError(
             f"'{model.GetName()}' has no correspondences.",
             "Choose the model of a reconstruction.",
@@ -254,7 +254,7 @@ def writeCorrespondences(model: Node, path: str | Path) -> None:
         )
     points = pointsOf(model.GetPolyData()) @ worldMatrix(model)[:3, :3].T
     points += worldMatrix(model)[:3, 3]
-    template = vtk_to_numpy(arrays.GetArray(TEMPLATE))
+    template = vtk_to_numpy(arrays.GetArray(TEMPLATE_COORDINATES))
     spread = arrays.GetArray(UNCERTAINTY)
     spreads = [""] * len(points) if spread is None else [f"{s:.4f}" for s in vtk_to_numpy(spread)]
     header = ("vertex", "R_mm", "A_mm", "S_mm", "template_x", "template_y", "template_z")

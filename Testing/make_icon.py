@@ -1,4 +1,4 @@
-"""Makes the icon of the extension and its module: the bundled example's surface with its three outlines.
+"""Makes the icon of extension and module: the bundled example's surface with its outlines.
 
 python Testing/make_icon.py
 """

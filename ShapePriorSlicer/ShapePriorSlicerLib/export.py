@@ -218,6 +218,7 @@ def _vtp(surface: Any) -> bytes:
 
 def _vtk(surface: Any) -> bytes:
     writer = vtk.vtkPolyDataWriter()
+    writer.SetFileVersion(writer.VTK_LEGACY_READER_VERSION_4_2)  # like Slicer: others read it too
     writer.SetHeader(HEADER)
     return _written(writer, surface)
 

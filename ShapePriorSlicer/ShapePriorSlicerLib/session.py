@@ -661,10 +661,8 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
     def _takeFailure(self, failed: Failed) -> None:
         if failed.code == "no-template":
             return
-        if failed.request is not None and (
-            self._asked is None or failed.request != self._asked.number
-        ):
-            return  # of an older request
+        if self._asked is None or failed.request not in (None, self._asked.number):
+            return  # of an older request, or nobody waits for an answer
         self._asked = None
         self.status = Status("failed", failed.message, failed.remedy, device=self._device)
 

@@ -277,6 +277,11 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         self.structure.scene.RemoveNode(node)
         self._edited()
 
+    def warmUp(self) -> None:
+        """Start the server and let it load the prior, while the user still draws."""
+        if self._asked is None and not self.template.has(self.parameters.prior):
+            self.connection.askTemplate(self.parameters.prior)
+
     def reconstruct(self) -> None:
         """Fit now, whether auto-update is on or not."""
         self._wanted = "full"

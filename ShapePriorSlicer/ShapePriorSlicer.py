@@ -377,9 +377,13 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _readySession(self):
         """A session to annotate, made if there is none, once the backend's packages are there."""
-        if not self.logic.ensureBackend():
+        ready = self.logic.ensureBackend()
+        session = self.logic.workspace.current or self._newSession()
+        if ready:
+            session.warmUp()
+        else:
             self.ui.backendSection.collapsed = False
-        return self.logic.workspace.current or self._newSession()
+        return session
 
     def _newSession(self):
         volume = self.ui.volumeSelector.currentNode() or self.logic.shownVolume()

@@ -234,8 +234,8 @@ class Connection:
                 self._events.put(Cancelled(pending.number, "cancel"))
 
     def isBusy(self) -> bool:
-        """Whether a request has not been answered yet."""
-        return self._pending is not None
+        """Whether something that was asked has not been answered yet."""
+        return self._pending is not None or bool(self._template)
 
     def drain(self, wait: float = 0.0) -> list[Event]:
         """Events since the last call, in order; of progress only the newest.
@@ -321,7 +321,7 @@ class Connection:
     def _giveUp(self, failed: Failed) -> None:
         """Tell why, end the pending request, and let the next request try again."""
         with self._lock:
-            pending, self._pending = self._pending, None
+            pending, self._pending, self._template = self._pending, None, ""
             self._worker, self._crashes = None, 0
             self._endSuperseded()
         if pending is not None:

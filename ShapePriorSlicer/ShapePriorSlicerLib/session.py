@@ -277,6 +277,11 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         self.structure.scene.RemoveNode(node)
         self._edited()
 
+    def warmUp(self) -> None:
+        """Start the server and let it load the prior, while the user still draws."""
+        if self._asked is None and not self.template.has(self.parameters.prior):
+            self.connection.askTemplate(self.parameters.prior)
+
     def reconstruct(self) -> None:
         """Fit now, whether auto-update is on or not."""
         self._wanted = "full"
@@ -661,10 +666,8 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
     def _takeFailure(self, failed: Failed) -> None:
         if failed.code == "no-template":
             return
-        if failed.request is not None and (
-            self._asked is None or failed.request != self._asked.number
-        ):
-            return  # of an older request
+        if self._asked is None or failed.request not in (None, self._asked.number):
+            return  # of an older request, or nobody waits for an answer
         self._asked = None
         self.status = Status("failed", failed.message, failed.remedy, device=self._device)
 

@@ -876,6 +876,8 @@ class ShapePriorSlicerLogic(ScriptedLoadableModuleLogic):
         if (address, token) == self.remote or (not address and not self.remote[0]):
             return
         self.remote = (address, token)
+        self._missing = dependencies.missing(bool(address))
+        self._declined = False
         if address:
             slicer.app.userSettings().setValue("ShapePriorSlicer/RemoteAddress", address)
         self.workspace.useBackend(self._makeBackend)
@@ -890,7 +892,7 @@ class ShapePriorSlicerLogic(ScriptedLoadableModuleLogic):
 
     def ensureBackend(self):
         """Ask once to install what is missing; whether everything is there."""
-        if self.remote[0] or not self._missing:
+        if not self._missing:
             return True
         return False if self._declined else self.installBackend()
 
@@ -905,10 +907,12 @@ class ShapePriorSlicerLogic(ScriptedLoadableModuleLogic):
         """
         dialog = _InstallDialog()
         try:
-            outcome = dependencies.install(dialog.ask, dialog.progress, slicer, False, wheels)
+            outcome = dependencies.install(
+                dialog.ask, dialog.progress, slicer, bool(self.remote[0]), wheels
+            )
         finally:
             dialog.close()
-            self._missing = dependencies.missing()
+            self._missing = dependencies.missing(bool(self.remote[0]))
         self._declined = outcome is dependencies.Outcome.CANCELLED
         if outcome is dependencies.Outcome.RESTART and slicer.util.confirmYesNoDisplay(
             _("The PyTorch extension is there after a restart. Save your work first. Restart now?")
@@ -929,7 +933,7 @@ class ShapePriorSlicerLogic(ScriptedLoadableModuleLogic):
         """Where fits are computed, plainly."""
         session = self.workspace.current
         device = "" if session is None else session.status.device
-        return texts.deviceText(self.remote[0], device, () if self.remote[0] else self._missing)
+        return texts.deviceText(self.remote[0], device, self._missing)
 
 
 class _InstallDialog:
@@ -953,7 +957,8 @@ class _InstallDialog:
             )
         box.exec_()
         chosen = box.clickedButton()
-        words = "" if chosen is None else chosen.text
+        # Qt may have marked a letter of the button's words as its key.
+        words = "" if chosen is None else chosen.text.replace("&", "")
         return next((a for a, w in question.choices if w == words), dependencies.CANCEL)
 
     def progress(self, step):

@@ -5,14 +5,14 @@ World means after all parent transforms of a node: what the user sees in the sli
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import vtk
 from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
-from vtk.util.numpy_support import vtk_to_numpy
+from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from model_server.errors import ShapePriorError
 from model_server.observations import Observations, PlanarOutline, PointSet, Volume
@@ -24,6 +24,7 @@ PLANE_ATTRIBUTE = "ShapePriorSlicer.Plane"  # origin and normal of the slice it 
 SPACING_ATTRIBUTE = "ShapePriorSlicer.SliceSpacing"  # mm along that normal
 POINTS_PER_SEGMENT = 10  # of a closed curve, as Slicer's own generator makes them
 LEAST_POINTS = 3
+MOVED_FLAT_MM = 0.05  # a curve moved as a whole is as flat as before
 
 
 # --- planes -------------------------------------------------------------------------------------
@@ -48,7 +49,11 @@ def sliceSpacing(volume: Node | None, sliceNode: Node) -> float:
         return 1.0
     matrix = vtk.vtkMatrix4x4()
     volume.GetIJKToRASMatrix(matrix)
-    axes = (worldMatrix(volume) @ arrayFromMatrix(matrix))[:3, :3]
+    try:
+        world = worldMatrix(volume)
+    except ShapePriorError:
+        world = np.eye(4)  # a transform that bends changes the spacing little
+    axes = (world @ arrayFromMatrix(matrix))[:3, :3]
     spacing = np.linalg.norm(axes, axis=0)
     along = np.abs((axes / spacing).T @ planeOfSlice(sliceNode)[1])
     return float(spacing[int(along.argmax())])
@@ -58,7 +63,7 @@ def bindToSlice(curve: Node, sliceNode: Node, spacing: float) -> None:
     """Keep with a curve which plane it is drawn in.
 
     Args:
-        curve: closed curve node.
+        curve: closed curve node, not under a transform.
         sliceNode: the view's slice node.
         spacing: of the volume along the view's normal, mm.
     """
@@ -68,26 +73,35 @@ def bindToSlice(curve: Node, sliceNode: Node, spacing: float) -> None:
 
 
 def boundPlane(curve: Node) -> tuple[Array, Array] | None:
-    """Origin and normal of the slice a curve was drawn in, RAS mm, or None."""
+    """Origin and normal of the slice a curve was drawn in, in its own frame, mm, or None."""
     text = curve.GetAttribute(PLANE_ATTRIBUTE)
     values = np.array([float(v) for v in text.split()]) if text else np.empty(0)
     return (values[:3], values[3:]) if len(values) == 6 else None
 
 
-def checkPlane(curve: Node, points: Array) -> None:
-    """Refuse a curve that left its slice, as scrolling while placing makes it.
+def flatPlane(points: Array) -> tuple[Array, Array, float]:
+    """(3,) origin and (3,) normal of the plane nearest to points (N, 3), and the farthest one."""
+    origin = points.mean(axis=0)
+    normal = np.linalg.svd(points - origin)[2][2]
+    return origin, normal, float(np.abs((points - origin) @ normal).max())
+
+
+def checkPlane(curve: Node) -> None:
+    """Refuse a curve that left its slice, as dragging its points in another slice makes it.
+
+    In the curve's own frame: under a transform its slice moves with it.
 
     Raises:
         ShapePriorError: (left-slice) more than half a slice off; the curve keeps its points.
     """
-    plane = boundPlane(curve)
-    # Moved by a transform as a whole, it is still plane; the fit finds the plane itself.
-    if plane is None or curve.GetParentTransformNode() is not None:
+    plane, points = boundPlane(curve), localPoints(curve)
+    if plane is None:
         return
     origin, normal = plane
     off = float(np.abs((points - origin) @ normal).max())
     allowed = max(0.5 * float(curve.GetAttribute(SPACING_ATTRIBUTE) or 1.0), 0.5)
-    if off > allowed:
+    # Still flat, it was moved as a whole, as hardening a transform does. Three are always flat.
+    if off > allowed and (len(points) < 4 or flatPlane(points)[2] > MOVED_FLAT_MM):
         raise ShapePriorError(
             f"'{curve.GetName()}' leaves its slice by {off:.1f} mm.",
             "Undo, and draw it without scrolling in between.",
@@ -100,13 +114,26 @@ def checkPlane(curve: Node, points: Array) -> None:
 
 def definedPoints(markups: Node) -> Array:
     """(N, 3) world positions of the points that are placed; the one under the mouse is not."""
-    defined = markups.PositionDefined
-    position = [0.0, 0.0, 0.0]
-    found = []
-    for index in range(markups.GetNumberOfControlPoints()):
-        if markups.GetNthControlPointPositionStatus(index) == defined:
-            markups.GetNthControlPointPositionWorld(index, position)
-            found.append(tuple(position))
+    return _positions(markups, markups.GetNthControlPointPositionWorld)
+
+
+def localPoints(markups: Node) -> Array:
+    """(N, 3) placed points in the node's own frame, mm."""
+    return _positions(markups, markups.GetNthControlPointPosition)
+
+
+def placed(markups: Node) -> list[int]:
+    """Indices of the points that are placed."""
+    count, defined = markups.GetNumberOfControlPoints(), markups.PositionDefined
+    return [i for i in range(count) if markups.GetNthControlPointPositionStatus(i) == defined]
+
+
+def _positions(markups: Node, get: Callable[[int, list[float]], None]) -> Array:
+    found: list[list[float]] = []
+    for index in placed(markups):
+        position = [0.0, 0.0, 0.0]
+        get(index, position)
+        found.append(position)
     return np.array(found, dtype=np.float64).reshape(-1, 3)
 
 
@@ -152,7 +179,7 @@ def outlineOf(curve: Node) -> PlanarOutline:
             "open-curve",
         )
     points = curvePoints(curve)
-    checkPlane(curve, points)
+    checkPlane(curve)
     return PlanarOutline.from_loop(points, curve.GetName())
 
 
@@ -207,6 +234,29 @@ def worldMatrix(node: Node) -> Array:
     return arrayFromMatrix(matrix)
 
 
+def toWorld(node: Node, points: Array) -> Array:
+    """Points (N, 3) of a node's own frame -> world RAS mm; its transforms may bend."""
+    return _moved(node, points, "GetTransformToWorld")
+
+
+def fromWorld(node: Node, points: Array) -> Array:
+    """Points (N, 3) in world RAS mm -> a node's own frame; its transforms may bend."""
+    return _moved(node, points, "GetTransformFromWorld")
+
+
+def _moved(node: Node, points: Array, which: str) -> Array:
+    parent = node.GetParentTransformNode()
+    if parent is None:
+        return points
+    transform = vtk.vtkGeneralTransform()
+    getattr(parent, which)(transform)
+    given, found = vtk.vtkPoints(), vtk.vtkPoints()
+    given.SetData(numpy_to_vtk(np.ascontiguousarray(points), deep=1))
+    found.SetDataTypeToDouble()
+    transform.TransformPoints(given, found)
+    return vtk_to_numpy(found.GetData()).astype(np.float64)
+
+
 def segmentOutlines(
     segmentation: Node, segmentId: str, sliceNode: Node, name: str
 ) -> list[PlanarOutline]:
@@ -224,11 +274,11 @@ def segmentOutlines(
     segmentation.CreateClosedSurfaceRepresentation()
     surface = vtk.vtkPolyData()
     segmentation.GetClosedSurfaceRepresentation(segmentId, surface)
-    toWorld = vtk.vtkTransform()
-    toWorld.SetMatrix(worldMatrix(segmentation).ravel())
+    transform = vtk.vtkTransform()
+    transform.SetMatrix(worldMatrix(segmentation).ravel())
     moved = vtk.vtkTransformPolyDataFilter()
     moved.SetInputData(surface)
-    moved.SetTransform(toWorld)
+    moved.SetTransform(transform)
     origin, normal = planeOfSlice(sliceNode)
     plane = vtk.vtkPlane()
     plane.SetOrigin(*origin)

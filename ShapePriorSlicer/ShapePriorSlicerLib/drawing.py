@@ -15,6 +15,7 @@ from .annotations import (
     Array,
     bindToSlice,
     definedPoints,
+    placed,
     planeOfSlice,
     sliceSpacing,
 )
@@ -23,7 +24,8 @@ from .structure import BOUNDARY, INSIDE, OUTLINE, OUTSIDE, TEMPLATE_LANDMARKS, V
 
 Node = Any
 
-SAME_PLACE = 0.01  # of the outline's size: a double click's second point, or a click on the first
+# Of the outline's size: a double click's second point, or a last click on the first one.
+SAME_PLACE = 0.01
 NAMES = {
     BOUNDARY: "boundary points",
     INSIDE: "inside points",
@@ -115,7 +117,7 @@ class Drawing(VTKObservationMixin):  # type: ignore[misc]
             self._ending = False
 
     def cancel(self) -> None:
-        """End placing and drop the outline being drawn; single points stay."""
+        """End placing and drop the outline being drawn; points that were clicked stay."""
         node, role = self._node, self.role
         if node is None:
             return
@@ -123,7 +125,7 @@ class Drawing(VTKObservationMixin):  # type: ignore[misc]
         try:
             self._leavePlaceMode()
             self._forget()
-            if role == OUTLINE and self._scene.IsNodePresent(node):
+            if self._scene.IsNodePresent(node) and (role == OUTLINE or not placed(node)):
                 self._scene.RemoveNode(node)
         finally:
             self._ending = False
@@ -133,11 +135,10 @@ class Drawing(VTKObservationMixin):  # type: ignore[misc]
         node = self._node
         if node is None or self.role != OUTLINE:
             return False
-        for index in reversed(range(node.GetNumberOfControlPoints())):
-            if node.GetNthControlPointPositionStatus(index) == node.PositionDefined:
-                node.RemoveNthControlPoint(index)
-                return True
-        return False
+        indices = placed(node)
+        if indices:
+            node.RemoveNthControlPoint(indices[-1])
+        return bool(indices)
 
     # --- parts --------------------------------------------------------------------------------
 
@@ -187,10 +188,11 @@ class Drawing(VTKObservationMixin):  # type: ignore[misc]
         """Hold the slice while an outline is drawn in it: later points would leave its plane."""
         if self._holding or self._node is None or self._sliceNode is None:
             return
-        if not len(definedPoints(self._node)):
+        if not placed(self._node):
             self._bind()
             return
         if _samePlane(planeOfSlice(self._sliceNode), self._plane):
+            self._matrix.DeepCopy(self._sliceNode.GetSliceToRAS())  # moved within it
             return
         self._holding = True
         self._sliceNode.GetSliceToRAS().DeepCopy(self._matrix)
@@ -215,11 +217,11 @@ class Drawing(VTKObservationMixin):  # type: ignore[misc]
         if not self._scene.IsNodePresent(node):
             return
         if role != OUTLINE:
-            if not len(definedPoints(node)):
+            if not placed(node):
                 self._scene.RemoveNode(node)
             return
         removeRepeated(node)
-        count = len(definedPoints(node))
+        count = len(placed(node))
         if count >= LEAST_POINTS:
             node.GetDisplayNode().RemoveAllViewNodeIDs()
             session.add(OUTLINE, node)
@@ -238,18 +240,18 @@ class Drawing(VTKObservationMixin):  # type: ignore[misc]
 
 
 def removeRepeated(curve: Node) -> None:
-    """Delete placed points that lie on the one before, and points that hang at the mouse."""
+    """Delete what ending leaves: points at the mouse, and last ones on their neighbors."""
+    kept = placed(curve)
     for index in reversed(range(curve.GetNumberOfControlPoints())):
-        if curve.GetNthControlPointPositionStatus(index) != curve.PositionDefined:
+        if index not in kept:
             curve.RemoveNthControlPoint(index)
-    points = definedPoints(curve)
-    if len(points) < 2:
-        return
-    size = float(np.linalg.norm(np.ptp(points, axis=0)))
-    step = np.linalg.norm(points - np.roll(points, 1, axis=0), axis=1)
-    for index in reversed(np.flatnonzero(step <= SAME_PLACE * size).tolist()):
-        if curve.GetNumberOfControlPoints() > 1:
-            curve.RemoveNthControlPoint(index)
+    while curve.GetNumberOfControlPoints() > 1:
+        points = definedPoints(curve)
+        near = np.linalg.norm(points[[0, -2]] - points[-1], axis=1).min()
+        # The size of what was drawn without the last click, which may be all of it.
+        if near > SAME_PLACE * float(np.linalg.norm(np.ptp(points[:-1], axis=0))):
+            return
+        curve.RemoveNthControlPoint(len(points) - 1)
 
 
 def _samePlane(one: tuple[Array, Array], other: tuple[Array, Array]) -> bool:

@@ -12,6 +12,7 @@ from .parameters import Parameters
 from .structure import OUTLINE, Annotation, State, readState, stateMap
 
 STEPS = 100
+SLIDERS = ("strength", "opacity")  # whose steps go on with the one before
 NAMES = {
     "outline": "outline",
     "boundary": "boundary point",
@@ -29,6 +30,9 @@ CHANGES = {
     "slicesOn": "Switch slice cuts",
     "showTemplate": "Switch template",
 }
+
+
+SLIDER_TEXTS = tuple(CHANGES[name] for name in SLIDERS)
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,7 @@ class History:
 
         Args:
             state: after the user's action.
-            merge: whether it goes on with the action before, if that is of the same kind, as
-                the steps of one slider do.
+            merge: whether a slider that moves goes on with the step before, if that is its own.
 
         Returns:
             What the user did, in words; nothing if the state is the present one.
@@ -81,10 +84,10 @@ class History:
             return ""
         text = described(self.present, state)
         del self._steps[self._place + 1 :]
-        if merge and self._place and self._steps[-1].text == text:
-            self._steps[-1] = Step(text, state)
-            return text
-        self._steps.append(Step(text, state))
+        if merge and self._place and text == self._steps[-1].text in SLIDER_TEXTS:
+            del self._steps[-1]  # back where it came from, the slider made no step at all
+        if not self._steps or state != self._steps[-1].state:
+            self._steps.append(Step(text, state))
         del self._steps[:-STEPS]
         self._place = len(self._steps) - 1
         return text
@@ -98,6 +101,10 @@ class History:
         """One step forth; the present state where there is none."""
         self._place = min(self._place + 1, len(self._steps) - 1)
         return self.present
+
+    def amend(self, state: State) -> None:
+        """Say what the present state is in truth, where the scene could not be brought to it."""
+        self._steps[self._place] = Step(self._steps[self._place].text, state)
 
     # --- saved with the scene -----------------------------------------------------------------
 
@@ -159,8 +166,10 @@ def described(before: State, after: State) -> str:
     if added or removed:
         return "Change annotations"
     touched = [key for key in new if new[key] != old[key]]
-    if len(touched) != 1:
+    if len(touched) > 1:
         return "Move points"
+    if not touched:
+        return "Change order"
     return _pointChange(old[touched[0]], new[touched[0]])
 
 
@@ -179,6 +188,8 @@ def _pointChange(old: Annotation, new: Annotation) -> str:
     name = NAMES[new.role] if new.role != OUTLINE else "point of an outline"
     if len(new.points) != len(old.points):
         return f"{'Add' if len(new.points) > len(old.points) else 'Delete'} {name}"
-    if new.points == old.points:
-        return f"Rename {NAMES[new.role]}"
-    return f"Move {name}"
+    if new.points != old.points:
+        return f"Move {name}"
+    if new.transform != old.transform:
+        return f"Transform {NAMES[new.role]}"
+    return f"Rename {NAMES[new.role]}"

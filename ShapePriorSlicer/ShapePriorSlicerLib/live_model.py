@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from model_server.observations import Observations
 from model_server.pose import Pose
 from model_server.reconstruction import Provenance, Reconstruction, Surface
 
+from .annotations import fromWorld, toWorld
 from .parameters import Parameters
 from .structure import Structure
 
@@ -43,6 +45,7 @@ SHADES = {
         DISTANCE, "vtkMRMLColorTableNodeFileMagma.txt", "Distance to annotations (mm)"
     ),
 }
+SAME_DIRECTION = float(np.cos(np.deg2rad(10.0)))  # of slices that show much the same
 PLAIN = (0.86, 0.56, 0.36)
 
 
@@ -106,8 +109,9 @@ class LiveModel:
         """
         node = self.node or self._made()
         surface = reconstruction.surface
-        if not _movePoints(node, surface):
-            node.SetAndObservePolyData(polyDataOf(surface))
+        shown = replace(surface, points=fromWorld(node, surface.points))
+        if not _movePoints(node, shown):
+            node.SetAndObservePolyData(polyDataOf(shown))
         data = node.GetPolyData().GetPointData()
         arrays = {
             TEMPLATE_COORDINATES: reconstruction.template_coordinates.astype(np.float32),
@@ -166,10 +170,10 @@ class LiveModel:
         node = self.node
         mesh = None if node is None else node.GetPolyData()
         data = None if mesh is None else mesh.GetPointData()
-        if data is None or data.GetArray(TEMPLATE_COORDINATES) is None:
+        triangles = None if data is None else _trianglesOf(mesh)
+        if triangles is None or data.GetArray(TEMPLATE_COORDINATES) is None:
             return None  # never shown, cleared, or not ours
-        points = vtk_to_numpy(mesh.GetPoints().GetData()).astype(np.float64)
-        triangles = vtk_to_numpy(mesh.GetPolys().GetConnectivityArray()).reshape(-1, 3)
+        points = toWorld(node, vtk_to_numpy(mesh.GetPoints().GetData()).astype(np.float64))
         spread = data.GetArray(UNCERTAINTY)
         return Reconstruction(
             Surface(points, triangles.astype(np.int32)),
@@ -194,13 +198,20 @@ class LiveModel:
         return node
 
 
+def _trianglesOf(mesh: Any) -> NDArray[np.int64] | None:
+    """(F, 3) of a mesh; None where it has other cells, as one that the user edited may."""
+    cells = mesh.GetPolys()
+    ids = vtk_to_numpy(cells.GetConnectivityArray())
+    return ids.reshape(-1, 3) if len(ids) == 3 * cells.GetNumberOfCells() else None
+
+
 def _movePoints(node: Node, surface: Surface) -> bool:
     """Move the points the node has; False where its triangles are others."""
     mesh = node.GetPolyData()
     if mesh is None or mesh.GetNumberOfPoints() != len(surface.points):
         return False
-    known = vtk_to_numpy(mesh.GetPolys().GetConnectivityArray()).reshape(-1, 3)
-    if not np.array_equal(known, surface.triangles):
+    known = _trianglesOf(mesh)
+    if known is None or not np.array_equal(known, surface.triangles):
         return False
     vtk_to_numpy(mesh.GetPoints().GetData())[:] = surface.points
     mesh.GetPoints().Modified()
@@ -263,29 +274,36 @@ class NextSlice:
     uncertaintyMm: float
 
 
-def suggestedSlice(reconstruction: Reconstruction, normals: Array, steps: int = 15) -> NextSlice:
-    """The slice whose cut through the surface is least certain.
+def suggestedSlice(
+    reconstruction: Reconstruction,
+    normals: Array,
+    drawn: Sequence[tuple[Array, Array]] = (),
+    steps: int = 15,
+) -> NextSlice | None:
+    """The slice whose cut through the surface is least certain; None if all are drawn.
 
     Args:
         reconstruction: with uncertainty.
         normals: (N, 3) of the views that can be moved.
+        drawn: origin and normal of the outlines there are.
         steps: places tried along each normal.
     """
     points, spread = reconstruction.surface.points, reconstruction.uncertainty_mm
     assert spread is not None
     edge = float(np.sqrt(reconstruction.surface.area() / len(reconstruction.surface.triangles)))
-    best: NextSlice | None = None
+    best, most = None, -1.0
     for normal in normals:
         along = points @ normal
-        for place in np.linspace(along.min(), along.max(), steps + 2)[1:-1]:
+        places, gap = np.linspace(along.min(), along.max(), steps + 2, retstep=True)
+        taken = [o @ normal for o, n in drawn if abs(float(n @ normal)) > SAME_DIRECTION]
+        for place in places[1:-1]:
             cut = np.abs(along - place) < edge
-            if cut.sum() < 8:
+            if cut.sum() < 8 or any(abs(place - other) < gap for other in taken):
                 continue
             # Long cuts tell more than short ones: the sum over the cut, not its mean.
             gain = float(spread[cut].sum())
-            if best is None or gain > best.uncertaintyMm:
-                best = NextSlice(points[cut].mean(axis=0), np.asarray(normal), gain)
-    assert best is not None
-    along = points @ best.normal
-    cut = np.abs(along - best.origin @ best.normal) < edge
-    return NextSlice(best.origin, best.normal, float(spread[cut].mean()))
+            if gain > most:
+                mean, center = float(spread[cut].mean()), points[cut].mean(axis=0)
+                origin = center + (place - center @ normal) * normal
+                best, most = NextSlice(origin, np.asarray(normal), mean), gain
+    return best

@@ -23,9 +23,10 @@ from model_server.observations import Observations
 from model_server.reconstruction import Reconstruction, Residual
 
 from .annotations import (
+    LEAST_POINTS,
     Array,
-    boundPlane,
     definedPoints,
+    flatPlane,
     observationsFrom,
     planeOfSlice,
     segmentOutlines,
@@ -63,15 +64,16 @@ from .structure import (
 from .template import TemplateView
 
 Node = Any
+Inputs = tuple[Any, ...]  # what a surface depends on, see Structure.inputs
 
 HISTORY_PARAMETER = "history"
 RESIDUALS_PARAMETER = "residuals"
 FITTED_PARAMETER = "fitted"  # digest of what the surface in the scene is an answer to
 SURFACES = 32  # kept for undo
 MERGE_SECONDS = 1.0  # changes of one slider within this time are one step
-SETTLE_SECONDS = 0.25  # a slider that rested this long is let go
 SAVE_SECONDS = 0.5
 PREVIEW = {"local": False, "remesh": False, "uncertainty": False}
+SAME_NORMAL = 1.0 - 1e-7  # of a view that lies in a plane already
 # Not mistakes: the user has only begun.
 HINTS = ("no-annotation", "too-few", "one-plane")
 
@@ -122,7 +124,7 @@ class _Asked:
     """A request on its way: what it was about, to know what its answer answers."""
 
     number: int
-    inputs: tuple[Any, ...]
+    inputs: Inputs
     keys: tuple[str, ...]
     observations: Observations
     preview: bool
@@ -152,14 +154,16 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         self.model = LiveModel(structure, MODEL)
         self.template = TemplateView(structure)
         self._keeper = Keeper(structure)
-        self._surfaces: OrderedDict[tuple[Any, ...], tuple[Reconstruction, dict[str, Residual]]]
+        self._surfaces: OrderedDict[Inputs, tuple[Reconstruction, dict[str, Residual]]]
         self._surfaces = OrderedDict()
         self._watched: set[Node] = set()
         self._dragged: set[Node] = set()
         self._dirty = self._unsaved = False
-        self._touched = self._pushed = -1e9
+        self._pushed = -1e9  # when the last step was made
         self._wanted = ""  # "", "preview" or "full"
         self._asked: _Asked | None = None
+        self._followed: Inputs | None = None  # what was fitted, or decided not to, last
+        self._atServer: Inputs | None = None  # what the server's last result answers
         self._device = ""
         self._restore()
         self.addObserver(structure.node, vtk.vtkCommand.ModifiedEvent, self._onModified)
@@ -264,9 +268,12 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         Raises:
             ShapePriorError: the segment has no border there.
         """
-        name = segmentation.GetSegmentation().GetSegment(segmentId).GetName()
+        segment = segmentation.GetSegmentation().GetSegment(segmentId)
+        if segment is None:
+            raise ShapePriorError("There is no such segment.", "Choose one.", "no-segment")
+        name = segment.GetName()
         loops = segmentOutlines(segmentation, segmentId, sliceNode, name)
-        nodes = [self.structure.madeOutline(loop, name, sliceNode) for loop in loops]
+        nodes = [self.structure.madeOutline(o.loops[0], name, sliceNode) for o in loops]
         for node in nodes:
             self.structure.add(OUTLINE, node)
         self._edited()
@@ -291,10 +298,13 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         """Spend more effort on the surface that is shown."""
         if self._asked is not None or self.reconstruction is None:
             return
-        state = self.structure.state()
+        inputs = self.structure.inputs()
+        if inputs != self._atServer:
+            self.reconstruct()  # the server stands elsewhere: after undo, or as a new one
+            return
         observations, keys = self._observations()
         number = self.connection.refine()
-        self._asked = _Asked(number, state.inputs(), keys, observations, False, self._clock())
+        self._asked = _Asked(number, inputs, keys, observations, False, self._clock())
         self.status = self._working("Refining ...")
 
     def keep(self, segmentation: Node | None = None) -> Node:
@@ -339,9 +349,8 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         drawnIn = node.GetAttribute(VIEW_ATTRIBUTE) or ""
         view = next((s for s in sliceNodes if s.GetName() == drawnIn), sliceNodes[0])
         center = points.mean(axis=0)
-        plane = boundPlane(node)
-        if plane is not None:
-            _turnTo(view, plane[1], center)
+        if node.IsA(CURVE_CLASS) and len(points) >= LEAST_POINTS:
+            _turnTo(view, flatPlane(points)[1], center)
         view.JumpSliceByOffsetting(*center)
         return view
 
@@ -352,7 +361,7 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
             sliceNodes: of the views that may be moved.
 
         Raises:
-            ShapePriorError: no surface yet, or one without uncertainty.
+            ShapePriorError: no surface yet, one without uncertainty, or every slice is drawn.
         """
         found = self.reconstruction
         if found is None or found.uncertainty_mm is None:
@@ -362,7 +371,13 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
                 "no-uncertainty",
             )
         normals = np.array([planeOfSlice(node)[1] for node in sliceNodes])
-        place = suggestedSlice(found, normals)
+        curves = (definedPoints(row.node) for row in self.outlines())
+        drawn = [flatPlane(points)[:2] for points in curves if len(points) >= LEAST_POINTS]
+        place = suggestedSlice(found, normals, drawn)
+        if place is None:
+            raise ShapePriorError(
+                "These views have outlines everywhere.", "Turn a view, and ask again.", "all-drawn"
+            )
         view = sliceNodes[int(np.abs(normals @ place.normal).argmax())]
         view.JumpSliceByOffsetting(*place.origin)
         return view, place
@@ -405,7 +420,7 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
     def reconnect(self, connection: Connection) -> None:
         """Use another server from now on; what runs is given up."""
         self.connection.close(0.0)
-        self.connection, self._asked, self._device = connection, None, ""
+        self.connection, self._asked, self._atServer, self._device = connection, None, None, ""
         self.status = Status()
 
     def noticeRemoval(self) -> None:
@@ -464,7 +479,7 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         self._edited()
 
     def _edited(self) -> None:
-        self._dirty, self._touched = True, self._clock()
+        self._dirty = True
 
     def _takeEdits(self) -> bool:
         if not self._dirty:
@@ -473,7 +488,8 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         self._watch()
         if self._dragged:
             if self.parameters.autoUpdate:
-                self._wanted = "preview"
+                # After a preview a fit is due even if the point is back where it was.
+                self._wanted, self._followed = "preview", None
             self.template.moveLandmarks(self.reconstruction)
             return True
         self._commit()
@@ -483,15 +499,38 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         """Make what the scene holds now a step of the history, and act on it."""
         before, state = self.history.present, self.structure.state()
         now = self._clock()
-        sliding = before.annotations == state.annotations
-        merge = sliding and now - self._pushed < MERGE_SECONDS
-        if not self.history.push(state, merge):
+        if self.history.push(state, now - self._pushed < MERGE_SECONDS):
+            self._pushed, self._unsaved = now, True
+            self._show(before, state)
+            if state.parameters.autoUpdate and not before.parameters.autoUpdate:
+                self._followed = None
+        self._follow()
+
+    def _follow(self) -> None:
+        """Bring the surface to what the scene holds now, once for every change."""
+        inputs = self.structure.inputs()
+        if inputs == self._followed:
             return
-        self._pushed, self._unsaved = now, True
-        self._show(before, state)
-        switchedOn = not before.parameters.autoUpdate
-        if state.parameters.autoUpdate and (switchedOn or state.inputs() != before.inputs()):
+        self._followed = inputs
+        known = self._surfaces.get(inputs)
+        if known is not None:
+            self._abandon()
+            self._accept(*known)
+            self.status = self._described(known[0], "done", 0.0)
+        elif self.parameters.autoUpdate:
             self._wanted = "full"
+        elif self._asked is None:
+            self.status = self._outdated()
+
+    def _abandon(self) -> None:
+        """End what runs: it answers what is no longer asked."""
+        if self._asked is not None:
+            self.connection.cancel()
+        self._wanted, self._asked = "", None
+
+    def _outdated(self) -> Status:
+        text = "" if self.reconstruction is None else "The surface is not up to date."
+        return Status("idle", text, "Press Reconstruct." if text else "", device=self._device)
 
     def _goTo(self, state: State) -> None:
         """Bring scene and surface to a state of the history."""
@@ -499,20 +538,16 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         self._keeper.goTo(before.saved, state.saved)
         self.structure.apply(state)
         self._watch()
-        self._dirty, self._unsaved, self._pushed = False, True, self._clock()
+        state = self.structure.state()
+        self.history.amend(state)
+        # The next slide is a step of its own.
+        self._dirty, self._unsaved, self._pushed = False, True, -1e9
         self._show(before, state)
-        if state.inputs() == before.inputs():
-            return
-        known = self._surfaces.get(state.inputs())
-        if known is not None:
-            self.connection.cancel()
-            self._wanted, self._asked = "", None
-            self._accept(*known)
-            self.status = self._described(known[0], "done", 0.0)
-        elif not self._isEnough():
+        inputs = self.structure.inputs()
+        if inputs != self._followed and inputs not in self._surfaces and not self._isEnough():
+            self._followed = inputs
             self._clear()
-        elif state.parameters.autoUpdate:
-            self._wanted = "full"
+        self._follow()
 
     def _isEnough(self) -> bool:
         """Whether the annotations could determine a surface; if not, says so."""
@@ -549,24 +584,22 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         if preview and self._asked is not None and self._asked.preview:
             return  # the next preview waits for this one, or none would ever arrive
         self._wanted = ""
-        state = self.structure.state()
+        chosen, inputs = self.parameters, self.structure.inputs()
+        if not preview:
+            self._followed = inputs
         try:
-            self._require(state)
+            _requirePrior(chosen)
             observations, keys = self._observations()
             observations.require_enough()
         except ShapePriorError as error:
             self._refuse(error)
             return
-        chosen = state.parameters
         settings = {"prior_strength": chosen.priorStrength, "side": chosen.side}
         settings |= PREVIEW if preview else {}
         number = self.connection.fit(chosen.prior, observations, settings)
-        self._asked = _Asked(number, state.inputs(), keys, observations, preview, self._clock())
+        self._asked = _Asked(number, inputs, keys, observations, preview, self._clock())
+        self._atServer = None
         self.status = self._working("Fitting ...")
-
-    def _require(self, state: State) -> None:
-        if not state.parameters.prior:
-            raise ShapePriorError("No organ is chosen.", "Choose an organ prior.", "no-prior")
 
     def _observations(self) -> tuple[Observations, tuple[str, ...]]:
         """All annotations, and the keys of the nodes in the order of the residuals."""
@@ -578,9 +611,7 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
 
     def _refuse(self, error: ShapePriorError) -> None:
         """Say why there is no fit; an outdated one that runs is ended."""
-        if self._asked is not None:
-            self.connection.cancel()
-            self._asked = None
+        self._abandon()
         phase = "hint" if error.code in HINTS else "failed"
         self.status = Status(phase, error.what, error.remedy, device=self._device)
 
@@ -599,6 +630,8 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
                 self.status = Status("idle", "Cancelled.", device=self._device)
         elif isinstance(event, Failed):
             self._takeFailure(event)
+        elif isinstance(event, Lost):
+            self._takeLoss(event)
         elif isinstance(event, TemplateCame):
             self.template.take(event.prior, event.surface, event.coordinates)
             self._updateTemplate()
@@ -608,8 +641,11 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
             self.status = Status("starting", event.text)
         elif isinstance(event, Connected):
             self.status = self._working("Fitting ...")
-        elif isinstance(event, Lost):
-            self.status = Status("starting", f"{event.reason} Starting it again ...")
+
+    def _takeLoss(self, lost: Lost) -> None:
+        self._atServer = None
+        if self._asked is not None:
+            self.status = Status("starting", f"{lost.reason} Starting it again ...")
 
     def _takeSurface(self, asked: _Asked, event: Progressed | Finished) -> None:
         found = event.reconstruction
@@ -623,11 +659,14 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         if not finished:
             return
         self._asked = None
+        if asked.inputs != self._followed and not self.parameters.autoUpdate:
+            self.status = self._outdated()
         if not asked.preview:
+            self._atServer = asked.inputs
             self._remember(asked.inputs, found)
             self.structure.node.SetParameter(FITTED_PARAMETER, _digest(asked.inputs))
 
-    def _remember(self, inputs: tuple[Any, ...], found: Reconstruction) -> None:
+    def _remember(self, inputs: Inputs, found: Reconstruction) -> None:
         self._surfaces[inputs] = (found, dict(self.residuals))
         self._surfaces.move_to_end(inputs)
         while len(self._surfaces) > SURFACES:
@@ -686,6 +725,7 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         node = self.structure.node
         present = self.structure.state()
         self.history = History.fromText(node.GetParameter(HISTORY_PARAMETER) or "", present)
+        self._followed = self.structure.inputs()  # no server starts before the user asks for it
         self.reconstruction = self.model.restored()
         if self.reconstruction is None:
             return
@@ -695,8 +735,10 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         except (ValueError, TypeError, AttributeError):
             self.residuals = {}
         self.template.restore()
-        if node.GetParameter(FITTED_PARAMETER) == _digest(present.inputs()):
-            self._remember(present.inputs(), self.reconstruction)
+        if node.GetParameter(FITTED_PARAMETER) == _digest(self._followed):
+            self._remember(self._followed, self.reconstruction)
+        else:
+            self.status = self._outdated()
 
     # --- the volume ---------------------------------------------------------------------------
 
@@ -710,13 +752,18 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         self.structure.refer(VOLUME, node)
 
 
-def _digest(inputs: tuple[Any, ...]) -> str:
+def _requirePrior(chosen: Parameters) -> None:
+    if not chosen.prior:
+        raise ShapePriorError("No organ is chosen.", "Choose an organ prior.", "no-prior")
+
+
+def _digest(inputs: Inputs) -> str:
     return hashlib.blake2b(repr(inputs).encode(), digest_size=16).hexdigest()
 
 
 def _turnTo(sliceNode: Node, normal: Array, point: Array) -> None:
     """Turn a slice view into a plane, unless it lies in such a plane already."""
-    if abs(float(planeOfSlice(sliceNode)[1] @ normal)) > 0.9999:
+    if abs(float(planeOfSlice(sliceNode)[1] @ normal)) > SAME_NORMAL:
         return
     helper = np.eye(3)[int(np.argmin(np.abs(normal)))]
     across = np.cross(helper, normal)

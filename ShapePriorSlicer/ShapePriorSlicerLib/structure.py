@@ -16,6 +16,9 @@ from .annotations import (
     SPACING_ATTRIBUTE,
     Array,
     bindToSlice,
+    definedPoints,
+    localPoints,
+    placed,
     sliceSpacing,
 )
 from .parameters import Parameters, readParameters, writeParameters
@@ -57,15 +60,27 @@ COLORS = {
 
 @dataclass(frozen=True)
 class Annotation:
-    """One markups node as undo remembers it; ``points`` in the node's own frame, mm."""
+    """One markups node as undo remembers it.
+
+    Attributes:
+        key: the same for a node that undo brings back.
+        role: "outline", "boundary" and so on.
+        name: of the node.
+        points: placed ones in the node's own frame, mm.
+        plane, spacing, view: where an outline was drawn, as in the node's attributes.
+        labels: of the points of a list.
+        transform: key of the parent transform.
+    """
 
     key: str
     role: str
     name: str
-    points: tuple[tuple[float, float, float], ...]
+    points: tuple[tuple[float, ...], ...]
     plane: str = ""
     spacing: str = ""
     view: str = ""
+    labels: tuple[str, ...] = ()
+    transform: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,12 +90,6 @@ class State:
     parameters: Parameters
     annotations: tuple[Annotation, ...] = ()
     saved: int = 0
-
-    def inputs(self) -> tuple[Any, ...]:
-        """What a surface depends on: annotations but landmarks, prior, side and strength."""
-        chosen = self.parameters
-        given = tuple(a for a in self.annotations if a.role != TEMPLATE_LANDMARKS)
-        return (chosen.prior, chosen.side, chosen.strength, given)
 
 
 def stateMap(state: State) -> dict[str, Any]:
@@ -92,13 +101,18 @@ def readState(values: dict[str, Any]) -> State:
     """A state from ``stateMap``'s values.
 
     Raises:
-        KeyError, TypeError, ShapePriorError: they are damaged.
+        KeyError, TypeError, ValueError, ShapePriorError: they are damaged.
     """
-    annotations = tuple(
-        Annotation(**{**a, "points": tuple(tuple(p) for p in a["points"])})
-        for a in values["annotations"]
-    )
+    annotations = tuple(_readAnnotation(a) for a in values["annotations"])
     return State(Parameters(**values["parameters"]), annotations, int(values["saved"]))
+
+
+def _readAnnotation(values: dict[str, Any]) -> Annotation:
+    points = tuple(tuple(float(v) for v in p) for p in values["points"])
+    found = Annotation(**{**values, "points": points, "labels": tuple(values["labels"])})
+    if found.role not in CLASSES or any(len(p) != 3 for p in points):
+        raise ValueError("no annotation of ours")
+    return found
 
 
 class Structure:
@@ -197,8 +211,10 @@ class Structure:
 
     def add(self, role: str, node: Node) -> None:
         """Make a markups node of the scene an annotation of this structure."""
-        if not node.GetAttribute(KEY_ATTRIBUTE):
-            node.SetAttribute(KEY_ATTRIBUTE, uuid.uuid4().hex[:12])
+        taken = {_keyOf(other) for _, other in self.annotations()}
+        if node.GetAttribute(KEY_ATTRIBUTE) in taken:
+            node.SetAttribute(KEY_ATTRIBUTE, None)  # a copy of one of ours
+        _keyOf(node)
         self.node.AddNodeReferenceID(role, node.GetID())
         self.file(node)
 
@@ -266,10 +282,23 @@ class Structure:
         found = tuple(_annotationOf(role, node) for role, node in self.annotations())
         return State(self.parameters, found, self.saved)
 
+    def inputs(self) -> tuple[Any, ...]:
+        """What a surface depends on: prior, side, strength, and where annotations lie in the world.
+
+        Without landmarks and names; to a tenth of a micrometer, as files keep it.
+        """
+        chosen = self.parameters
+        given = tuple(
+            (role, _keyOf(node), _curveType(node), _rounded(definedPoints(node)))
+            for role, node in self.annotations()
+            if role != TEMPLATE_LANDMARKS
+        )
+        return (chosen.prior, chosen.side, chosen.strength, given)
+
     def apply(self, state: State) -> None:
         """Bring the scene to a state: nodes made, removed and moved as needed."""
         wanted = {a.key: a for a in state.annotations}
-        present = {n.GetAttribute(KEY_ATTRIBUTE): n for _, n in self.annotations()}
+        present = {_keyOf(n): n for _, n in self.annotations()}
         for key, node in present.items():
             if key not in wanted:
                 self.scene.RemoveNode(node)
@@ -278,10 +307,20 @@ class Structure:
             if node is None:
                 node = self._restored(annotation)
             _setAnnotation(node, annotation)
+        self._sort([a.key for a in state.annotations])
         if readParameters(self.node) != state.parameters:
             writeParameters(self.node, state.parameters)
         if self.saved != state.saved:
             self.node.SetParameter(SAVED_PARAMETER, str(state.saved))
+
+    def _sort(self, keys: list[str]) -> None:
+        """Give the annotations of each role this order."""
+        for role in CLASSES:
+            nodes = self.nodes(role)
+            wanted = sorted(nodes, key=lambda node: keys.index(_keyOf(node)))
+            if wanted != nodes:
+                for index, node in enumerate(wanted):
+                    self.node.SetNthNodeReferenceID(role, index, node.GetID())
 
     def _restored(self, annotation: Annotation) -> Node:
         node = self.made(annotation.role, annotation.name)
@@ -296,15 +335,34 @@ def _hierarchy(scene: Node) -> Node:
     return slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
 
 
+def _keyOf(node: Node) -> str:
+    """A name for a node that no other has, whatever happens to its ID."""
+    if not node.GetAttribute(KEY_ATTRIBUTE):
+        node.SetAttribute(KEY_ATTRIBUTE, uuid.uuid4().hex[:12])
+    return str(node.GetAttribute(KEY_ATTRIBUTE))
+
+
+def _curveType(node: Node) -> int:
+    return int(node.GetCurveType()) if node.IsA(CURVE_CLASS) else 0
+
+
+def _rounded(points: Array) -> bytes:
+    return bytes((np.round(points, 4) + 0.0).tobytes())  # 0.0 makes one zero of two
+
+
 def _annotationOf(role: str, node: Node) -> Annotation:
+    parent = node.GetParentTransformNode()
+    labels = () if role == OUTLINE else tuple(map(node.GetNthControlPointLabel, placed(node)))
     return Annotation(
-        node.GetAttribute(KEY_ATTRIBUTE) or "",
+        _keyOf(node),
         role,
         node.GetName() or "",
         tuple(tuple(p) for p in localPoints(node).tolist()),
         node.GetAttribute(PLANE_ATTRIBUTE) or "",
         node.GetAttribute(SPACING_ATTRIBUTE) or "",
         node.GetAttribute(VIEW_ATTRIBUTE) or "",
+        labels,
+        "" if parent is None else _keyOf(parent),
     )
 
 
@@ -321,17 +379,19 @@ def _setAnnotation(node: Node, annotation: Annotation) -> None:
     points = np.array(annotation.points, dtype=np.float64).reshape(-1, 3)
     if not np.array_equal(localPoints(node), points):
         setLocalPoints(node, points)
+    for index, label in enumerate(annotation.labels):
+        if node.GetNthControlPointLabel(index) != label:
+            node.SetNthControlPointLabel(index, label)
+    parent = node.GetParentTransformNode()
+    if annotation.transform != ("" if parent is None else _keyOf(parent)):
+        node.SetAndObserveTransformNodeID(_transformId(node.GetScene(), annotation.transform))
 
 
-def localPoints(node: Node) -> Array:
-    """(N, 3) placed points in the node's own frame, mm."""
-    position = [0.0, 0.0, 0.0]
-    found = []
-    for index in range(node.GetNumberOfControlPoints()):
-        if node.GetNthControlPointPositionStatus(index) == node.PositionDefined:
-            node.GetNthControlPointPosition(index, position)
-            found.append(tuple(position))
-    return np.array(found, dtype=np.float64).reshape(-1, 3)
+def _transformId(scene: Node, key: str) -> str | None:
+    """ID of the transform with a key; None for none, or one that was deleted."""
+    count = scene.GetNumberOfNodesByClass("vtkMRMLTransformNode")
+    nodes = (scene.GetNthNodeByClass(i, "vtkMRMLTransformNode") for i in range(count))
+    return next((n.GetID() for n in nodes if key and n.GetAttribute(KEY_ATTRIBUTE) == key), None)
 
 
 def setLocalPoints(node: Node, points: Array) -> None:

@@ -5,17 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from vtk.util.numpy_support import vtk_to_numpy
 
 from model_server.observations import Observations, PointSet
 from model_server.pose import Pose
 from model_server.reconstruction import Provenance, Reconstruction, Surface
 
-from .annotations import Array, definedPoints
+from .annotations import Array, definedPoints, fromWorld, localPoints
 from .live_model import LiveModel, landmarkPositions
 from .parameters import Parameters
-from .structure import LANDMARKS, TEMPLATE, TEMPLATE_LANDMARKS, Structure, localPoints
-from .structure import setLocalPoints as setPoints
+from .structure import LANDMARKS, TEMPLATE, TEMPLATE_LANDMARKS, Structure, setLocalPoints
 
 Node = Any
 
@@ -63,7 +61,8 @@ class TemplateView:
         known = self._known.get(chosen.prior)
         if patient is None or known is None:
             return
-        if self._shown is None or self._shown.provenance.prior != chosen.prior:
+        gone = self._shown is None or self.node is None
+        if gone or self._shown.provenance.prior != chosen.prior:
             self._place(chosen, patient, *known)
         self._setVisible(True)
 
@@ -77,10 +76,10 @@ class TemplateView:
             return
         onTemplate = _nearestCoordinates(self._shown, placed)
         node = node or self._madeLandmarks()
-        found = landmarkPositions(patient, onTemplate)
+        found = fromWorld(node, landmarkPositions(patient, onTemplate))
         if not np.array_equal(localPoints(node), found):
             node.SetLocked(False)
-            setPoints(node, found)
+            setLocalPoints(node, found)
             node.SetLocked(True)
             for index, label in enumerate(self._labels()):
                 node.SetNthControlPointLabel(index, label)
@@ -153,8 +152,3 @@ def _nearestCoordinates(template: Reconstruction, points: Array) -> Array:
         template.provenance,
     )
     return landmarkPositions(swapped, points)
-
-
-def pointsOf(model: Node) -> Array:
-    """(V, 3) points of a model node, mm."""
-    return vtk_to_numpy(model.GetPolyData().GetPoints().GetData()).astype(np.float64)

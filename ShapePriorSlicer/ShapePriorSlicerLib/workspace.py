@@ -91,8 +91,8 @@ class Workspace(VTKObservationMixin):  # type: ignore[misc]
             if structure.node not in known:
                 self._opened(structure)
         marked = (s for s in self.sessions if s.structure.node.GetAttribute(CURRENT_ATTRIBUTE))
-        if self.current is None and self.sessions:
-            self.select(next(marked, self.sessions[-1]))
+        current = self.current or next(marked, next(reversed(self.sessions), None))
+        self.select(current)  # anew: what was imported brings a mark of its own
 
     # --- the user's keys ----------------------------------------------------------------------
 

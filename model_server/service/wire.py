@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
@@ -64,6 +63,8 @@ def bad_message(what: str) -> ShapePriorError:
 
 def pack(message: Mapping[str, Any]) -> bytes:
     """A map of plain values and numpy arrays -> bytes."""
+    import msgpack  # late: Slicer installs it only when a server is first used
+
     packed: bytes = msgpack.packb(message, default=_plain, use_bin_type=True)
     return packed
 
@@ -91,6 +92,8 @@ def unpack(data: bytes) -> Message:
     Raises:
         ShapePriorError: (bad-message) not msgpack, not a map, or an array that is none.
     """
+    import msgpack
+
     values = 0
 
     def counted(found: Any) -> Any:

@@ -7,14 +7,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-slicer = pytest.importorskip("slicer", reason="slicer-core is not installed")
-from ShapePriorSlicerLib import live_model  # noqa: E402
-from ShapePriorSlicerLib.live_model import LiveModel  # noqa: E402
-from vtk.util.numpy_support import vtk_to_numpy  # noqa: E402
+pytest.importorskip("slicer", reason="slicer-core is not installed")
+import vtk
+from scenes import bend, transformed, turn
+from ShapePriorSlicerLib import live_model
+from ShapePriorSlicerLib.annotations import toWorld
+from ShapePriorSlicerLib.live_model import LiveModel
+from ShapePriorSlicerLib.parameters import Parameters
+from ShapePriorSlicerLib.structure import MODEL, Structure
+from vtk.util.numpy_support import vtk_to_numpy
 
-from model_server.observations import Observations, PointSet  # noqa: E402
-from model_server.pose import Pose  # noqa: E402
-from model_server.reconstruction import Provenance, Reconstruction, Surface  # noqa: E402
+from model_server.observations import Observations, PointSet
+from model_server.pose import Pose
+from model_server.reconstruction import Provenance, Reconstruction, Surface
 
 OCTAHEDRON = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1.0]])
 FACES = [[0, 2, 4], [2, 1, 4], [1, 3, 4], [3, 0, 4], [2, 0, 5], [1, 2, 5], [3, 1, 5], [0, 3, 5]]
@@ -30,16 +35,18 @@ def reconstruction(scale=10.0, faces=FACES):
     )  # fmt: skip
 
 
-@pytest.fixture
-def scene():
-    scene = slicer.vtkMRMLScene()
-    yield scene
-    scene.Clear(1)
+CHOSEN = Parameters(prior="test-pca")
+UNCERTAIN = replace(CHOSEN, coloring="uncertainty")
 
 
 @pytest.fixture
-def model(scene):
-    return LiveModel(scene, "liver")
+def structure(application):
+    return Structure.create(application.scene, "liver", CHOSEN)
+
+
+@pytest.fixture
+def model(structure):
+    return LiveModel(structure, MODEL)
 
 
 def array(node, name):
@@ -47,10 +54,10 @@ def array(node, name):
 
 
 def test_a_surface_becomes_a_model_with_its_arrays(model):
-    node = model.show(reconstruction(), ASKED)
+    node = model.show(reconstruction(), ASKED, CHOSEN)
     assert node.GetName() == "liver"
     assert np.allclose(vtk_to_numpy(node.GetPolyData().GetPoints().GetData()), 10 * OCTAHEDRON)
-    assert np.allclose(array(node, live_model.TEMPLATE), OCTAHEDRON)
+    assert np.allclose(array(node, live_model.TEMPLATE_COORDINATES), OCTAHEDRON)
     assert np.allclose(array(node, live_model.UNCERTAINTY), np.linspace(0.1, 0.6, 6))
     assert np.allclose(array(node, live_model.DISTANCE)[:4], 0.0, atol=1e-5)
     assert array(node, live_model.DISTANCE)[4:].min() > 10.0
@@ -58,17 +65,16 @@ def test_a_surface_becomes_a_model_with_its_arrays(model):
 
 
 def test_the_same_triangles_move_in_place(model):
-    node = model.show(reconstruction(), ASKED)
+    node = model.show(reconstruction(), ASKED, CHOSEN)
     mesh = node.GetPolyData()
-    assert model.show(reconstruction(12.0), ASKED) is node
+    assert model.show(reconstruction(12.0), ASKED, CHOSEN) is node
     assert node.GetPolyData() is mesh
     assert np.allclose(vtk_to_numpy(mesh.GetPoints().GetData()), 12 * OCTAHEDRON)
 
 
 def test_other_triangles_keep_the_node_and_its_colors(model):
-    node = model.show(reconstruction(), ASKED)
-    model.color("uncertainty")
-    assert model.show(reconstruction(10.0, FACES[::-1]), ASKED) is node
+    node = model.show(reconstruction(), ASKED, UNCERTAIN)
+    assert model.show(reconstruction(10.0, FACES[::-1]), ASKED, UNCERTAIN) is node
     assert np.array_equal(
         vtk_to_numpy(node.GetPolyData().GetPolys().GetConnectivityArray()).reshape(-1, 3),
         FACES[::-1],
@@ -79,17 +85,16 @@ def test_other_triangles_keep_the_node_and_its_colors(model):
     assert display.GetScalarRange() == pytest.approx((0.0, 0.6))
 
 
-def test_a_deleted_node_is_made_anew(scene, model):
-    scene.RemoveNode(model.show(reconstruction(), ASKED))
+def test_a_deleted_node_is_made_anew(application, model):
+    application.scene.RemoveNode(model.show(reconstruction(), ASKED, CHOSEN))
     assert model.node is None
-    assert model.show(reconstruction(), ASKED).GetName() == "liver"
-    assert scene.GetNumberOfNodesByClass("vtkMRMLModelNode") == 1
+    assert model.show(reconstruction(), ASKED, CHOSEN).GetName() == "liver"
+    assert application.scene.GetNumberOfNodesByClass("vtkMRMLModelNode") == 1
 
 
 def test_without_uncertainty_it_is_plain(model):
-    node = model.show(reconstruction(), ASKED)
-    model.color("uncertainty")
-    model.show(replace(reconstruction(), uncertainty_mm=None), ASKED)
+    node = model.show(reconstruction(), ASKED, UNCERTAIN)
+    model.show(replace(reconstruction(), uncertainty_mm=None), ASKED, UNCERTAIN)
     assert node.GetPolyData().GetPointData().GetArray(live_model.UNCERTAINTY) is None
     assert not node.GetDisplayNode().GetScalarVisibility()
 
@@ -115,15 +120,64 @@ def test_landmarks_move_with_the_surface(model):
     assert np.allclose(after, 2.0 * before, atol=1e-4)
 
 
-def test_the_next_slice_goes_through_what_is_least_certain():
+def spread(high):
+    """A sphere of 30 mm, uncertain above a height and certain elsewhere."""
     from model_server.geometry.icosphere import icosphere
 
     sphere = icosphere(3)
-    spread = np.where(sphere.points[:, 2] > 0.5, 2.0, 0.1)
-    found = replace(
+    return replace(
         reconstruction(), surface=Surface(30.0 * sphere.points, sphere.triangles),
-        template_coordinates=sphere.points, uncertainty_mm=spread,
+        template_coordinates=sphere.points,
+        uncertainty_mm=np.where(sphere.points[:, 2] > high, 2.0, 0.1),
     )  # fmt: skip
-    slice_ = live_model.suggestedSlice(found, np.array([[0.0, 0.0, 1.0]]))
-    assert 14.0 < slice_.origin[2] < 29.0
-    assert slice_.uncertaintyMm > 1.0
+
+
+UP = np.array([[0.0, 0.0, 1.0]])
+
+
+def test_the_next_slice_goes_through_what_is_least_certain():
+    found = live_model.suggestedSlice(spread(0.5), UP)
+    assert 14.0 < found.origin[2] < 29.0
+    assert found.uncertaintyMm > 1.0
+
+
+def test_the_next_slice_is_none_that_was_drawn():
+    drawn = []
+    for _ in range(4):
+        found = live_model.suggestedSlice(spread(0.5), UP, drawn)
+        assert all(abs(found.origin[2] - o[2]) > 2.0 for o, _ in drawn)
+        drawn.append((found.origin, -found.normal))
+
+
+def test_a_plane_across_does_not_forbid_a_slice():
+    drawn = [(np.array([x, 0.0, 20.0]), np.array([1.0, 0.0, 0.0])) for x in range(-30, 31)]
+    assert live_model.suggestedSlice(spread(0.5), UP, drawn) is not None
+
+
+def test_there_is_no_next_slice_where_all_are_drawn():
+    drawn = [(np.array([0.0, 0.0, z]), UP[0]) for z in range(-30, 31)]
+    assert live_model.suggestedSlice(spread(0.5), UP, drawn) is None
+
+
+@pytest.mark.parametrize("bent", [False, True])
+def test_a_surface_stays_where_it_is_under_a_transform(application, model, bent):
+    node = model.show(reconstruction(), ASKED, CHOSEN)
+    if bent:
+        bend(application.scene, node, 5.0)
+    else:
+        transformed(application.scene, turn(30.0), node)
+    model.show(reconstruction(12.0), ASKED, CHOSEN)
+    local = vtk_to_numpy(node.GetPolyData().GetPoints().GetData()).astype(np.float64)
+    assert not np.allclose(local, 12 * OCTAHEDRON, atol=0.1)
+    assert np.allclose(toWorld(node, local), 12 * OCTAHEDRON, atol=1e-3)
+    assert np.allclose(model.restored().surface.points, 12 * OCTAHEDRON, atol=1e-3)
+
+
+def test_a_model_that_the_user_changed_is_replaced(model):
+    node = model.show(reconstruction(), ASKED, CHOSEN)
+    quad = vtk.vtkPlaneSource()
+    quad.Update()
+    node.SetAndObservePolyData(quad.GetOutput())
+    assert model.restored() is None
+    model.show(reconstruction(), ASKED, CHOSEN)
+    assert node.GetPolyData().GetNumberOfPoints() == 6

@@ -195,8 +195,7 @@ class Drawing(VTKObservationMixin):  # type: ignore[misc]
             self._matrix.DeepCopy(self._sliceNode.GetSliceToRAS())  # moved within it
             return
         self._holding = True
-        self._sliceNode.GetSliceToRAS().DeepCopy(self._matrix)
-        self._sliceNode.UpdateMatrices()
+        _setPlane(self._sliceNode, self._matrix)
         self._holding = False
 
     def _bind(self) -> None:
@@ -252,6 +251,21 @@ def removeRepeated(curve: Node) -> None:
         if near > SAME_PLACE * float(np.linalg.norm(np.ptp(points[:-1], axis=0))):
             return
         curve.RemoveNthControlPoint(len(points) - 1)
+
+
+def _setPlane(sliceNode: Node, matrix: Any) -> None:
+    """Put a view into a plane while it tells that it moved.
+
+    Within its own event a slice node ignores ``UpdateMatrices``: clicks would go on landing in the
+    other plane, and what watches the node, have seen that.
+    """
+    sliceNode.GetSliceToRAS().DeepCopy(matrix)
+    for toSlice, toRas in (
+        (sliceNode.GetXYToSlice(), sliceNode.GetXYToRAS()),
+        (sliceNode.GetUVWToSlice(), sliceNode.GetUVWToRAS()),
+    ):
+        vtk.vtkMatrix4x4.Multiply4x4(matrix, toSlice, toRas)
+    sliceNode.Modified()
 
 
 def _samePlane(one: tuple[Array, Array], other: tuple[Array, Array]) -> bool:

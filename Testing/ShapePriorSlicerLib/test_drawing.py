@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("slicer", reason="slicer-core is not installed")
 from scenes import CENTER, Application
 from ShapePriorSlicerLib.annotations import (
+    arrayFromMatrix,
     boundPlane,
     definedPoints,
     outlineOf,
@@ -173,10 +174,12 @@ def test_the_slice_is_held_while_points_are_placed(session, drawing, red):
     assert red.node.GetSliceOffset() == pytest.approx(offset)
     red.event("MouseWheelForwardEvent", 200, 200)
     assert red.node.GetSliceOffset() == pytest.approx(offset)
+    red.click(160, 230)
     red.node.SetOrientation("Coronal")
     assert np.allclose(np.abs(planeOfSlice(red.node)[1]), [0, 0, 1])
-    red.click(160, 230)
+    red.click(250, 250)
     drawing.finish()
+    assert len(definedPoints(node)) == 6
     assert np.ptp(definedPoints(node)[:, 2]) < 1e-9
     red.node.SetSliceOffset(offset + 9.0)  # and let go again
     assert red.node.GetSliceOffset() == pytest.approx(offset + 9.0)
@@ -197,12 +200,17 @@ def test_scrolling_before_the_first_point_chooses_the_slice(session, drawing, re
 def test_moving_and_zooming_in_the_slice_go_on(session, drawing, red):
     node = drawing.outline(session, red.node)
     red.around(4)
-    red.node.JumpSliceByCentering(*(CENTER + [10.0, 5.0, 0.0]))
+    there = CENTER + np.array([10.0, 5.0, 0.0])
+    red.node.JumpSliceByCentering(*there)
     red.node.SetFieldOfView(50.0, 50.0, 1.0)
     here = red.ras(200, 200)
-    assert np.allclose(here[:2], CENTER[:2] + [10.0, 5.0], atol=0.2)
+    assert np.allclose(here, there, atol=0.2)
     red.node.SetSliceOffset(red.node.GetSliceOffset() + 3.0)
     assert np.allclose(red.ras(200, 200), here)
+    held = [arrayFromMatrix(m) for m in (red.node.GetXYToRAS(), red.node.GetUVWToRAS())]
+    red.node.UpdateMatrices()
+    assert np.allclose(held[0], arrayFromMatrix(red.node.GetXYToRAS()))
+    assert np.allclose(held[1], arrayFromMatrix(red.node.GetUVWToRAS()))
     red.click(180, 170)
     drawing.finish()
     assert np.ptp(definedPoints(node)[:, 2]) < 1e-9

@@ -61,11 +61,12 @@ class Application:
 
     def view(self, name: str, orientation: str, center: np.ndarray = CENTER):
         """A slice node through a place."""
-        node = slicer.vtkMRMLSliceNode()
+        node = self.scene.CreateNodeByClass("vtkMRMLSliceNode")
         node.SetName(name)
         node.SetLayoutName(name)
         node.SetSingletonTag(name)
         found = self.scene.AddNode(node)
+        node.UnRegister(None)
         found.SetOrientation(orientation)
         found.JumpSliceByOffsetting(*center)
         return found

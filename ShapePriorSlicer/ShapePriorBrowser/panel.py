@@ -210,17 +210,17 @@ def _table(actions: Actions) -> None:
     with html.Table(classes="sp-table", v_if=("rows.length",)):
         with html.Thead(), html.Tr():
             html.Th("Name")
-            html.Th("View")
-            html.Th("Points", classes="sp-number")
-            html.Th("Residual, mm", classes="sp-number")
-            html.Th("")
+            html.Th("View", style="width: 50px")
+            html.Th("Points", classes="sp-number", style="width: 44px")
+            html.Th("Residual, mm", classes="sp-number", style="width: 62px")
+            html.Th("", style="width: 84px")
         with html.Tbody(), html.Tr(v_for="row in rows", key="row.id"):
             with html.Td(classes="sp-cell", title=("row.name",)):
                 html.Span(classes="sp-dot", style=(f"{{background: {ROLE_COLORS}[row.role]}}",))
                 html.Span("{{ row.name }}")
             html.Td("{{ row.view || 'Any' }}")
             html.Td("{{ row.points }}", classes="sp-number")
-            html.Td("{{ row.residual ?? '–' }}", classes="sp-number")
+            html.Td("{{ row.residual ?? '-' }}", classes="sp-number")
             with html.Td(style="text-align: right"):
                 barButton("mdi-crosshairs-gps", "Jump to slice", (actions.jump, "[row.id]"))
                 with v3.VBtn(
@@ -230,7 +230,7 @@ def _table(actions: Actions) -> None:
                     click=(actions.show, "[row.id]"),
                     raw_attrs=['aria-label="Show or hide"'],
                 ):
-                    v3.VIcon(("row.visible ? 'mdi-eye' : 'mdi-eye-off'",), size=18)
+                    v3.VIcon(icon=("row.visible ? 'mdi-eye' : 'mdi-eye-off'",), size=18)
                 barButton("mdi-delete-outline", "Delete", (actions.delete, "[row.id]"))
 
 
@@ -301,7 +301,7 @@ def _surface(actions: Actions) -> None:
             html.Div("{{ figure.name }}", classes="sp-small")
             with html.Div():
                 html.B("{{ figure.value }}")
-                html.Span(" {{ figure.unit }}")
+                html.Span("{{ figure.unit }}", classes="ml-1")
         with html.Div(classes="sp-row"):
             html.Span("Color", classes="sp-label", style="width: 56px")
             v3.VSelect(

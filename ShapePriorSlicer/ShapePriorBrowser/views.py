@@ -21,7 +21,11 @@ MOVING_QUALITY = 75
 
 @dataclass(frozen=True)
 class SliceStyle:
-    """How a slice view is called and colored, as in the desktop."""
+    """How a slice view is called and colored, as in the desktop.
+
+    Attributes:
+        negative, positive: what lies at offsets below and above 0.
+    """
 
     name: str
     orientation: str
@@ -33,7 +37,7 @@ class SliceStyle:
 SLICES = (
     SliceStyle("Red", "Axial", "#F34A33", "I", "S"),
     SliceStyle("Green", "Coronal", "#6DB33F", "P", "A"),
-    SliceStyle("Yellow", "Sagittal", "#EDD54C", "L", "R"),
+    SliceStyle("Yellow", "Sagittal", "#EDD54C", "R", "L"),
 )
 THREE_D = "ThreeD"
 

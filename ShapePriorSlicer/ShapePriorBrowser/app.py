@@ -108,18 +108,10 @@ class App:
         session = self.session
         values = shown.nothing() if session is None else shown.sessionValues(session)
         with self.state:
-            self.state.update({**values, "drawing": self._drawn(), "howTo": self.drawing.text})
-            if self.drawing.problem is not None:
-                self.state.problem = str(self.drawing.problem)
+            self.state.update({**values, **shown.drawingValues(self.drawing)})
         if session is not None and session.reconstruction is not None and not self._centered:
             self._centered = True
             self.views.center()
-
-    def _drawn(self) -> str:
-        """What is being placed: the view of an outline, the role of points, or nothing."""
-        if not self.drawing.isActive:
-            return ""
-        return self.drawing.view or self.drawing.role
 
     @contextmanager
     def telling(self) -> Iterator[None]:
@@ -190,14 +182,14 @@ class App:
     def draw(self, view: str) -> None:
         """Draw an outline in a slice view, or stop drawing it."""
         node = self.views.sliceNode(view)
-        self._place(view, lambda session: self.drawing.outline(session, node))
+        self._place(view, self.drawing.view, lambda s: self.drawing.outline(s, node))
 
     def place(self, role: str) -> None:
         """Click points of a role, or stop clicking them."""
-        self._place(role, lambda session: self.drawing.points(session, role))
+        self._place(role, self.drawing.role, lambda s: self.drawing.points(s, role))
 
-    def _place(self, target: str, start: Callable[[Session], Any]) -> None:
-        again = self._drawn() == target
+    def _place(self, wanted: str, placed: str, start: Callable[[Session], Any]) -> None:
+        again = self.drawing.isActive and wanted == placed
         self.drawing.finish()
         self._do(lambda session: None if again else start(session))
 
@@ -243,6 +235,7 @@ class App:
         return self.slicer.scene.GetNodeByID(row)
 
     def _do(self, action: Callable[[Session], Any]) -> None:
+        self.state.problem = ""
         with self.telling():
             if self.session is not None:
                 action(self.session)
@@ -284,9 +277,11 @@ class App:
 
     async def _tick(self) -> None:
         """Take answers and edits; the library never waits in it."""
-        drawn = ""
+        node = None
         while True:
-            if self.workspace.poll() or self._drawn() != drawn:
-                drawn = self._drawn()
+            if self.workspace.poll() or self.drawing.node is not node:
+                if node is not None and self.drawing.problem is not None:
+                    self.tell(self.drawing.problem)
+                node = self.drawing.node
                 self.refresh()
             await asyncio.sleep(TICK_SECONDS)

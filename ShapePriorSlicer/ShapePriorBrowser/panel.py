@@ -72,7 +72,7 @@ def build(actions: Actions, icon: str) -> None:
         actions: what its controls do.
         icon: address of the extension's icon.
     """
-    with v3.VNavigationDrawer(permanent=True, width=372, classes="sp-panel"):
+    with v3.VNavigationDrawer(permanent=True, width=396, classes="sp-panel"):
         _head(actions, icon)
         with html.Div(classes="sp-scroll"):
             _image(actions)
@@ -176,7 +176,7 @@ def _annotate(actions: Actions) -> None:
                     style.name,
                     "mdi-draw",
                     click=(actions.draw, f"['{style.name}']"),
-                    active=(f"drawing === '{style.name}'",),
+                    active=(f"drawnView === '{style.name}'",),
                     disabled=("!ready",),
                 ):
                     _tip(f"Click around the organ in {style.name}; right click or Enter ends")
@@ -187,7 +187,7 @@ def _annotate(actions: Actions) -> None:
                     name,
                     icon,
                     click=(actions.place, f"['{role}']"),
-                    active=(f"drawing === '{role}'",),
+                    active=(f"drawnRole === '{role}'",),
                     disabled=("!ready",),
                 ):
                     _tip(f"Click points {_WHERE[role]} in any slice; right click or Enter ends")
@@ -272,9 +272,7 @@ def _reconstruct(actions: Actions) -> None:
             type="error",
             variant="tonal",
             density="compact",
-            closable=True,
             classes="mb-2",
-            click_close="problem = ''",
         )
         html.Span("Strength of the prior", classes="sp-label")
         v3.VSlider(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ShapePriorSlicerLib.drawing import Drawing
 from ShapePriorSlicerLib.parameters import Parameters
 from ShapePriorSlicerLib.priors import listPriors
 from ShapePriorSlicerLib.session import Row, Session, Status
@@ -39,7 +40,8 @@ def nothing() -> Values:
         "undoText": "",
         "redoText": "",
         "volumeName": "",
-        "drawing": "",
+        "drawnView": "",
+        "drawnRole": "",
         "howTo": "",
     }
 
@@ -59,6 +61,12 @@ def sessionValues(session: Session) -> Values:
         "redoText": session.history.redoText,
         "volumeName": session.volume.GetName() if session.volume is not None else "",
     }
+
+
+def drawingValues(drawing: Drawing) -> Values:
+    """What is being placed by mouse: an outline in a view, or points of a role."""
+    role = drawing.role if drawing.isActive else ""
+    return {"drawnView": drawing.view, "drawnRole": role, "howTo": drawing.text}
 
 
 def priorValues() -> Values:

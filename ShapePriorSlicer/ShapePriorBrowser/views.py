@@ -124,7 +124,7 @@ class Views:
 
     def _buildSlice(self, style: SliceStyle, draw: Any) -> None:
         slider = connect_slice_view_slider_to_state(self._server, self._slices[style.name]).name
-        active = f"drawing === '{style.name}'"
+        active = f"drawnView === '{style.name}'"
         with html.Div(
             classes=(f"['sp-view', {{'sp-drawing': {active}}}]",),
             style=f"--view: {style.color}",
@@ -157,19 +157,22 @@ class Views:
                     disabled=("!ready",),
                 )
                 barButton("mdi-fit-to-screen-outline", "Fit", (self.fit, f"['{style.name}']"))
-            self._buildPicture(style.name)
+            self._buildPicture(style.name, f"howTo && (!drawnView || {active})")
 
     def _buildSpace(self) -> None:
-        with html.Div(classes="sp-view", style="--view: #8aa4c8"):
+        with html.Div(
+            classes="sp-view", style="--view: #8aa4c8", raw_attrs=[f'data-view="{THREE_D}"']
+        ):
             with html.Div(classes="sp-bar"):
                 html.Span("3D", classes="sp-name")
                 v3.VSpacer()
                 barButton("mdi-fit-to-screen-outline", "Fit", (self.fit, f"['{THREE_D}']"))
-            self._buildPicture(THREE_D)
+            self._buildPicture(THREE_D, "false")
 
-    def _buildPicture(self, name: str) -> None:
+    def _buildPicture(self, name: str, told: str) -> None:
         with html.Div(classes="sp-picture"):
             client.ServerTemplate(name=self._server.translator.translate_key(name))
+            html.Div("{{ howTo }}", classes="sp-hint", v_if=(told,))
 
 
 def barButton(icon: str, text: str, click: Any, **options: Any) -> None:

@@ -4,7 +4,7 @@
 
   document.addEventListener("mouseover", (event) => {
     const view = event.target.closest && event.target.closest("[data-view]");
-    if (view) hovered = view.dataset.view;
+    if (view && view.dataset.view !== "ThreeD") hovered = view.dataset.view;
   });
 
   const typing = (element) =>

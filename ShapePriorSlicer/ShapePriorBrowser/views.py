@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from trame.widgets import client, html
@@ -11,6 +12,7 @@ from trame_slicer.app.logic import connect_slice_view_slider_to_state
 from trame_slicer.core import SlicerApp
 from trame_slicer.rca_view import register_rca_factories
 from trame_slicer.views import AbstractView, SliceView, ViewLayoutDefinition
+from vtkmodules.vtkCommonCore import vtkCommand
 
 Node = Any
 
@@ -74,9 +76,13 @@ class Views:
         self._space = manager.create_view(
             ViewLayoutDefinition.threed_view(name=THREE_D, background_color=("#15181d", "#2b313a"))
         )
+        self._sized: set[AbstractView] = set()
         for view in self.all():
             # Software rendering: multi-sampling costs time and loses translucent surfaces.
             view.render_window().SetMultiSamples(0)
+            view.interactor().AddObserver(
+                vtkCommand.WindowResizeEvent, partial(self._onResize, view)
+            )
         manager.set_current_view_ids([*self._slices, THREE_D])
 
     def all(self) -> list[AbstractView]:
@@ -106,6 +112,12 @@ class Views:
         """Fit one view to its content."""
         view = self._space if name == THREE_D else self._slices[name]
         view.reset_view()
+
+    def _onResize(self, view: AbstractView, *_: Any) -> None:
+        """Fit a view when the page first tells its size; later sizes keep the user's zoom."""
+        if view not in self._sized:
+            self._sized.add(view)
+            view.fit_view_to_content()
 
     # --- in the page --------------------------------------------------------------------------
 

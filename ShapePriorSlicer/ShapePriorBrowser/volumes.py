@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import SimpleITK as sitk
 import slicer
 
 from model_server.errors import ShapePriorError
@@ -28,8 +29,8 @@ def loadVolume(scene: Node, path: Path, name: str) -> Node:
     storage = slicer.vtkMRMLVolumeArchetypeStorageNode()
     storage.SetFileName(str(path))
     storage.SetSingleFile(True)
-    image = volume.GetImageData() if storage.ReadData(volume) else None
-    if image is None or min(image.GetDimensions()) < 2 or image.GetNumberOfScalarComponents() != 1:
+    # Looked at first: Slicer's reader would fill the log, and take color images for volumes.
+    if not _isVolume(path) or not storage.ReadData(volume):
         raise ShapePriorError(
             f"'{name}' cannot be read as a volume.",
             "Choose a NIfTI or NRRD file with one 3-D volume of single values.",
@@ -38,3 +39,19 @@ def loadVolume(scene: Node, path: Path, name: str) -> Node:
     added = scene.AddNode(volume)
     added.CreateDefaultDisplayNodes()
     return added
+
+
+def _isVolume(path: Path) -> bool:
+    """Whether the header tells of a 3-D image of single values."""
+    sitk.ProcessObject.GlobalWarningDisplayOff()
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return False
+    return (
+        reader.GetDimension() == 3
+        and reader.GetNumberOfComponents() == 1
+        and min(reader.GetSize()) > 1
+    )

@@ -27,7 +27,7 @@ Array = NDArray[np.float64]
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 FLAGS = [
-    "--no-sandbox",
+    "--no-sandbox",  # Chromium refuses to run as root with it
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
@@ -65,18 +65,21 @@ def browserFile() -> str | None:
 
 
 @contextmanager
-def servedExample() -> Iterator[str]:
-    """The bundled case served by a process of its own; gives the address with its token."""
-    process = subprocess.Popen(
-        [sys.executable, str(HERE / "watched.py")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT / "ShapePriorSlicer"), str(ROOT)]),
-        },
-    )
+def servedExample(artifacts: Path) -> Iterator[str]:
+    """The bundled case served by a process of its own; gives the address with its token.
+
+    What the process has to say is kept in ``artifacts``/server.log.
+    """
+    artifacts.mkdir(parents=True, exist_ok=True)
+    path = os.pathsep.join([str(ROOT / "ShapePriorSlicer"), str(ROOT)])
+    with (artifacts / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(HERE / "watched.py")],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
     try:
         assert process.stdout is not None
         address = process.stdout.readline().strip()

@@ -47,6 +47,7 @@ SHADES = {
 }
 SAME_DIRECTION = float(np.cos(np.deg2rad(10.0)))  # of slices that show much the same
 PLAIN = (0.86, 0.56, 0.36)
+PARALLEL = 0.95  # cosine between the normals of slices that tell about the same
 
 
 @dataclass(frozen=True)

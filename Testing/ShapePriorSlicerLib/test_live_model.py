@@ -127,3 +127,7 @@ def test_the_next_slice_goes_through_what_is_least_certain():
     slice_ = live_model.suggestedSlice(found, np.array([[0.0, 0.0, 1.0]]))
     assert 14.0 < slice_.origin[2] < 29.0
     assert slice_.uncertaintyMm > 1.0
+    # Not again where an outline is drawn, from whichever side it is looked at.
+    drawn = [(slice_.origin, np.array([0.0, 0.0, -1.0]))]
+    other = live_model.suggestedSlice(found, np.array([[0.0, 0.0, 1.0]]), drawn)
+    assert abs(other.origin[2] - slice_.origin[2]) > 3.0

@@ -43,7 +43,7 @@ HERE = Path(__file__).parent
 FILES = "shape_prior"  # where the page's own files are found
 ICONS = "shape_prior_icons"
 PAGE = {
-    "serve": {FILES: str(HERE / "page"), ICONS: str(HERE.parents[1] / "Resources" / "Icons")},
+    "serve": {FILES: str(HERE / "page"), ICONS: str(HERE.parent / "Resources" / "Icons")},
     "scripts": [f"{FILES}/page.js"],
     "styles": [f"{FILES}/page.css"],
 }

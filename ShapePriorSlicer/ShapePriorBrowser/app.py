@@ -30,6 +30,7 @@ from model_server.errors import ShapePriorError
 
 from . import panel, shown
 from .access import Access
+from .colors import provideColors
 from .exchange import Exchange
 from .views import Views
 from .volumes import loadVolume
@@ -63,10 +64,11 @@ class App:
         self.state = self.server.state
         self.access = Access()
         self.slicer = SlicerApp()
+        provideColors(self.slicer.scene)
         self.views = Views(self.server, self.slicer)
         self.workspace = Workspace(self.slicer.scene, makeBackend)
         self.drawing = self.workspace.drawing
-        self._centered = False
+        self._centered = 0
         self._prepare()
 
     @property
@@ -109,8 +111,14 @@ class App:
         values = shown.nothing() if session is None else shown.sessionValues(session)
         with self.state:
             self.state.update({**values, **shown.drawingValues(self.drawing)})
-        if session is not None and session.reconstruction is not None and not self._centered:
-            self._centered = True
+        if session is not None:
+            self._center(session)
+
+    def _center(self, session: Session) -> None:
+        """Turn the 3D view to the first surface and to the first final one, and then no more."""
+        seen = (session.reconstruction is not None) + (session.status.phase == "done")
+        if seen > self._centered:
+            self._centered = seen
             self.views.center()
 
     @contextmanager
@@ -143,7 +151,7 @@ class App:
         prior = FIRST_PRIOR if self.session is None else self.session.parameters.prior
         self._closeAll()
         self.workspace.create(prior, volume)
-        self._centered = False
+        self._centered = 0
         self.views.show(volume)
         self.state.problem = ""
         self.refresh()

@@ -47,6 +47,7 @@ SHADES = {
 }
 SAME_DIRECTION = float(np.cos(np.deg2rad(10.0)))  # of slices that show much the same
 PLAIN = (0.86, 0.56, 0.36)
+LEGEND_SIZE = (0.08, 0.4)  # share of the view's width and height; the text follows
 
 
 @dataclass(frozen=True)
@@ -151,8 +152,8 @@ class LiveModel:
     def _color(self, node: Node, display: Node, coloring: str) -> None:
         shade = SHADES.get(coloring)
         array = None if shade is None else node.GetPolyData().GetPointData().GetArray(shade.array)
-        _showLegend(display, shade if array is not None else None)
         if shade is None or array is None:
+            _showLegend(display, None)
             display.SetScalarVisibility(False)
             return
         display.SetActiveScalar(shade.array, vtk.vtkAssignAttribute.POINT_DATA)
@@ -164,6 +165,7 @@ class LiveModel:
         else:
             display.SetScalarRangeFlag(display.UseDirectMapping)
         display.SetScalarVisibility(True)
+        _showLegend(display, shade)  # it needs the colors to be there
 
     def restored(self) -> Reconstruction | None:
         """What a saved scene's node holds, without pose and latents, or None."""
@@ -234,6 +236,8 @@ def _showLegend(display: Node, shade: Shade | None) -> None:
     if legend is not None:
         legend.SetTitleText(shade.title)
         legend.SetLabelFormat("%.1f")
+        legend.SetSize(*LEGEND_SIZE)
+        legend.SetVisibility2D(False)  # slices are for drawing
         legend.SetVisibility(True)
 
 

@@ -1,0 +1,69 @@
+"""``python -m ShapePriorBrowser``: start the server and open the browser."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import webbrowser
+from pathlib import Path
+
+from model_server.errors import ShapePriorError
+
+from .rendering import requireRendering
+
+
+def arguments() -> argparse.Namespace:
+    """Of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ShapePriorBrowser",
+        description="Organ surfaces from sparse annotations, in the browser on this machine.",
+    )
+    parser.add_argument("--volume", type=Path, help="to open; default: the bundled case")
+    parser.add_argument("--port", type=int, default=0, help="to listen on; default: a free one")
+    parser.add_argument("--no-open", action="store_true", help="only print the address")
+    return parser.parse_args()
+
+
+def ready(address: str, openIt: bool) -> None:
+    """Tell the address; open it."""
+    print(f"ShapePriorSlicer: {address}", flush=True)
+    print("The address works once, on this machine only. Ctrl+C ends.", flush=True)
+    if openIt:
+        webbrowser.open(address)
+
+
+async def run(chosen: argparse.Namespace) -> None:
+    """Build the application and serve it."""
+    from ShapePriorSlicerLib.backend import LocalBackend
+
+    from .app import App
+
+    app = App(LocalBackend)
+    if chosen.volume is None:
+        app.openExample()
+    else:
+        app.open(chosen.volume, chosen.volume.name)
+    await app.serve(chosen.port, lambda address: ready(address, not chosen.no_open))
+
+
+def main() -> int:
+    """Run; 2 where something can be mended by the user."""
+    chosen = arguments()
+    # trame reads the command line itself; it is not meant.
+    sys.argv = sys.argv[:1]
+    os.environ.pop("TRAME_ARGS", None)
+    try:
+        requireRendering()
+        asyncio.run(run(chosen))
+    except ShapePriorError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""What the page shows: the library's state as plain values under the names the page uses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ShapePriorSlicerLib.drawing import Drawing
+from ShapePriorSlicerLib.parameters import Parameters
+from ShapePriorSlicerLib.priors import listPriors
+from ShapePriorSlicerLib.session import Row, Session, Status
+
+Node = Any
+Values = dict[str, Any]
+
+# Choices that the page sends back as they are, by the name they have in Parameters.
+CHOICES = ("prior", "side", "strength", "autoUpdate", "coloring", "opacity")
+COLORINGS = [
+    {"value": "plain", "title": "Plain"},
+    {"value": "correspondence", "title": "Correspondence"},
+    {"value": "uncertainty", "title": "Uncertainty (mm)"},
+    {"value": "distance", "title": "Distance to annotations (mm)"},
+]
+SIDES = [
+    {"value": "auto", "title": "Auto"},
+    {"value": "left", "title": "Left"},
+    {"value": "right", "title": "Right"},
+]
+
+
+def nothing() -> Values:
+    """The page before any volume is open."""
+    return {
+        **{name: getattr(Parameters(), name) for name in CHOICES},
+        **_statusValues(Status()),
+        "rows": [],
+        "figures": [],
+        "ready": False,
+        "hasSurface": False,
+        "hasUncertainty": False,
+        "undoText": "",
+        "redoText": "",
+        "volumeName": "",
+        "drawnView": "",
+        "drawnRole": "",
+        "howTo": "",
+    }
+
+
+def sessionValues(session: Session) -> Values:
+    """All that the page shows of one structure."""
+    chosen, found = session.parameters, session.reconstruction
+    return {
+        **{name: getattr(chosen, name) for name in CHOICES},
+        **_statusValues(session.status),
+        "rows": [_rowValues(row) for row in session.rows()],
+        "figures": _figureValues(session),
+        "ready": True,
+        "hasSurface": found is not None,
+        "hasUncertainty": found is not None and found.uncertainty_mm is not None,
+        "undoText": session.history.undoText,
+        "redoText": session.history.redoText,
+        "volumeName": session.volume.GetName() if session.volume is not None else "",
+    }
+
+
+def drawingValues(drawing: Drawing) -> Values:
+    """What is being placed by mouse: an outline in a view, or points of a role."""
+    role = drawing.role if drawing.isActive else ""
+    return {"drawnView": drawing.view, "drawnRole": role, "howTo": drawing.text}
+
+
+def priorValues() -> Values:
+    """The priors for the choice, grouped by organ, and what has to be known of each."""
+    items: list[Values] = []
+    about: dict[str, Values] = {}
+    organ = None
+    for prior in listPriors():
+        if prior.organ != organ:
+            organ = prior.organ
+            items.append({"type": "subheader", "title": organ.capitalize(), "value": organ})
+        items.append({"value": prior.name, "title": prior.label})
+        about[prior.name] = {"text": prior.description, "paired": prior.paired}
+    return {"priors": items, "aboutPriors": about}
+
+
+def _rowValues(row: Row) -> Values:
+    return {
+        "id": row.node.GetID(),
+        "role": row.role,
+        "name": row.name,
+        "view": row.view,
+        "points": row.points,
+        "residual": None if row.residualMm is None else f"{row.residualMm:.2f}",
+        "visible": row.visible,
+    }
+
+
+def _statusValues(status: Status) -> Values:
+    residual = status.residualMm
+    return {
+        "phase": status.phase,
+        "busy": status.busy,
+        "statusText": status.text,
+        "remedy": status.remedy,
+        "stage": status.stage,
+        "seconds": f"{status.seconds:.1f}",
+        "residual": "" if residual is None else f"{residual:.2f}",
+        "device": status.device,
+    }
+
+
+def _figureValues(session: Session) -> list[Values]:
+    figures = session.figures
+    if figures is None:
+        return []
+    found = [
+        ("Volume", f"{figures.volumeMl:.2f}", "ml"),
+        ("Area", f"{figures.areaCm2:.1f}", "cm²"),
+    ]
+    if figures.uncertaintyMm is not None:
+        found.append(("Uncertainty", f"{figures.uncertaintyMm:.2f}", "mm"))
+    return [{"name": name, "value": value, "unit": unit} for name, value, unit in found]

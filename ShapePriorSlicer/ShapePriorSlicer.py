@@ -3,7 +3,10 @@ ShapePriorSlicerLib."""
 
 import enum
 import logging
+import queue
+import threading
 import time
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +17,13 @@ from ShapePriorSlicerLib import widget_texts as texts
 from ShapePriorSlicerLib.backend import LocalBackend, RemoteBackend
 from ShapePriorSlicerLib.keeping import exportSession
 from ShapePriorSlicerLib.priors import listPriors, listRemotePriors
-from ShapePriorSlicerLib.sample_data import OUTLINES, exampleImage, exampleOutline, exampleTruth
+from ShapePriorSlicerLib.sample_data import (
+    EXAMPLE_PRIOR,
+    OUTLINES,
+    exampleImage,
+    exampleOutline,
+    exampleTruth,
+)
 from ShapePriorSlicerLib.structure import BOUNDARY, INSIDE, OUTLINE, OUTSIDE, TEMPLATE_LANDMARKS
 from ShapePriorSlicerLib.workspace import Workspace
 from slicer.i18n import tr as _
@@ -29,6 +38,7 @@ from slicer.ScriptedLoadableModule import (
 from slicer.util import VTKObservationMixin
 
 POLL_MILLISECONDS = 20
+WRONG = "color: #d04020;"  # readable on Slicer's light and dark style
 LEND_SECONDS = 0.003  # to the worker, while it is needed: the main thread keeps Python's lock
 
 
@@ -61,12 +71,13 @@ def registerSampleData():
     image = exampleImage()
     SampleData.SampleDataLogic.registerCustomSampleDataSource(
         category="ShapePriorSlicer",
-        sampleName="ShapePriorSlicerHippocampus",
-        sampleDescription=_("Hippocampus (synthetic MR)"),
+        sampleName=_("Hippocampus (synthetic MR)"),
         thumbnailFileName=str(Path(__file__).parent / "Resources/Icons/ShapePriorSlicer.png"),
         uris=image.as_uri(),
+        # Not the file's own name, under which another download may lie in Slicer's cache.
         fileNames="ShapePriorSlicerHippocampus.nii.gz",
         nodeNames="Hippocampus",
+        checksums=f"SHA256:{sha256(image.read_bytes()).hexdigest()}",
     )
 
 
@@ -124,13 +135,15 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     """Buttons to the logic, and the logic's state back to the labels; decides nothing itself."""
 
     def __init__(self, parent=None):
-        ScriptedLoadableModuleWidget.__init__(self, parent)
-        VTKObservationMixin.__init__(self)
+        # First: without a parent Slicer's constructor calls setup().
         self.logic = None
         self._connectedNode = self._parameterNode = self._guiTag = None
         self._shortcuts = []
         self._tableNodes = []
         self._updating = False
+        self._said = {}  # label's name -> (text, whether it is an error), of the user's last action
+        VTKObservationMixin.__init__(self)
+        ScriptedLoadableModuleWidget.__init__(self, parent)
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -155,6 +168,9 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ):
             self.addObserver(slicer.mrmlScene, event, method)
         self.update()
+        # A module that is loaded anew while it is open is not entered again.
+        if getattr(self.parent, "isEntered", False):
+            self.enter()
 
     def cleanup(self):
         """Slicer ends, or the module is loaded again: the server goes with it."""
@@ -188,34 +204,34 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _connectButtons(self):
         ui = self.ui
-        views = {"Red": "Red", "Green": "Green", "Yellow": "Yellow"}
-        for view in views:
+        for view in ("Red", "Green", "Yellow"):
             draw = getattr(ui, f"draw{view}Button")
             draw.connect("clicked(bool)", lambda _checked, v=view: self.onDraw(v))
             border = getattr(ui, f"border{view}Button")
             border.connect("clicked(bool)", lambda _checked, v=view: self.onBorder(v))
         for button, role in self._pointButtons():
             button.connect("clicked(bool)", lambda on, r=role: self.onPoints(r, on))
-        for button, method in (
-            (ui.exampleButton, self.onExample),
-            (ui.newButton, self.onNew),
-            (ui.removeButton, self.onRemove),
-            (ui.jumpButton, self.onJump),
-            (ui.deleteButton, self.onDelete),
-            (ui.undoButton, self.onUndo),
-            (ui.redoButton, self.onRedo),
-            (ui.useCurveButton, self.onUseCurve),
-            (ui.reconstructButton, self.onReconstruct),
-            (ui.refineButton, self.onRefine),
-            (ui.cancelButton, self.onCancel),
-            (ui.suggestButton, self.onSuggest),
-            (ui.saveSegmentButton, self.onSaveSegment),
-            (ui.installButton, self.onInstall),
-            (ui.offlineButton, self.onOffline),
-            (ui.testButton, self.onTest),
-            (ui.logButton, self.onLog),
+        # Button, what it does, and the label beside it that tells how that went.
+        for button, method, label in (
+            (ui.exampleButton, self.onExample, "drawingLabel"),
+            (ui.newButton, self.onNew, "drawingLabel"),
+            (ui.removeButton, self.onRemove, "drawingLabel"),
+            (ui.jumpButton, self.onJump, "drawingLabel"),
+            (ui.deleteButton, self.onDelete, "drawingLabel"),
+            (ui.undoButton, self.onUndo, "drawingLabel"),
+            (ui.redoButton, self.onRedo, "drawingLabel"),
+            (ui.useCurveButton, self.onUseCurve, "drawingLabel"),
+            (ui.reconstructButton, self.onReconstruct, "statusLabel"),
+            (ui.refineButton, self.onRefine, "statusLabel"),
+            (ui.cancelButton, self.onCancel, "statusLabel"),
+            (ui.suggestButton, self.onSuggest, "suggestLabel"),
+            (ui.saveSegmentButton, self.onSaveSegment, "exportLabel"),
+            (ui.installButton, self.onInstall, "backendLabel"),
+            (ui.offlineButton, self.onOffline, "backendLabel"),
+            (ui.testButton, self.onTest, "backendLabel"),
+            (ui.logButton, self.onLog, "backendLabel"),
         ):
-            button.connect("clicked(bool)", lambda _checked, m=method: self._guarded(m))
+            button.connect("clicked(bool)", lambda _checked, m=method, b=label: self._guarded(b, m))
         ui.exportStlButton.connect("clicked(bool)", lambda _checked: self.onExport(".stl"))
         ui.exportNrrdButton.connect("clicked(bool)", lambda _checked: self.onExport(".nrrd"))
 
@@ -232,6 +248,7 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ui.addressEdit.connect("editingFinished()", self.onRemote)
         ui.tokenEdit.connect("editingFinished()", self.onRemote)
         ui.addressEdit.text = self.logic.remoteAddress()
+        self.logic.onTested = self.onTested
 
     def _pointButtons(self):
         ui = self.ui
@@ -264,16 +281,17 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         window = slicer.util.mainWindow()
         if window is None:
             return
-        for keys, method in (
-            ("Ctrl+Z", self.onUndo),
-            ("Ctrl+Y", self.onRedo),
-            ("Ctrl+Shift+Z", self.onRedo),
-            ("D", self.onDrawHere),
-            ("Return", self.onAccept),
-            ("Esc", self.onEscape),
+        for keys, method, label in (
+            ("Ctrl+Z", self.onUndo, "drawingLabel"),
+            ("Ctrl+Y", self.onRedo, "drawingLabel"),
+            ("Ctrl+Shift+Z", self.onRedo, "drawingLabel"),
+            ("D", self.onDrawHere, "drawingLabel"),
+            ("Return", self.onAccept, "exportLabel"),
+            ("Enter", self.onAccept, "exportLabel"),  # of the number pad
+            ("Esc", self.onEscape, "drawingLabel"),
         ):
             shortcut = qt.QShortcut(qt.QKeySequence(keys), window)
-            shortcut.connect("activated()", lambda m=method: self._guarded(m))
+            shortcut.connect("activated()", lambda m=method, b=label: self._guarded(b, m))
             self._shortcuts.append(shortcut)
 
     def _removeShortcuts(self):
@@ -302,26 +320,30 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     # --- actions ------------------------------------------------------------------------------
 
-    def _guarded(self, action, *arguments):
-        """Do something; what is wrong becomes one sentence beside the button."""
+    def _guarded(self, label, action, *arguments):
+        """Do something; a label beside the button says in one sentence how that went.
+
+        Args:
+            label: its name in the panel.
+            action: returns what to say, if anything.
+            arguments: its arguments.
+        """
+        self._said = {}
         try:
-            self.logic.problem = ""
-            return action(*arguments)
+            text, wrong = action(*arguments), False
         except ShapePriorError as error:
-            self.logic.problem = f"{error.what} {error.remedy}"
+            text, wrong = f"{error.what} {error.remedy}", True
         except Exception as error:
             logging.exception("ShapePriorSlicer")
-            self.logic.problem = _("{name}: {text} The details are in the log.").format(
-                name=type(error).__name__, text=str(error)
-            )
-        finally:
-            self.update()
-        return None
+            text, wrong = texts.surpriseText(error), True
+        if text:
+            self._said = {label: (text, wrong)}
+        self.update()
 
     def onExample(self):
-        """Load the bundled case."""
-        volume = self.logic.loadExample()
-        self.ui.volumeSelector.setCurrentNode(volume)
+        """Load the bundled case, ready to be drawn on."""
+        session = self.logic.beginExample()
+        self.ui.volumeSelector.setCurrentNode(session.volume)
 
     def onNew(self):
         """Begin another structure."""
@@ -332,7 +354,7 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         session = self.logic.workspace.current
         name = self.ui.nameEdit.text.strip()
         if session is not None and name and name != session.name:
-            self._guarded(self.logic.workspace.rename, session, name)
+            self._guarded("drawingLabel", self.logic.workspace.rename, session, name)
 
     def onRemove(self):
         """Delete the structure, after asking: undo cannot bring all of it back."""
@@ -344,16 +366,14 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onDraw(self, view):
         """Draw an outline in a view; a second press ends it."""
-        self._guarded(self._draw, view)
+        self._guarded("drawingLabel", self._draw, view)
 
     def _draw(self, view):
         drawing = self.logic.workspace.drawing
         if drawing.isActive and drawing.view == view:
             drawing.finish()
             return
-        session = self._readySession()
-        if session is not None:
-            drawing.outline(session, self.logic.sliceNode(view))
+        drawing.outline(self._readySession(), self.logic.sliceNode(view))
 
     def onDrawHere(self):
         """Draw in the slice view under the mouse."""
@@ -363,17 +383,16 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onPoints(self, role, on):
         """Begin or end clicking points."""
-        self._guarded(self._points, role, on)
+        self._guarded("drawingLabel", self._points, role, on)
 
     def _points(self, role, on):
         drawing = self.logic.workspace.drawing
         drawing.finish()
-        session = self._readySession() if on else None
-        if session is None:
-            return
-        if role == TEMPLATE_LANDMARKS:
-            self.logic.requireTemplate(session)
-        drawing.points(session, role)
+        if on:
+            session = self._readySession()
+            if role == TEMPLATE_LANDMARKS:
+                self.logic.requireTemplate(session)
+            drawing.points(session, role)
 
     def _readySession(self):
         """A session to annotate, made if there is none, once the backend's packages are there."""
@@ -391,7 +410,7 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onBorder(self, view):
         """Take a segment's border in a view as an outline."""
-        self._guarded(self._border, view)
+        self._guarded("drawingLabel", self._border, view)
 
     def _border(self, view):
         selector = self.ui.segmentSelector
@@ -424,10 +443,15 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onAccept(self):
         """Enter: end the outline being drawn; otherwise keep the surface as a segment."""
-        if self.logic.workspace.drawing.isActive:
+        fields = (self.ui.nameEdit, self.ui.addressEdit, self.ui.tokenEdit)
+        field = next((f for f in fields if f.hasFocus()), None)
+        if field is not None:
+            field.clearFocus()  # the shortcut took the key from it: this ends the editing
+        elif self.logic.workspace.drawing.isActive:
             self.logic.workspace.drawing.finish()
         elif self.logic.hasSurface():
-            self.onSaveSegment()
+            return self.onSaveSegment()
+        return ""
 
     def onEscape(self):
         """Escape: drop the outline being drawn, or cancel the fit."""
@@ -438,9 +462,8 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onReconstruct(self):
         """Fit now."""
-        session = self._readySession()
         self.logic.workspace.drawing.finish()
-        session.reconstruct()
+        self._readySession().reconstruct()
 
     def onRefine(self):
         """More effort."""
@@ -452,16 +475,17 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onSuggest(self):
         """Move a view to where an outline would tell most."""
-        self.logic.suggestSlice()
+        return self.logic.suggestSlice()
 
     def onSaveSegment(self):
         """Keep the surface as a segment."""
         segmentation = self.logic.saveSegment(self.ui.segmentationSelector.currentNode())
         self.ui.segmentationSelector.setCurrentNode(segmentation)
+        return _("Kept in '{name}'.").format(name=segmentation.GetName())
 
     def onExport(self, suffix):
         """Ask for a file and write it."""
-        self._guarded(self._export, suffix)
+        self._guarded("exportLabel", self._export, suffix)
 
     def _export(self, suffix):
         self.logic.requireSurface()
@@ -473,81 +497,86 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         )
         # PythonQt gives the path alone, other bindings the filter too.
         path = path[0] if isinstance(path, tuple) else path
-        if path:
-            self.logic.export(str(path), suffix)
+        if not path:
+            return ""
+        return _("Written: {path}").format(path=self.logic.export(str(path), suffix))
 
     # --- the backend --------------------------------------------------------------------------
 
     def onRemote(self, *_unused):
         """Local or remote, address or token changed."""
+        self._guarded("backendLabel", self._useRemote)
+
+    def _useRemote(self):
         remote = self.ui.remoteRadioButton.checked
-        self._guarded(
-            self.logic.useRemote,
-            self.ui.addressEdit.text if remote else "",
-            self.ui.tokenEdit.text,
-        )
+        address = self.ui.addressEdit.text.strip() if remote else ""
+        self.logic.useRemote(address, self.ui.tokenEdit.text)
+        self._fillPriors()
+        return _("Enter the server's address.") if remote and not address else ""
 
     def onTest(self):
-        """Ask the server elsewhere for its priors."""
-        found = self.logic.testRemote(self.ui.addressEdit.text, self.ui.tokenEdit.text)
-        slicer.util.infoDisplay(
-            _("The server answers; it offers {count} priors.").format(count=len(found))
-        )
+        """Ask the server elsewhere for its priors; ``onTested`` tells the answer."""
+        self.logic.testRemote(self.ui.addressEdit.text.strip(), self.ui.tokenEdit.text)
+        return _("Asking the server ...")
+
+    def onTested(self, text, wrong):
+        """The server elsewhere answered, or did not."""
+        self._said = {"backendLabel": (text, wrong)}
+        self._fillPriors()
+        self.update()
 
     def onInstall(self):
         """Install what is missing."""
-        self.logic.installBackend()
+        return texts.installedText(self.logic.installBackend())
 
     def onOffline(self):
         """Install what is missing from a folder of wheels."""
         folder = qt.QFileDialog.getExistingDirectory(
             slicer.util.mainWindow(), _("Folder with the wheels"), ""
         )
-        if folder:
-            self.logic.installBackend(str(folder))
+        return texts.installedText(self.logic.installBackend(str(folder))) if folder else ""
 
     def onLog(self):
         """Show what the server wrote."""
-        slicer.util.infoDisplay("\n".join(self.logic.logLines()) or _("The server wrote nothing."))
+        lines = self.logic.logLines()
+        if not lines:
+            return _("The server wrote nothing.")
+        slicer.util.infoDisplay(_("The server's last lines"), detailedText="\n".join(lines))
+        return ""
 
     # --- selectors ----------------------------------------------------------------------------
 
     def onVolume(self, node):
         """Another volume is drawn on."""
         if not self._updating:
-            self.logic.useVolume(node)
+            self._guarded("drawingLabel", self.logic.useVolume, node)
 
     def onStructure(self, index):
         """Another structure."""
         sessions = self.logic.workspace.sessions
         if not self._updating and 0 <= index < len(sessions):
-            self.logic.workspace.select(sessions[index])
-            self.update()
+            self._guarded("drawingLabel", self.logic.workspace.select, sessions[index])
 
     def onPrior(self, index):
         """Another organ prior."""
-        if self._updating:
-            return
-        session = self.logic.workspace.current
-        if session is not None:
-            self._guarded(lambda: session.change(prior=self._chosenPrior()))
-        self.update()
+        if not self._updating:
+            self._guarded("drawingLabel", self.logic.choosePrior, self._chosenPrior())
 
     def _chosenPrior(self):
         selector = self.ui.priorSelector
         return str(selector.itemData(selector.currentIndex) or "")
 
     def _fillPriors(self):
-        """Priors by organ; a change of server may bring others."""
+        """Priors by organ; another server may bring others."""
+        selector, priors = self.ui.priorSelector, self.logic.priors
+        if [selector.itemData(i) for i in range(selector.count)] == [p.name for p in priors]:
+            return
         self._updating = True
-        selector = self.ui.priorSelector
+        chosen = self._chosenPrior()
         selector.clear()
-        organ = ""
-        for prior in self.logic.priors:
-            if organ and prior.organ != organ:
-                selector.insertSeparator(selector.count)
-            organ = prior.organ
+        for prior in priors:
             selector.addItem(prior.label, prior.name)
+        selector.setCurrentIndex(max(selector.findData(chosen), 0))
         self._updating = False
 
     def _chooseVolume(self):
@@ -597,7 +626,7 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onTableDoubleClicked(self, row, column):
         """Go to that annotation's slice."""
-        self._guarded(self.onJump)
+        self._guarded("drawingLabel", self.onJump)
 
     # --- state to panel -----------------------------------------------------------------------
 
@@ -623,15 +652,15 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if [selector.itemText(i) for i in range(selector.count)] != names:
             selector.clear()
             selector.addItems(names)
+        if not ui.nameEdit.hasFocus():
+            ui.nameEdit.text = "" if session is None else session.name
         if session is None:
             return
         selector.setCurrentIndex(self.logic.workspace.sessions.index(session))
-        if not ui.nameEdit.hasFocus():
-            ui.nameEdit.text = session.name
         index = ui.priorSelector.findData(session.parameters.prior)
         if index != ui.priorSelector.currentIndex:
             ui.priorSelector.setCurrentIndex(index)
-        if session.volume is not None and ui.volumeSelector.currentNode() is not session.volume:
+        if ui.volumeSelector.currentNode() is not session.volume:
             ui.volumeSelector.setCurrentNode(session.volume)
 
     def _updateButtons(self, session):
@@ -639,6 +668,7 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         exists, surface = session is not None, self.logic.hasSurface()
         busy = exists and session.status.busy
         selected = self._selectedNode() is not None
+        remote, missing = ui.remoteRadioButton.checked, self.logic.isMissing()
         for widget, enabled in (
             (ui.nameEdit, exists),
             (ui.removeButton, exists),
@@ -654,7 +684,7 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             (ui.deleteButton, selected),
             (ui.undoButton, exists and (session.canUndo or drawing.isActive)),
             (ui.redoButton, exists and session.canRedo),
-            (ui.reconstructButton, exists),
+            (ui.reconstructButton, exists and bool(session.rows())),
             (ui.refineButton, surface and not busy),
             (ui.cancelButton, busy),
             (ui.suggestButton, surface),
@@ -662,24 +692,39 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             (ui.exportStlButton, surface),
             (ui.exportNrrdButton, surface),
             (ui.exportOtherButton, surface),
+            (ui.installButton, missing),
+            (ui.offlineButton, missing),
+            (ui.addressEdit, remote),
+            (ui.tokenEdit, remote),
+            (ui.testButton, remote),
+            (ui.logButton, not remote),
         ):
             widget.enabled = bool(enabled)
         for button, role in self._pointButtons():
             button.checked = drawing.isActive and drawing.role == role
-        ui.undoButton.text = texts.withStep(_("Undo"), session.history.undoText if exists else "")
-        ui.redoButton.text = texts.withStep(_("Redo"), session.history.redoText if exists else "")
-        ui.progressBar.visible = busy
+        ui.undoButton.toolTip = texts.undoText(session.history.undoText if exists else "")
+        ui.redoButton.toolTip = texts.redoText(session.history.redoText if exists else "")
+        ui.progressBar.maximum = 0 if busy else 1  # 0 moves without end
 
     def _updateLabels(self, session):
-        ui = self.ui
+        ui, drawing = self.ui, self.logic.workspace.drawing
         ui.priorInfoLabel.text = self.logic.priorDescription(self._chosenPrior())
-        ui.drawingLabel.text = self.logic.workspace.drawing.text
-        ui.statusLabel.text = texts.statusText(session)
-        ui.errorLabel.text = self.logic.problem or texts.problemText(
-            session, self.logic.workspace.drawing
-        )
         ui.figuresLabel.text = texts.figuresText(session)
         ui.deviceLabel.text = self.logic.deviceText()
+        for name, (text, wrong) in (
+            ("drawingLabel", texts.drawingText(session, drawing)),
+            ("statusLabel", texts.statusText(session)),
+            ("suggestLabel", ("", False)),
+            ("exportLabel", texts.exportText(session)),
+            ("backendLabel", (self.logic.problem, True)),
+        ):
+            self._say(getattr(ui, name), *self._said.get(name, (text, wrong)))
+
+    def _say(self, label, text, wrong):
+        label.text = text
+        style = WRONG if wrong else ""
+        if label.styleSheet != style:
+            label.styleSheet = style
 
 
 # --- logic ----------------------------------------------------------------------------------------
@@ -690,12 +735,15 @@ class ShapePriorSlicerLogic(ScriptedLoadableModuleLogic):
 
     def __init__(self):
         ScriptedLoadableModuleLogic.__init__(self)
-        self.problem = ""  # of the user's last action, for the panel
+        self.problem = ""  # what went wrong without the user having done anything
         self.onChanged = None  # called when something changed that the panel shows
+        self.onTested = None  # called with the answer to testRemote, and whether it is bad
         self.priors = listPriors()
         self.remote = ("", "")
         self._missing = dependencies.missing()
         self._declined = False
+        self._tests = queue.SimpleQueue()  # answers of servers elsewhere
+        self._testing = 0
         self.workspace = Workspace(slicer.mrmlScene, self._makeBackend)
         # Slicer's main thread keeps Python's lock: without a running timer the workers that talk
         # to the server would not run at all.
@@ -710,8 +758,17 @@ class ShapePriorSlicerLogic(ScriptedLoadableModuleLogic):
         self.workspace.close()
 
     def _poll(self):
-        if self.workspace.poll(LEND_SECONDS) and self.onChanged is not None:
-            self.onChanged()
+        try:
+            changed = self.workspace.poll(LEND_SECONDS)
+            self._takeTests()
+            if changed and self.onChanged is not None:
+                self.onChanged()
+        except Exception as error:
+            # Fifty times a second: once in the log is enough.
+            problem = texts.surpriseText(error)
+            if problem != self.problem:
+                logging.exception("ShapePriorSlicer")
+            self.problem = problem
 
     # --- views and volumes --------------------------------------------------------------------
 
@@ -750,6 +807,15 @@ class ShapePriorSlicerLogic(ScriptedLoadableModuleLogic):
         slicer.util.setSliceViewerLayers(background=volume, fit=True)
         return volume
 
+    def beginExample(self):
+        """A structure on the bundled case; the current one if nothing was drawn yet."""
+        volume, session = self.loadExample(), self.workspace.current
+        if session is None or session.rows():
+            return self.newSession(EXAMPLE_PRIOR, volume)
+        self.choosePrior(EXAMPLE_PRIOR)
+        session.volume = volume
+        return session
+
     def useVolume(self, volume):
         """Draw the current structure on another volume, and show it."""
         session = self.workspace.current
@@ -763,6 +829,11 @@ class ShapePriorSlicerLogic(ScriptedLoadableModuleLogic):
     def newSession(self, prior, volume):
         """A new structure, made current."""
         return self.workspace.create(prior, volume)
+
+    def choosePrior(self, prior):
+        """Another organ prior for the current structure, if there is one."""
+        if self.workspace.current is not None:
+            self.workspace.choosePrior(self.workspace.current, prior)
 
     def requireSession(self):
         """The current structure.
@@ -832,11 +903,8 @@ class ShapePriorSlicerLogic(ScriptedLoadableModuleLogic):
     def suggestSlice(self):
         """Move a view to where one more outline would tell most."""
         view, place = self.requireSurface().suggestSlice(self.sliceNodes())
-        slicer.util.showStatusMessage(
-            _("{view}: mean uncertainty along the cut {spread:.1f} mm").format(
-                view=view.GetName(), spread=place.uncertaintyMm
-            ),
-            5000,
+        return _("{view} view: mean uncertainty along the cut {spread:.1f} mm.").format(
+            view=view.GetName(), spread=place.uncertaintyMm
         )
 
     # --- results ------------------------------------------------------------------------------
@@ -855,7 +923,6 @@ class ShapePriorSlicerLogic(ScriptedLoadableModuleLogic):
         """Write the current structure's surface, labelmap or correspondences to a file."""
         written = exportSession(self.requireSurface(), Path(path), suffix)
         slicer.app.userSettings().setValue("ShapePriorSlicer/ExportFolder", str(written.parent))
-        slicer.util.showStatusMessage(_("Written: {path}").format(path=written), 5000)
         return written
 
     # --- the backend --------------------------------------------------------------------------
@@ -880,15 +947,45 @@ class ShapePriorSlicerLogic(ScriptedLoadableModuleLogic):
         self._declined = False
         if address:
             slicer.app.userSettings().setValue("ShapePriorSlicer/RemoteAddress", address)
+        else:
+            self.priors = listPriors()
         self.workspace.useBackend(self._makeBackend)
 
     def testRemote(self, address, token):
-        """Priors of a server elsewhere.
+        """Ask a server elsewhere for its priors; ``onTested`` is called with the answer.
 
         Raises:
-            ShapePriorError: it cannot be used.
+            ShapePriorError: there is no address.
         """
-        return listRemotePriors(address, token)
+        if not address:
+            raise ShapePriorError(_("There is no address."), _("Enter the server's address."))
+        self._testing += 1
+        # Not on the main thread: a server that is not there answers after seconds.
+        threading.Thread(target=self._test, args=(address, token), daemon=True).start()
+
+    def _test(self, address, token):
+        try:
+            self._tests.put((address, listRemotePriors(address, token), None))
+        except ShapePriorError as error:
+            self._tests.put((address, [], error))
+
+    def _takeTests(self):
+        if not self._testing:
+            return
+        try:
+            # Waiting lends Python's lock to the thread that asks.
+            address, priors, error = self._tests.get(timeout=LEND_SECONDS)
+        except queue.Empty:
+            return
+        self._testing -= 1
+        if error is None and address == self.remote[0]:
+            self.priors = priors
+        if self.onTested is not None:
+            self.onTested(*texts.testedText(priors, error))
+
+    def isMissing(self):
+        """Whether packages have to be installed before anything can be computed."""
+        return bool(self._missing)
 
     def ensureBackend(self):
         """Ask once to install what is missing; whether everything is there."""
@@ -1018,9 +1115,10 @@ class ShapePriorSlicerTest(ScriptedLoadableModuleTest):
     def _reconstructed(self):
         self.delayDisplay("Three outlines of the bundled case")
         volume = self.logic.loadExample()
-        session = self.logic.newSession("hippocampus-dals", volume)
+        session = self.logic.newSession(EXAMPLE_PRIOR, volume)
         for name in OUTLINES:
             session.add(OUTLINE, slicer.util.loadMarkups(str(exampleOutline(name))))
+            session.save()  # one step of undo for each
         self._wait(lambda: session.status.phase in ("done", "failed") and not session.isActive())
         self.assertEqual(session.status.phase, "done", session.status.text)
         self.assertGreater(session.figures.volumeMl, 1.0)

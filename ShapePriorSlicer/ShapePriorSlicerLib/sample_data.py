@@ -6,6 +6,7 @@ from pathlib import Path
 
 from model_server.errors import ShapePriorError
 
+EXAMPLE_PRIOR = "hippocampus-dals"
 OUTLINES = ("axial", "coronal", "sagittal")
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from model_server.errors import ShapePriorError
+
     from .drawing import Drawing
     from .session import Row, Session
 
@@ -17,6 +19,7 @@ except ImportError:  # slicer-core has no translations
         return text
 
 
+DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 COLUMNS = ("Annotation", "View", "Points", "Residual (mm)")
 EXPORTS = {
     ".stl": "STL surface",
@@ -38,35 +41,77 @@ def cells(row: Row) -> tuple[str, str, str, str]:
     return (row.name, row.view, str(row.points), residual)
 
 
-def withStep(verb: str, step: str) -> str:
-    """ "Undo", or "Undo: Draw outline"."""
-    return f"{verb}: {_(step)}" if step else verb
+def undoText(step: str) -> str:
+    """Of the undo button: what it would take back."""
+    what = _("Take back: {step}").format(step=_(step)) if step else _("Take the last step back")
+    return f"{what} (Ctrl+Z)."
 
 
-def statusText(session: Session | None) -> str:
-    """Stage, seconds and residual of the fit, or what to do first."""
-    if session is None:
-        return _("Choose a prior and draw the organ's outline on two or three slices.")
+def redoText(step: str) -> str:
+    """Of the redo button: what it would do again."""
+    what = _("Do again: {step}").format(step=_(step)) if step else _("Do the step again")
+    return f"{what} (Ctrl+Y)."
+
+
+def surpriseText(error: Exception) -> str:
+    """An error nobody thought of, in one sentence."""
+    return _("{name}: {text} The details are in the log.").format(
+        name=type(error).__name__, text=str(error)
+    )
+
+
+def drawingText(session: Session | None, drawing: Drawing) -> tuple[str, bool]:
+    """What to click now, and whether something was wrong with the last outline."""
+    if drawing.isActive:
+        return drawing.text, False
+    if drawing.problem is not None:
+        return f"{drawing.problem.what} {drawing.problem.remedy}", True
+    if session is None or not session.rows():
+        return _("Draw the organ's outline on two or three slices of different views."), False
+    return "", False
+
+
+def statusText(session: Session | None) -> tuple[str, bool]:
+    """Stage, seconds and residual of the fit, or what is wrong, and whether anything is."""
+    if session is None or not session.rows():
+        return _("No annotations yet."), False
     status = session.status
     if status.phase in ("hint", "failed"):
-        return ""
+        return f"{status.text} {status.remedy}", status.phase == "failed"
     parts = [_(status.text)] if status.text else []
     if status.seconds:
         parts.append(_("{seconds:.1f} s").format(seconds=status.seconds))
     if status.residualMm is not None:
         parts.append(_("residual {mm:.2f} mm").format(mm=status.residualMm))
     if status.device:
-        parts.append(_("on {device}").format(device=status.device.upper()))
-    return ", ".join(parts)
+        parts.append(_("on the {device}").format(device=DEVICES.get(status.device, status.device)))
+    return _sentence(parts), False
 
 
-def problemText(session: Session | None, drawing: Drawing) -> str:
-    """What is wrong and how to mend it, in one line; nothing if nothing is."""
-    if drawing.problem is not None:
-        return f"{drawing.problem.what} {drawing.problem.remedy}"
-    if session is None or session.status.phase not in ("hint", "failed"):
-        return ""
-    return f"{session.status.text} {session.status.remedy}"
+def _sentence(parts: Sequence[str]) -> str:
+    """ "Up to date: 0.8 s, residual 0.31 mm, on the CPU"."""
+    if len(parts) < 2:
+        return "".join(parts)
+    return f"{parts[0].rstrip('.')}: {', '.join(parts[1:])}"
+
+
+def exportText(session: Session | None) -> tuple[str, bool]:
+    """Why nothing can be kept or exported yet."""
+    if session is None or session.reconstruction is None:
+        return _("There is no surface yet."), False
+    return "", False
+
+
+def installedText(isReady: bool) -> str:
+    """How an installation ended."""
+    return _("Everything is installed.") if isReady else _("Not installed.")
+
+
+def testedText(priors: Sequence[object], error: ShapePriorError | None) -> tuple[str, bool]:
+    """What a server elsewhere answered, and whether that is bad."""
+    if error is not None:
+        return f"{error.what} {error.remedy}", True
+    return _("The server answers; it offers {count} priors.").format(count=len(priors)), False
 
 
 def figuresText(session: Session | None) -> str:

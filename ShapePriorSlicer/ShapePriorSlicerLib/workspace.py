@@ -54,7 +54,7 @@ class Workspace(VTKObservationMixin):  # type: ignore[misc]
             volume: that it is drawn on.
             name: by default the organ's, made unique.
         """
-        name = self._freeName(name or prior.rsplit("-", 1)[0].capitalize() or "Structure")
+        name = self._freeName(name or _organOf(prior))
         structure = Structure.create(self.scene, name, Parameters(prior=prior))
         structure.refer(VOLUME, volume)
         session = self._opened(structure)
@@ -76,6 +76,17 @@ class Workspace(VTKObservationMixin):  # type: ignore[misc]
         """Call a structure otherwise; its surface too."""
         session.structure.rename(self._freeName(name, session))
         self._changed = True
+
+    def choosePrior(self, session: Session, prior: str) -> None:
+        """Explain a structure by another prior; a name that only told the organ follows.
+
+        Raises:
+            ShapePriorError: a value that is not possible.
+        """
+        told = _organOf(session.parameters.prior)
+        session.change(prior=prior)
+        if session.name.rstrip(" 0123456789") == told != _organOf(prior):
+            self.rename(session, _organOf(prior))
 
     def remove(self, session: Session) -> None:
         """Delete a structure with its annotations and surface."""
@@ -199,3 +210,8 @@ class Workspace(VTKObservationMixin):  # type: ignore[misc]
         if self._backend is None:
             self._backend = self._makeBackend()
         return self._backend
+
+
+def _organOf(prior: str) -> str:
+    """ "Left-kidney" of "left-kidney-dals"; a name for a structure."""
+    return prior.rsplit("-", 1)[0].capitalize() or "Structure"

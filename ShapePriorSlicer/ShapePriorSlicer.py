@@ -141,7 +141,7 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._shortcuts = []
         self._tableNodes = []
         self._updating = False
-        self._said = {}  # label -> (text, whether something is wrong), of the user's last action
+        self._said = {}  # label's name -> (text, whether it is an error), of the user's last action
         VTKObservationMixin.__init__(self)
         ScriptedLoadableModuleWidget.__init__(self, parent)
 
@@ -213,27 +213,25 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             button.connect("clicked(bool)", lambda on, r=role: self.onPoints(r, on))
         # Button, what it does, and the label beside it that tells how that went.
         for button, method, label in (
-            (ui.exampleButton, self.onExample, ui.drawingLabel),
-            (ui.newButton, self.onNew, ui.drawingLabel),
-            (ui.removeButton, self.onRemove, ui.drawingLabel),
-            (ui.jumpButton, self.onJump, ui.drawingLabel),
-            (ui.deleteButton, self.onDelete, ui.drawingLabel),
-            (ui.undoButton, self.onUndo, ui.drawingLabel),
-            (ui.redoButton, self.onRedo, ui.drawingLabel),
-            (ui.useCurveButton, self.onUseCurve, ui.drawingLabel),
-            (ui.reconstructButton, self.onReconstruct, ui.statusLabel),
-            (ui.refineButton, self.onRefine, ui.statusLabel),
-            (ui.cancelButton, self.onCancel, ui.statusLabel),
-            (ui.suggestButton, self.onSuggest, ui.suggestLabel),
-            (ui.saveSegmentButton, self.onSaveSegment, ui.exportLabel),
-            (ui.installButton, self.onInstall, ui.backendLabel),
-            (ui.offlineButton, self.onOffline, ui.backendLabel),
-            (ui.testButton, self.onTest, ui.backendLabel),
-            (ui.logButton, self.onLog, ui.backendLabel),
+            (ui.exampleButton, self.onExample, "drawingLabel"),
+            (ui.newButton, self.onNew, "drawingLabel"),
+            (ui.removeButton, self.onRemove, "drawingLabel"),
+            (ui.jumpButton, self.onJump, "drawingLabel"),
+            (ui.deleteButton, self.onDelete, "drawingLabel"),
+            (ui.undoButton, self.onUndo, "drawingLabel"),
+            (ui.redoButton, self.onRedo, "drawingLabel"),
+            (ui.useCurveButton, self.onUseCurve, "drawingLabel"),
+            (ui.reconstructButton, self.onReconstruct, "statusLabel"),
+            (ui.refineButton, self.onRefine, "statusLabel"),
+            (ui.cancelButton, self.onCancel, "statusLabel"),
+            (ui.suggestButton, self.onSuggest, "suggestLabel"),
+            (ui.saveSegmentButton, self.onSaveSegment, "exportLabel"),
+            (ui.installButton, self.onInstall, "backendLabel"),
+            (ui.offlineButton, self.onOffline, "backendLabel"),
+            (ui.testButton, self.onTest, "backendLabel"),
+            (ui.logButton, self.onLog, "backendLabel"),
         ):
-            button.connect(
-                "clicked(bool)", lambda _checked, m=method, b=label: self._guarded(b, m)
-            )
+            button.connect("clicked(bool)", lambda _checked, m=method, b=label: self._guarded(b, m))
         ui.exportStlButton.connect("clicked(bool)", lambda _checked: self.onExport(".stl"))
         ui.exportNrrdButton.connect("clicked(bool)", lambda _checked: self.onExport(".nrrd"))
 
@@ -283,15 +281,14 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         window = slicer.util.mainWindow()
         if window is None:
             return
-        ui = self.ui
         for keys, method, label in (
-            ("Ctrl+Z", self.onUndo, ui.drawingLabel),
-            ("Ctrl+Y", self.onRedo, ui.drawingLabel),
-            ("Ctrl+Shift+Z", self.onRedo, ui.drawingLabel),
-            ("D", self.onDrawHere, ui.drawingLabel),
-            ("Return", self.onAccept, ui.exportLabel),
-            ("Enter", self.onAccept, ui.exportLabel),  # of the number pad
-            ("Esc", self.onEscape, ui.drawingLabel),
+            ("Ctrl+Z", self.onUndo, "drawingLabel"),
+            ("Ctrl+Y", self.onRedo, "drawingLabel"),
+            ("Ctrl+Shift+Z", self.onRedo, "drawingLabel"),
+            ("D", self.onDrawHere, "drawingLabel"),
+            ("Return", self.onAccept, "exportLabel"),
+            ("Enter", self.onAccept, "exportLabel"),  # of the number pad
+            ("Esc", self.onEscape, "drawingLabel"),
         ):
             shortcut = qt.QShortcut(qt.QKeySequence(keys), window)
             shortcut.connect("activated()", lambda m=method, b=label: self._guarded(b, m))
@@ -327,7 +324,7 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Do something; a label beside the button says in one sentence how that went.
 
         Args:
-            label: of the panel.
+            label: its name in the panel.
             action: returns what to say, if anything.
             arguments: its arguments.
         """
@@ -357,7 +354,7 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         session = self.logic.workspace.current
         name = self.ui.nameEdit.text.strip()
         if session is not None and name and name != session.name:
-            self._guarded(self.ui.drawingLabel, self.logic.workspace.rename, session, name)
+            self._guarded("drawingLabel", self.logic.workspace.rename, session, name)
 
     def onRemove(self):
         """Delete the structure, after asking: undo cannot bring all of it back."""
@@ -369,7 +366,7 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onDraw(self, view):
         """Draw an outline in a view; a second press ends it."""
-        self._guarded(self.ui.drawingLabel, self._draw, view)
+        self._guarded("drawingLabel", self._draw, view)
 
     def _draw(self, view):
         drawing = self.logic.workspace.drawing
@@ -386,7 +383,7 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onPoints(self, role, on):
         """Begin or end clicking points."""
-        self._guarded(self.ui.drawingLabel, self._points, role, on)
+        self._guarded("drawingLabel", self._points, role, on)
 
     def _points(self, role, on):
         drawing = self.logic.workspace.drawing
@@ -413,7 +410,7 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onBorder(self, view):
         """Take a segment's border in a view as an outline."""
-        self._guarded(self.ui.drawingLabel, self._border, view)
+        self._guarded("drawingLabel", self._border, view)
 
     def _border(self, view):
         selector = self.ui.segmentSelector
@@ -488,7 +485,7 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onExport(self, suffix):
         """Ask for a file and write it."""
-        self._guarded(self.ui.exportLabel, self._export, suffix)
+        self._guarded("exportLabel", self._export, suffix)
 
     def _export(self, suffix):
         self.logic.requireSurface()
@@ -508,7 +505,7 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onRemote(self, *_unused):
         """Local or remote, address or token changed."""
-        self._guarded(self.ui.backendLabel, self._useRemote)
+        self._guarded("backendLabel", self._useRemote)
 
     def _useRemote(self):
         remote = self.ui.remoteRadioButton.checked
@@ -524,7 +521,7 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onTested(self, text, wrong):
         """The server elsewhere answered, or did not."""
-        self._said = {self.ui.backendLabel: (text, wrong)}
+        self._said = {"backendLabel": (text, wrong)}
         self._fillPriors()
         self.update()
 
@@ -552,18 +549,18 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onVolume(self, node):
         """Another volume is drawn on."""
         if not self._updating:
-            self._guarded(self.ui.drawingLabel, self.logic.useVolume, node)
+            self._guarded("drawingLabel", self.logic.useVolume, node)
 
     def onStructure(self, index):
         """Another structure."""
         sessions = self.logic.workspace.sessions
         if not self._updating and 0 <= index < len(sessions):
-            self._guarded(self.ui.drawingLabel, self.logic.workspace.select, sessions[index])
+            self._guarded("drawingLabel", self.logic.workspace.select, sessions[index])
 
     def onPrior(self, index):
         """Another organ prior."""
         if not self._updating:
-            self._guarded(self.ui.drawingLabel, self.logic.choosePrior, self._chosenPrior())
+            self._guarded("drawingLabel", self.logic.choosePrior, self._chosenPrior())
 
     def _chosenPrior(self):
         selector = self.ui.priorSelector
@@ -629,7 +626,7 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onTableDoubleClicked(self, row, column):
         """Go to that annotation's slice."""
-        self._guarded(self.ui.drawingLabel, self.onJump)
+        self._guarded("drawingLabel", self.onJump)
 
     # --- state to panel -----------------------------------------------------------------------
 
@@ -714,18 +711,20 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ui.priorInfoLabel.text = self.logic.priorDescription(self._chosenPrior())
         ui.figuresLabel.text = texts.figuresText(session)
         ui.deviceLabel.text = self.logic.deviceText()
-        for label, (text, wrong) in (
-            (ui.drawingLabel, texts.drawingText(session, drawing)),
-            (ui.statusLabel, texts.statusText(session)),
-            (ui.suggestLabel, ("", False)),
-            (ui.exportLabel, texts.exportText(session)),
-            (ui.backendLabel, (self.logic.problem, True)),
+        for name, (text, wrong) in (
+            ("drawingLabel", texts.drawingText(session, drawing)),
+            ("statusLabel", texts.statusText(session)),
+            ("suggestLabel", ("", False)),
+            ("exportLabel", texts.exportText(session)),
+            ("backendLabel", (self.logic.problem, True)),
         ):
-            text, wrong = self._said.get(label, (text, wrong))
-            label.text = text
-            style = WRONG if wrong and text else ""
-            if label.styleSheet != style:
-                label.styleSheet = style
+            self._say(getattr(ui, name), *self._said.get(name, (text, wrong)))
+
+    def _say(self, label, text, wrong):
+        label.text = text
+        style = WRONG if wrong else ""
+        if label.styleSheet != style:
+            label.styleSheet = style
 
 
 # --- logic ----------------------------------------------------------------------------------------
@@ -1119,6 +1118,7 @@ class ShapePriorSlicerTest(ScriptedLoadableModuleTest):
         session = self.logic.newSession(EXAMPLE_PRIOR, volume)
         for name in OUTLINES:
             session.add(OUTLINE, slicer.util.loadMarkups(str(exampleOutline(name))))
+            session.save()  # one step of undo for each
         self._wait(lambda: session.status.phase in ("done", "failed") and not session.isActive())
         self.assertEqual(session.status.phase, "done", session.status.text)
         self.assertGreater(session.figures.volumeMl, 1.0)

@@ -21,18 +21,21 @@ import types
 import unittest
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import python_qt
 import slicer
 import slicer_widgets
 import vtk
 from parameter_node import module as parameterNodeModule
-from PySide6 import QtUiTools, QtWidgets
+from PySide6 import QtCore, QtUiTools, QtWidgets
 from python_qt import classOf, unwrap, wrap
 
 MODULE = Path(__file__).resolve().parents[2] / "ShapePriorSlicer" / "ShapePriorSlicer.py"
 ORIENTATIONS = {"Red": "Axial", "Yellow": "Sagittal", "Green": "Coronal"}
+
+
+LOGICS = ("vtkSlicerMarkupsLogic", "vtkSlicerSegmentationsModuleLogic")
 
 
 # --- slicer.app -----------------------------------------------------------------------------------
@@ -41,7 +44,7 @@ ORIENTATIONS = {"Red": "Axial", "Yellow": "Sagittal", "Green": "Coronal"}
 class _IOManager:
     """Reads and writes through storage nodes, chosen by type as here named."""
 
-    STORAGES = {
+    STORAGES: ClassVar = {
         "VolumeFile": ("vtkMRMLScalarVolumeNode", "vtkMRMLVolumeArchetypeStorageNode"),
         "MarkupsFile": ("vtkMRMLMarkupsClosedCurveNode", "vtkMRMLMarkupsJsonStorageNode"),
         "ModelFile": ("vtkMRMLModelNode", "vtkMRMLModelStorageNode"),
@@ -57,7 +60,7 @@ class _IOManager:
         if kind == "VolumeFile" and properties.get("labelmap"):
             nodeClass = "vtkMRMLLabelMapVolumeNode"
         node = scene.AddNewNodeByClass(nodeClass, properties.get("name") or Path(path).stem)
-        storage = scene.AddNewNodeByClass(storageClass)
+        storage = scene.AddNode(getattr(slicer, storageClass)())
         storage.SetFileName(path)
         if not storage.ReadData(node):
             return False
@@ -242,7 +245,7 @@ class _WidgetRepresentation:
     def __init__(self, widget: Any) -> None:
         self._widget = widget
 
-    def self(self) -> Any:  # noqa: D102
+    def self(self) -> Any:
         return self._widget
 
 
@@ -274,10 +277,15 @@ def loadUI(path: str) -> Any:
     Raises:
         ValueError: a connection names a signal or slot that the widget does not have.
     """
-    widget = _loader().load(path)
+    root = ElementTree.parse(path).getroot()
+    connections = root.find("connections")
+    root.remove(connections)  # PySide cannot make them: its signals carry no vtkMRMLScene
+    text = QtCore.QBuffer()
+    text.setData(ElementTree.tostring(root))
+    widget = _loader().load(text)
     if widget is None:
         raise RuntimeError(f"Could not load UI file: {path}")
-    for connection in ElementTree.parse(path).getroot().iter("connection"):
+    for connection in connections:
         sender, signal, receiver, slot = (connection.findtext(k) for k in CONNECTION)
         target = widget.findChild(QtWidgets.QWidget, receiver)
         slots = {s for cls in type(target).__mro__ for s in cls.__dict__.get("SLOTS", ())}
@@ -313,14 +321,24 @@ class Desktop:
         scene = slicer.vtkMRMLScene()
         logic = self.app._logic = slicer.vtkSlicerApplicationLogic()
         logic.SetMRMLScene(scene)
+        logic.GetColorLogic().SetMRMLScene(scene)
         logic.GetColorLogic().AddDefaultColorNodes()
-        self._ioLogic = slicer.vtkDataIOManagerLogic()
-        self._ioManager = slicer.vtkDataIOManager()
-        self._segmentations = slicer.vtkSlicerSegmentationsModuleLogic()
-        self._segmentations.SetMRMLScene(scene)
+        cache = slicer.vtkCacheManager()
+        cache.SetRemoteCacheDirectory(self.folder)
+        cache.SetMRMLScene(scene)
+        manager = slicer.vtkDataIOManager()
+        manager.SetCacheManager(cache)
+        scene.SetCacheManager(cache)
+        scene.SetDataIOManager(manager)
+        # They register their nodes, so that scenes with them can be read.
+        self._logics = [getattr(slicer, name)() for name in LOGICS]
+        for module in self._logics:
+            module.SetMRMLScene(scene)
+        scene.AddNode(slicer.vtkMRMLCrosshairNode())
         slicer.vtkMRMLSliceNode.AddDefaultSliceOrientationPresets(scene)
         for name, orientation in ORIENTATIONS.items():
-            node = slicer.vtkMRMLSliceNode()
+            node = scene.CreateNodeByClass("vtkMRMLSliceNode")
+            node.UnRegister(None)
             node.SetName(name)
             node.SetLayoutName(name)
             node.SetSingletonTag(name)

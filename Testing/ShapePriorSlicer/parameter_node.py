@@ -10,7 +10,7 @@ import enum
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import vtk
 
@@ -43,8 +43,8 @@ def _accessors(name: str) -> tuple[Any, Any]:
 
 
 class _Wrapper:
-    allParameters: dict[str, Any] = {}
-    defaults: dict[str, Any] = {}
+    allParameters: ClassVar[dict[str, Any]] = {}
+    defaults: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, parameterNode: Any) -> None:
         assert parameterNode is not None

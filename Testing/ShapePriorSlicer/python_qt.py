@@ -224,9 +224,7 @@ def connect(qt: Any, signature: str, target: Any) -> None:
 def disconnect(qt: Any, signature: str, target: Any = None) -> bool:
     """Disconnect; whether anything was connected."""
     signature = signature.replace(", ", ",")
-    found = [
-        c for c in _connections if c[0] is qt and c[1] == signature and target in (None, c[2])
-    ]
+    found = [c for c in _connections if c[0] is qt and c[1] == signature and target in (None, c[2])]
     for connection in found:
         connection[3].disconnect(connection[4])
         _connections.remove(connection)

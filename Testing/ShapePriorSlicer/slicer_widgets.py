@@ -5,7 +5,7 @@ Only what the panel and Slicer's own Python touch. They look alike enough for a 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from PySide6 import QtCore, QtGui, QtWidgets
 
@@ -27,7 +27,7 @@ def _stored(kind: Any, name: str, changed: str = "") -> Any:
     return Property(kind, read, write)
 
 
-class ctkCollapsibleButton(QtWidgets.QWidget):  # noqa: N801
+class ctkCollapsibleButton(QtWidgets.QWidget):
     """A title, and the contents under it while it is not collapsed."""
 
     contentsCollapsed = Signal(bool)
@@ -43,9 +43,7 @@ class ctkCollapsibleButton(QtWidgets.QWidget):  # noqa: N801
     def _follow(self) -> None:
         if self.layout() is not None:
             self.layout().setContentsMargins(6, HEADER + 4, 6, 4)
-        for child in self.findChildren(
-            QtWidgets.QWidget, options=QtCore.Qt.FindDirectChildrenOnly
-        ):
+        for child in self.findChildren(QtWidgets.QWidget, options=QtCore.Qt.FindDirectChildrenOnly):
             child.setVisible(not self._collapsed)
         self.setMaximumHeight(HEADER if self._collapsed else 16777215)
         self.setMinimumHeight(HEADER)
@@ -65,11 +63,11 @@ class ctkCollapsibleButton(QtWidgets.QWidget):  # noqa: N801
     collapsed = _stored(bool, "collapsed", "_follow")
 
 
-class ctkSliderWidget(QtWidgets.QWidget):  # noqa: N801
+class ctkSliderWidget(QtWidgets.QWidget):
     """A slider of floats with a spin box."""
 
     valueChanged = Signal(float)
-    SIGNALS = {"valueChanged(double)": "valueChanged"}
+    SIGNALS: ClassVar = {"valueChanged(double)": "valueChanged"}
 
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
@@ -117,11 +115,11 @@ class ctkSliderWidget(QtWidgets.QWidget):  # noqa: N801
     spinBoxVisible = _stored(bool, "spinBoxVisible", "_range")
 
 
-class qMRMLWidget(QtWidgets.QWidget):  # noqa: N801
+class qMRMLWidget(QtWidgets.QWidget):
     """A widget that knows the scene."""
 
     mrmlSceneChanged = Signal(object)
-    SIGNALS = {"mrmlSceneChanged(vtkMRMLScene*)": "mrmlSceneChanged"}
+    SIGNALS: ClassVar = {"mrmlSceneChanged(vtkMRMLScene*)": "mrmlSceneChanged"}
     SLOTS = ("setMRMLScene(vtkMRMLScene*)",)
 
     def __init__(self, parent: Any = None) -> None:
@@ -136,11 +134,11 @@ class qMRMLWidget(QtWidgets.QWidget):  # noqa: N801
         self.mrmlSceneChanged.emit(scene)
 
 
-class qMRMLNodeComboBox(QtWidgets.QWidget):  # noqa: N801
+class qMRMLNodeComboBox(QtWidgets.QWidget):
     """The scene's nodes of some classes, and None."""
 
     currentNodeChanged = Signal(object)
-    SIGNALS = {"currentNodeChanged(vtkMRMLNode*)": "currentNodeChanged"}
+    SIGNALS: ClassVar = {"currentNodeChanged(vtkMRMLNode*)": "currentNodeChanged"}
     SLOTS = ("setMRMLScene(vtkMRMLScene*)",)
 
     def __init__(self, parent: Any = None) -> None:
@@ -206,7 +204,7 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):  # noqa: N801
         self._nodes = found
         self.combo.clear()
         self.combo.addItems(
-            [f"Select a {self._nodeTypes[0][8:] if self._nodeTypes else ''}"]
+            [f"Select a {self._nodeTypes[0][7:] if self._nodeTypes else ''}"]
             + [n.GetName() for n in found]
         )
         first = found[0] if found and not self._noneEnabled else None
@@ -222,12 +220,12 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):  # noqa: N801
     noneDisplay = _stored(str, "noneDisplay")
 
 
-class qMRMLSegmentSelectorWidget(qMRMLWidget):  # noqa: N801
+class qMRMLSegmentSelectorWidget(qMRMLWidget):
     """A segmentation, and one of its segments."""
 
     currentNodeChanged = Signal(object)
     currentSegmentChanged = Signal(str)
-    SIGNALS = {
+    SIGNALS: ClassVar = {
         "currentNodeChanged(vtkMRMLNode*)": "currentNodeChanged",
         "currentSegmentChanged(QString)": "currentSegmentChanged",
     }

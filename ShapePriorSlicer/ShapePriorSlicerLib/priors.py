@@ -12,7 +12,6 @@ from typing import Any
 from model_server.errors import ShapePriorError
 
 SECONDS = 5.0
-PAIRED = ("hippocampus", "kidney", "lung", "adrenal")
 METHODS = {
     "dals": "DALS",
     "pca": "PCA, quick and coarse",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
 
 from model_server.errors import ShapePriorError
 
 from .parameters import Parameters
-from .structure import OUTLINE, Annotation, State, readState, stateMap
+from .structure import OUTLINE, Annotation, State, readState
 
 STEPS = 100
+FILE_MM = 1e-6  # by which a saved point may be off
 SLIDERS = ("strength", "opacity")  # whose steps go on with the one before
 NAMES = {
     "outline": "outline",
@@ -110,17 +112,19 @@ class History:
 
     def text(self) -> str:
         """As JSON: every annotation's content once, states by number."""
-        contents: dict[str, int] = {}
-
-        def number(annotation: dict[str, Any]) -> int:
-            return contents.setdefault(json.dumps(annotation), len(contents))
-
-        steps = []
-        for step in self._steps:
-            values = stateMap(step.state)
-            values["annotations"] = [number(a) for a in values["annotations"]]
-            steps.append({"text": step.text, **values})
-        annotations = [json.loads(content) for content in contents]
+        contents: dict[Annotation, int] = {}
+        steps = [
+            {
+                "text": step.text,
+                **vars(step.state),
+                "parameters": vars(step.state.parameters),
+                "annotations": [
+                    contents.setdefault(a, len(contents)) for a in step.state.annotations
+                ],
+            }
+            for step in self._steps
+        ]
+        annotations = [vars(annotation) for annotation in contents]
         return json.dumps({"place": self._place, "steps": steps, "annotations": annotations})
 
     @classmethod
@@ -139,11 +143,26 @@ class History:
             ]
             history._place = int(values["place"])
             if 0 <= history._place < len(history._steps):
-                history.push(present)  # changed while nobody watched: one more step
+                if _near(history.present, present):
+                    history.amend(present)
+                else:
+                    history.push(present)  # changed while nobody watched: one more step
                 return history
         except (ValueError, KeyError, TypeError, IndexError, ShapePriorError):
             pass
         return cls(present)
+
+
+def _near(one: State, other: State) -> bool:
+    """Whether two states differ by no more than files lose."""
+    placeless = [
+        replace(state, annotations=tuple(replace(a, points=()) for a in state.annotations))
+        for state in (one, other)
+    ]
+    points = [[p for a in state.annotations for p in a.points] for state in (one, other)]
+    return placeless[0] == placeless[1] and bool(
+        len(points[0]) == len(points[1]) and np.allclose(*points, rtol=0.0, atol=FILE_MM)
+    )
 
 
 # --- in words -----------------------------------------------------------------------------------

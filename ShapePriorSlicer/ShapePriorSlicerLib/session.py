@@ -71,7 +71,6 @@ RESIDUALS_PARAMETER = "residuals"
 FITTED_PARAMETER = "fitted"  # digest of what the surface in the scene is an answer to
 SURFACES = 32  # kept for undo
 MERGE_SECONDS = 1.0  # changes of one slider within this time are one step
-SAVE_SECONDS = 0.5
 PREVIEW = {"local": False, "remesh": False, "uncertainty": False}
 SAME_NORMAL = 1.0 - 1e-7  # of a view that lies in a plane already
 # Not mistakes: the user has only begun.
@@ -158,7 +157,7 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         self._surfaces = OrderedDict()
         self._watched: set[Node] = set()
         self._dragged: set[Node] = set()
-        self._dirty = self._unsaved = False
+        self._dirty = False
         self._pushed = -1e9  # when the last step was made
         self._wanted = ""  # "", "preview" or "full"
         self._asked: _Asked | None = None
@@ -400,22 +399,15 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         changed = self._takeEdits() or bool(events)
         if self._wanted:
             self._ask()
-        if self._unsaved and self._clock() - self._pushed > SAVE_SECONDS:
-            self.save()
         return changed
 
     def isActive(self) -> bool:
         """Whether it should be polled often: something runs, or is about to."""
-        return bool(self._asked or self._wanted or self._dirty or self._unsaved)
+        return bool(self._asked or self._wanted or self._dirty)
 
     def save(self) -> None:
-        """Put the history into the scene, so that a saved scene has it."""
+        """Take what was edited since the last poll, so that a saved scene has it."""
         self._commit()
-        self._unsaved = False
-        node = self.structure.node
-        text = self.history.text()
-        if node.GetParameter(HISTORY_PARAMETER) != text:
-            node.SetParameter(HISTORY_PARAMETER, text)
 
     def reconnect(self, connection: Connection) -> None:
         """Use another server from now on; what runs is given up."""
@@ -500,7 +492,8 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         before, state = self.history.present, self.structure.state()
         now = self._clock()
         if self.history.push(state, now - self._pushed < MERGE_SECONDS):
-            self._pushed, self._unsaved = now, True
+            self._pushed = now
+            self._keepHistory()
             self._show(before, state)
             if state.parameters.autoUpdate and not before.parameters.autoUpdate:
                 self._followed = None
@@ -515,7 +508,7 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         known = self._surfaces.get(inputs)
         if known is not None:
             self._abandon()
-            self._accept(*known)
+            self._accept(*known, answers=inputs)
             self.status = self._described(known[0], "done", 0.0)
         elif self.parameters.autoUpdate:
             self._wanted = "full"
@@ -541,13 +534,18 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         state = self.structure.state()
         self.history.amend(state)
         # The next slide is a step of its own.
-        self._dirty, self._unsaved, self._pushed = False, True, -1e9
+        self._dirty, self._pushed = False, -1e9
+        self._keepHistory()
         self._show(before, state)
         inputs = self.structure.inputs()
         if inputs != self._followed and inputs not in self._surfaces and not self._isEnough():
             self._followed = inputs
             self._clear()
         self._follow()
+
+    def _keepHistory(self) -> None:
+        """Put it into the scene at once: not every way of saving tells that it begins."""
+        self.structure.node.SetParameter(HISTORY_PARAMETER, self.history.text())
 
     def _isEnough(self) -> bool:
         """Whether the annotations could determine a surface; if not, says so."""
@@ -654,7 +652,8 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         finished = isinstance(event, Finished)
         if finished or not coarse:
             residuals = dict(zip(asked.keys, found.residuals, strict=False))
-            self._accept(found, residuals, asked.observations)
+            full = finished and not asked.preview
+            self._accept(found, residuals, asked.observations, asked.inputs if full else None)
         self.status = self._described(found, "done" if finished else "fitting", event.seconds)
         if not finished:
             return
@@ -664,7 +663,6 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         if not asked.preview:
             self._atServer = asked.inputs
             self._remember(asked.inputs, found)
-            self.structure.node.SetParameter(FITTED_PARAMETER, _digest(asked.inputs))
 
     def _remember(self, inputs: Inputs, found: Reconstruction) -> None:
         self._surfaces[inputs] = (found, dict(self.residuals))
@@ -677,13 +675,16 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         found: Reconstruction,
         residuals: dict[str, Residual],
         observations: Observations | None = None,
+        answers: Inputs | None = None,
     ) -> None:
-        """Show a surface."""
+        """Show a surface, which answers such inputs in full, or none."""
         first = self.reconstruction is None
         self.reconstruction, self.residuals = found, residuals
         if observations is None:
             observations = self._observations()[0]
         self.model.show(found, observations, self.parameters)
+        digest = "" if answers is None else _digest(answers)
+        self.structure.node.SetParameter(FITTED_PARAMETER, digest)
         self._keepResiduals()
         if first:
             self._updateTemplate()

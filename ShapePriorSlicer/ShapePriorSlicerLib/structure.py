@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -92,13 +92,8 @@ class State:
     saved: int = 0
 
 
-def stateMap(state: State) -> dict[str, Any]:
-    """A state as plain values for JSON."""
-    return asdict(state)
-
-
 def readState(values: dict[str, Any]) -> State:
-    """A state from ``stateMap``'s values.
+    """A state from plain values by the names of its fields, as JSON gives them back.
 
     Raises:
         KeyError, TypeError, ValueError, ShapePriorError: they are damaged.

@@ -97,7 +97,8 @@ def test_an_answer_is_shown(fitted):
     assert [row.residualMm for row in fitted.rows()] == [pytest.approx(0.1), pytest.approx(0.2)]
     assert fitted.figures.volumeMl == pytest.approx(4 / 3 * np.pi, rel=0.1)
     assert fitted.model.node.GetPolyData().GetNumberOfPoints() == len(points(fitted))
-    assert not fitted.isActive() or fitted._unsaved
+    fitted.poll()
+    assert not fitted.isActive()
 
 
 def test_the_surface_stays_until_a_better_one_comes(fitted):

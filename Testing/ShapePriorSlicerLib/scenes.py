@@ -295,3 +295,48 @@ def until(workspace: Workspace, condition: Callable[[], bool], seconds: float = 
         assert time.monotonic() < end, [s.status for s in workspace.sessions]
         time.sleep(0.005)
         workspace.poll(0.003)
+
+
+# --- the bundled case and a real server ---------------------------------------------------------
+
+
+class SharedBackend:
+    """A backend that outlives the workspaces that use it."""
+
+    def __init__(self, backend) -> None:
+        self._backend = backend
+
+    def __getattr__(self, name: str):
+        return getattr(self._backend, name)
+
+    def stop(self) -> None:
+        """Left to whoever owns it."""
+
+
+def readCurve(structure: Structure, path, role: str = OUTLINE):
+    """A curve of the first markups in a file, read by Slicer; not yet an annotation."""
+    node = structure.made(role, path.name.removesuffix(".mrk.json"))
+    storage = slicer.vtkMRMLMarkupsJsonStorageNode()
+    storage.SetFileName(str(path))
+    assert storage.ReadData(node)
+    return node
+
+
+def addExample(session: Session) -> list:
+    """The three outlines of the bundled case, all at once."""
+    from ShapePriorSlicerLib.sample_data import OUTLINES, exampleOutline
+
+    nodes = [readCurve(session.structure, exampleOutline(name)) for name in OUTLINES]
+    for node in nodes:
+        session.add(OUTLINE, node)
+    return nodes
+
+
+def gapBetween(one: Surface, other: Surface) -> float:
+    """Largest distance between two surfaces, mm: by vertex where they have the same triangles."""
+    if np.array_equal(one.triangles, other.triangles):
+        return float(np.linalg.norm(one.points - other.points, axis=1).max())
+    from model_server.fitting.residuals import closest_distance
+
+    there, back = closest_distance(one, other.points), closest_distance(other, one.points)
+    return float(max(there.max(), back.max()))

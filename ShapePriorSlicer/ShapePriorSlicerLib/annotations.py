@@ -150,13 +150,20 @@ def curvePoints(curve: Node) -> Array:
             f"Place at least {LEAST_POINTS} around the organ.",
             "too-few",
         )
-    if len(control) < curve.GetNumberOfControlPoints():
-        # While a point hangs at the mouse Slicer's own curve runs through it.
+    if _isSpline(curve) or len(control) < curve.GetNumberOfControlPoints():
+        # Slicer's own curve has single precision, and runs through a point that hangs at the mouse.
         return _throughPoints(control)
     dense = vtk_to_numpy(curve.GetCurvePointsWorld().GetData()).astype(np.float64)
     if len(dense) > 1 and np.allclose(dense[0], dense[-1]):
         dense = dense[:-1]
     return dense
+
+
+def _isSpline(curve: Node) -> bool:
+    """Whether a curve in the world is Slicer's default spline through its points in the world."""
+    parent = curve.GetParentTransformNode()
+    bent = parent is not None and not parent.IsTransformToWorldLinear()
+    return not bent and curve.GetCurveTypeAsString(curve.GetCurveType()) == "spline"
 
 
 def _throughPoints(control: Array) -> Array:

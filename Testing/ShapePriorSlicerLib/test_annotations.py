@@ -58,10 +58,41 @@ def test_a_closed_curve_is_an_outline_in_its_plane(scene):
     assert len(outline.loops[0]) == 80
 
 
-def test_our_spline_is_slicers(scene):
-    points = circle() * [1.0, 0.6, 1.0]
-    dense = annotations.curvePoints(drawn(scene, points))
-    assert np.abs(annotations._throughPoints(points) - dense).max() < 1e-4
+@pytest.mark.parametrize("moved", [False, True])
+def test_our_spline_is_slicers(scene, moved):
+    curve = drawn(scene, circle() * [1.0, 0.6, 1.0])
+    if moved:
+        turned(scene, curve, oblique())
+    own = annotations.curvePoints(curve)
+    slicers = slicer.util.arrayFromMarkupsCurvePoints(curve, world=True)[:-1]
+    assert own.shape == slicers.shape
+    assert np.abs(own - slicers).max() < 1e-5
+
+
+def test_other_curves_are_slicers(scene):
+    curve = drawn(scene, circle())
+    curve.SetCurveTypeToLinear()
+    radius = np.linalg.norm(annotations.curvePoints(curve)[:, :2], axis=1)
+    assert radius.min() == pytest.approx(20.0 * np.cos(np.pi / 8), abs=0.05)
+
+
+@pytest.mark.parametrize("spacing", [(0.5, 0.5, 5.0), (5.0, 0.5, 1.0), (1.0, 3.0, 0.7)])
+@pytest.mark.parametrize("tilted", [False, True])
+def test_the_slice_spacing_is_the_volumes_along_the_normal(scene, spacing, tilted):
+    volume = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "ct")
+    volume.SetSpacing(*spacing)
+    matrix = oblique() if tilted else np.eye(4)
+    volume.SetIJKToRASDirections(*matrix[0, :3], *matrix[1, :3], *matrix[2, :3])
+    moving = np.eye(4)
+    moving[:3, :3] = 2.0 * np.eye(3)
+    view = scene.AddNewNodeByClass("vtkMRMLSliceNode", "Red")
+    for axis in range(3):
+        normal = matrix[:3, axis]
+        across = matrix[:3, (axis + 1) % 3]
+        view.SetSliceToRASByNTP(*normal, *across, 1.0, 2.0, 3.0, 0)
+        assert annotations.sliceSpacing(volume, view) == pytest.approx(spacing[axis])
+    turned(scene, volume, moving)
+    assert annotations.sliceSpacing(volume, view) == pytest.approx(2.0 * spacing[2])
 
 
 def test_chained_transforms_move_outlines(scene):

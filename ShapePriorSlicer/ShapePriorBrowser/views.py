@@ -10,13 +10,15 @@ from trame.widgets import client, html
 from trame.widgets import vuetify3 as v3
 from trame_slicer.app.logic import connect_slice_view_slider_to_state
 from trame_slicer.core import SlicerApp
-from trame_slicer.rca_view import register_rca_factories
+from trame_slicer.rca_view import RemoteSliceViewFactory, RemoteThreeDViewFactory
 from trame_slicer.views import AbstractView, SliceView, ViewLayoutDefinition
 from vtkmodules.vtkCommonCore import vtkCommand
 
 Node = Any
 
-FRAMES_PER_SECOND = 30.0
+# Pictures a second. Slices follow a drag in any of them; a picture of the 3D view takes software
+# rendering many times as long, so that it gets its full rate only under the mouse.
+SLICE_FRAMES, SPACE_FRAMES = 30.0, 10.0
 # JPEG quality while something moves; a moment later the picture comes again at 90.
 MOVING_QUALITY = 75
 
@@ -55,16 +57,18 @@ class Views:
     def __init__(self, server: Any, slicer: SlicerApp) -> None:
         self._server, self._slicer = server, slicer
         manager = slicer.view_manager
-        register_rca_factories(
-            manager,
-            server,
-            slice_view_ui_f=_nothing,
-            three_d_view_ui_f=_nothing,
-            target_fps=FRAMES_PER_SECOND,
-            # Every view follows a drag, not only the one under the mouse.
-            blur_fps=FRAMES_PER_SECOND,
-            interactive_quality=MOVING_QUALITY,
-        )
+        for factory, idle in (
+            (RemoteSliceViewFactory, SLICE_FRAMES),
+            (RemoteThreeDViewFactory, SPACE_FRAMES),
+        ):
+            manager.register_factory(
+                factory(
+                    server,
+                    target_fps=SLICE_FRAMES,
+                    blur_fps=idle,
+                    interactive_quality=MOVING_QUALITY,
+                )
+            )
         self._slices: dict[str, SliceView] = {
             style.name: manager.create_view(
                 ViewLayoutDefinition.slice_view(
@@ -80,6 +84,7 @@ class Views:
         for view in self.all():
             # Software rendering: multi-sampling costs time and loses translucent surfaces.
             view.render_window().SetMultiSamples(0)
+            view.renderer().SetUseDepthPeeling(False)
             view.interactor().AddObserver(
                 vtkCommand.WindowResizeEvent, partial(self._onResize, view)
             )
@@ -200,6 +205,3 @@ def barButton(icon: str, text: str, click: Any, **options: Any) -> None:
         v3.VIcon(icon, size=18)
         v3.VTooltip(text, activator="parent", location="bottom", open_delay=400)
 
-
-def _nothing(*_: Any) -> None:
-    """The views' own overlays are left out: their bars are ours."""

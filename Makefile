@@ -1,5 +1,5 @@
-# make demo | browser | test | lint. Needs python3 (3.10 or later) and a package index; everything else
-# goes into .venv. PYTHON=python3.12 chooses another interpreter.
+# make demo | browser | test | lint. Needs python3 (3.10 or later) and a package index; everything
+# else goes into .venv. PYTHON=python3.12 chooses another interpreter.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

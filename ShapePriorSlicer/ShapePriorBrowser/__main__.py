@@ -9,6 +9,8 @@ import sys
 import webbrowser
 from pathlib import Path
 
+from ShapePriorSlicerLib.backend import LocalBackend
+
 from model_server.errors import ShapePriorError
 
 from .rendering import requireRendering
@@ -35,21 +37,36 @@ def ready(address: str, openIt: bool) -> None:
 
 
 async def run(chosen: argparse.Namespace) -> None:
-    """Build the application and serve it."""
-    from ShapePriorSlicerLib.backend import LocalBackend
+    """Build the application and serve it.
 
-    from .app import App
-
+    Raises:
+        ShapePriorError: packages are missing, the volume cannot be read, or the port not used.
+    """
+    try:
+        from .app import App
+    except ImportError as error:
+        raise ShapePriorError(
+            f"{error.name} is not installed.",
+            "Run: pip install 'shape-prior-slicer[browser]'",
+            "no-package",
+        ) from error
     app = App(LocalBackend)
     if chosen.volume is None:
         app.openExample()
     else:
         app.open(chosen.volume, chosen.volume.name)
-    await app.serve(chosen.port, lambda address: ready(address, not chosen.no_open))
+    try:
+        await app.serve(chosen.port, lambda address: ready(address, not chosen.no_open))
+    except OSError as error:
+        raise ShapePriorError(
+            f"Port {chosen.port} cannot be used; another program may listen there.",
+            "Choose another with --port, or none for a free one.",
+            "no-port",
+        ) from error
 
 
 def main() -> int:
-    """Run; 2 where something can be mended by the user."""
+    """Run until Ctrl+C; 2 where something can be mended by the user."""
     chosen = arguments()
     # trame reads the command line itself; it is not meant.
     sys.argv = sys.argv[:1]
@@ -60,7 +77,7 @@ def main() -> int:
     except ShapePriorError as error:
         print(error, file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # the latter is how the web server ends
         print()
     return 0
 

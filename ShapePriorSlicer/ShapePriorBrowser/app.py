@@ -86,6 +86,7 @@ class App:
         self.state.trame__favicon = f"{ICONS}/ShapePriorSlicer.png"
         for name in shown.CHOICES:
             self.state.change(name)(self._chooser(name))
+        self.state.change("structure")(self._select)
         for name in ("undo", "redo", "draw", "finish"):  # by key
             self.server.controller.trigger(name)(getattr(self, name))
         with VAppLayout(self.server, vuetify_config=THEME) as layout:
@@ -105,12 +106,20 @@ class App:
 
         return choose
 
+    def _select(self, structure: str, **_: Any) -> None:
+        """Follow the page's choice of a structure."""
+        for session in self.workspace.sessions:
+            if shown.keyOf(session) == structure and session is not self.session:
+                self.workspace.select(session)
+
     def refresh(self) -> None:
         """Bring the page up to date with the library."""
         session = self.session
         values = shown.nothing() if session is None else shown.sessionValues(session)
         with self.state:
-            self.state.update({**values, **shown.drawingValues(self.drawing)})
+            self.state.update(values)
+            self.state.update(shown.structureValues(self.workspace))
+            self.state.update(shown.drawingValues(self.drawing))
         if session is not None:
             self._center(session)
 
@@ -184,6 +193,22 @@ class App:
         else:
             writeCorrespondences(model, path)
         return path
+
+    # --- structures ---------------------------------------------------------------------------
+
+    def addStructure(self) -> None:
+        """Begin another structure in the same volume, by the same prior."""
+        self._do(lambda s: self.workspace.create(s.parameters.prior, s.volume))
+
+    def removeStructure(self) -> None:
+        """Delete the structure with its annotations and surface; another one takes its place."""
+        self._do(self._replace)
+
+    def _replace(self, session: Session) -> None:
+        prior, volume = session.parameters.prior, session.volume
+        self.workspace.remove(session)
+        if not self.workspace.sessions:
+            self.workspace.create(prior, volume)
 
     # --- the panel ----------------------------------------------------------------------------
 

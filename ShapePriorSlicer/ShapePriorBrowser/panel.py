@@ -34,6 +34,12 @@ class Actions(Protocol):
     def openExample(self) -> None:
         """Open the bundled case."""
 
+    def addStructure(self) -> None:
+        """Begin another structure."""
+
+    def removeStructure(self) -> None:
+        """Delete the structure."""
+
     def draw(self, view: str) -> None:
         """Draw an outline in a slice view, or stop drawing it."""
 
@@ -76,7 +82,7 @@ def build(actions: Actions, icon: str) -> None:
         _head(actions, icon)
         with html.Div(classes="sp-scroll"):
             _image(actions)
-            _organ()
+            _organ(actions)
             _annotate(actions)
             _reconstruct(actions)
             _surface(actions)
@@ -138,8 +144,19 @@ def _image(actions: Actions) -> None:
             _tip("NIfTI or NRRD; it replaces the volume and its structures")
 
 
-def _organ() -> None:
-    with _section("Organ prior"):
+def _organ(actions: Actions) -> None:
+    with _section("Structure"):
+        with html.Div(classes="sp-row"):
+            v3.VSelect(
+                v_model=("structure",),
+                items=("structures",),
+                variant="outlined",
+                disabled=("!ready",),
+                raw_attrs=['aria-label="Structure"'],
+                **COMPACT,
+            )
+            barButton("mdi-plus", "New structure", actions.addStructure)
+            barButton("mdi-delete-outline", "Delete structure", actions.removeStructure)
         v3.VSelect(
             v_model=("prior",),
             items=("priors",),

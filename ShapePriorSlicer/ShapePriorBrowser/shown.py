@@ -8,6 +8,7 @@ from ShapePriorSlicerLib.drawing import Drawing
 from ShapePriorSlicerLib.parameters import Parameters
 from ShapePriorSlicerLib.priors import listPriors
 from ShapePriorSlicerLib.session import Row, Session, Status
+from ShapePriorSlicerLib.workspace import Workspace
 
 Node = Any
 Values = dict[str, Any]
@@ -40,6 +41,8 @@ def nothing() -> Values:
         "undoText": "",
         "redoText": "",
         "volumeName": "",
+        "structures": [],
+        "structure": "",
         "drawnView": "",
         "drawnRole": "",
         "howTo": "",
@@ -61,6 +64,20 @@ def sessionValues(session: Session) -> Values:
         "redoText": session.history.redoText,
         "volumeName": session.volume.GetName() if session.volume is not None else "",
     }
+
+
+def structureValues(workspace: Workspace) -> Values:
+    """The structures of the scene, and which one is drawn."""
+    current = workspace.current
+    return {
+        "structures": [{"value": keyOf(s), "title": s.name} for s in workspace.sessions],
+        "structure": keyOf(current) if current is not None else "",
+    }
+
+
+def keyOf(session: Session) -> str:
+    """How the page calls a structure."""
+    return str(session.structure.node.GetID())
 
 
 def drawingValues(drawing: Drawing) -> Values:

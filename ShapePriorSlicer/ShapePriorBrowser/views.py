@@ -10,13 +10,15 @@ from trame.widgets import client, html
 from trame.widgets import vuetify3 as v3
 from trame_slicer.app.logic import connect_slice_view_slider_to_state
 from trame_slicer.core import SlicerApp
-from trame_slicer.rca_view import register_rca_factories
+from trame_slicer.rca_view import RemoteSliceViewFactory, RemoteThreeDViewFactory
 from trame_slicer.views import AbstractView, SliceView, ViewLayoutDefinition
-from vtkmodules.vtkCommonCore import vtkCommand
+from vtkmodules.vtkCommonCore import vtkCommand, vtkObject
 
 Node = Any
 
-FRAMES_PER_SECOND = 30.0
+# Pictures a second. Slices follow a drag in any of them; a picture of the 3D view takes software
+# rendering many times as long, so that it gets its full rate only under the mouse.
+SLICE_FRAMES, SPACE_FRAMES = 30.0, 10.0
 # JPEG quality while something moves; a moment later the picture comes again at 90.
 MOVING_QUALITY = 75
 
@@ -54,18 +56,28 @@ class Views:
 
     def __init__(self, server: Any, slicer: SlicerApp) -> None:
         self._server, self._slicer = server, slicer
-        manager = slicer.view_manager
-        register_rca_factories(
-            manager,
-            server,
-            slice_view_ui_f=_nothing,
-            three_d_view_ui_f=_nothing,
-            target_fps=FRAMES_PER_SECOND,
-            # Every view follows a drag, not only the one under the mouse.
-            blur_fps=FRAMES_PER_SECOND,
-            interactive_quality=MOVING_QUALITY,
-        )
-        self._slices: dict[str, SliceView] = {
+        self._slices: dict[str, SliceView] = {}
+        self._sized: set[AbstractView] = set()
+        # VTK warns of a missing display, and of events that trame-slicer sends itself.
+        vtkObject.GlobalWarningDisplayOff()
+        self._make()
+        vtkObject.GlobalWarningDisplayOn()
+
+    def _make(self) -> None:
+        manager = self._slicer.view_manager
+        for factory, idle in (
+            (RemoteSliceViewFactory, SLICE_FRAMES),
+            (RemoteThreeDViewFactory, SPACE_FRAMES),
+        ):
+            manager.register_factory(
+                factory(
+                    self._server,
+                    target_fps=SLICE_FRAMES,
+                    blur_fps=idle,
+                    interactive_quality=MOVING_QUALITY,
+                )
+            )
+        self._slices = {
             style.name: manager.create_view(
                 ViewLayoutDefinition.slice_view(
                     style.orientation, label=style.name, color=style.color
@@ -76,10 +88,10 @@ class Views:
         self._space = manager.create_view(
             ViewLayoutDefinition.threed_view(name=THREE_D, background_color=("#15181d", "#2b313a"))
         )
-        self._sized: set[AbstractView] = set()
         for view in self.all():
-            # Software rendering: multi-sampling costs time and loses translucent surfaces.
+            # In software, multi-sampling and depth peeling cost most of a picture's time.
             view.render_window().SetMultiSamples(0)
+            view.renderer().SetUseDepthPeeling(False)
             view.interactor().AddObserver(
                 vtkCommand.WindowResizeEvent, partial(self._onResize, view)
             )
@@ -199,7 +211,3 @@ def barButton(icon: str, text: str, click: Any, **options: Any) -> None:
     ):
         v3.VIcon(icon, size=18)
         v3.VTooltip(text, activator="parent", location="bottom", open_delay=400)
-
-
-def _nothing(*_: Any) -> None:
-    """The views' own overlays are left out: their bars are ours."""

@@ -236,6 +236,32 @@ def test_a_suggested_slice_moves_a_view(job, person):
     person.press("Jump to slice")
 
 
+def test_keys_draw_and_finish(job, person):
+    box = person.picture("Green")
+    person.page.mouse.move(box["x"] + 60, box["y"] + 60)
+    person.page.keyboard.press("d")
+    person.page.locator("[data-view=Green] .sp-hint").wait_for()
+    person.page.keyboard.press("Enter")
+    person.until(lambda: not person.page.locator(".sp-hint").count(), "drawing ends")
+    assert len(person.watch()["outlines"]) == 3
+
+
+def test_a_second_structure_leaves_the_first_alone(job, person):
+    before = person.watch()
+    person.press("New structure")
+    person.until(lambda: not person.watch()["outlines"], "an empty structure")
+    person.shot("7-second-structure")
+    person.page.get_by_label("Structure", exact=True).first.click(force=True)
+    person.page.get_by_role("option", name="Hippocampus", exact=True).click()
+    person.until(lambda: person.watch()["outlines"] == before["outlines"], "the first one")
+    assert person.watch()["model"] == before["model"]
+    person.page.get_by_label("Structure", exact=True).first.click(force=True)
+    person.page.get_by_role("option", name="Hippocampus 2", exact=True).click()
+    person.until(lambda: not person.watch()["outlines"], "the second one")
+    person.press("Delete structure")
+    person.until(lambda: person.watch()["model"] == before["model"], "the first one is left")
+
+
 # --- other volumes ------------------------------------------------------------------------------
 
 

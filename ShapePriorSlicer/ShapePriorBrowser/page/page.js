@@ -27,7 +27,8 @@
     (event) => {
       const action = typing(event.target) ? null : actionOf(event);
       if (!action || event.repeat) return;
-      if (action === "finish" && event.target.closest("button, a, .v-overlay")) return;
+      // Only while something is drawn; else these keys are the focused control's.
+      if (action === "finish" && !document.querySelector(".sp-hint")) return;
       event.preventDefault();
       event.stopPropagation();
       window.trame.trigger(action, action === "draw" ? [hovered] : []);

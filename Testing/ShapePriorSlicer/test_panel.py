@@ -14,9 +14,30 @@ pytest.importorskip("PySide6", reason="PySide6 is not installed")
 from desktop import Desktop, click  # noqa: E402
 from PySide6 import QtCore, QtTest, QtWidgets  # noqa: E402
 from python_qt import uncaught, unwrap  # noqa: E402
+from scipy.spatial import cKDTree  # noqa: E402
 from ShapePriorSlicerLib import dependencies  # noqa: E402
 from ShapePriorSlicerLib.sample_data import exampleOutline  # noqa: E402
 
+DISABLED = (
+    "removeButton",
+    "nameEdit",
+    "jumpButton",
+    "deleteButton",
+    "undoButton",
+    "redoButton",
+    "reconstructButton",
+    "refineButton",
+    "cancelButton",
+    "suggestButton",
+    "saveSegmentButton",
+    "exportStlButton",
+    "exportNrrdButton",
+    "exportOtherButton",
+    "landmarkButton",
+    "strengthSlider",
+    "addressEdit",
+    "testButton",
+)
 VIEWS = {"Red": "axial", "Green": "coronal", "Yellow": "sagittal"}
 
 
@@ -71,6 +92,10 @@ def settled(application):
 
     application.wait(done)
     application.widget.update()
+
+
+def farthest(points, others):
+    return cKDTree(others).query(points)[0].max()
 
 
 def saving(monkeypatch, path):
@@ -186,11 +211,11 @@ def test_the_strength_of_the_prior_is_one_step_and_a_new_fit(drawn, ui):
     settled(drawn)
     assert session(drawn).parameters.strength == 2.0
     after = slicer.util.arrayFromModelPoints(session(drawn).model.node)
-    assert np.abs(after - before).max() > 0.05
+    assert farthest(after, before) > 0.05
     click(ui.undoButton)
     settled(drawn)
     assert ui.strengthSlider.value == 0.0
-    assert np.allclose(slicer.util.arrayFromModelPoints(session(drawn).model.node), before)
+    assert farthest(slicer.util.arrayFromModelPoints(session(drawn).model.node), before) == 0.0
 
 
 def test_coloring_and_opacity_need_no_fit(drawn, ui):
@@ -293,34 +318,15 @@ def test_nothing_chosen_is_one_sentence(application, ui):
 
 
 def test_at_the_start_only_what_can_be_done_is_enabled(ui):
-    for name in [
-        "removeButton",
-        "nameEdit",
-        "jumpButton",
-        "deleteButton",
-        "undoButton",
-        "redoButton",
-        "reconstructButton",
-        "refineButton",
-        "cancelButton",
-        "suggestButton",
-        "saveSegmentButton",
-        "exportStlButton",
-        "exportNrrdButton",
-        "exportOtherButton",
-        "landmarkButton",
-        "strengthSlider",
-        "addressEdit",
-        "testButton",
-    ]:
+    for name in DISABLED:
         assert not getattr(ui, name).enabled, name
-    for name in [
+    for name in (
         "exampleButton",
         "newButton",
         "drawRedButton",
         "boundaryButton",
         "localRadioButton",
-    ]:
+    ):
         assert getattr(ui, name).enabled, name
 
 

@@ -591,7 +591,10 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         table.setColumnCount(len(texts.COLUMNS))
         table.setHorizontalHeaderLabels([_(name) for name in texts.COLUMNS])
         table.verticalHeader().hide()
-        table.horizontalHeader().setStretchLastSection(True)
+        table.verticalHeader().defaultSectionSize = 22
+        header = table.horizontalHeader()
+        header.setSectionResizeMode(qt.QHeaderView.ResizeToContents)
+        header.setSectionResizeMode(0, qt.QHeaderView.Stretch)
         table.setEditTriggers(qt.QAbstractItemView.NoEditTriggers)
 
     def _updateTable(self, session):

@@ -17,9 +17,11 @@ import logging
 import os
 import sys
 import tempfile
+import time
 import types
 import unittest
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,6 +37,14 @@ MODULE = Path(__file__).resolve().parents[2] / "ShapePriorSlicer" / "ShapePriorS
 ORIENTATIONS = {"Red": "Axial", "Yellow": "Sagittal", "Green": "Coronal"}
 
 
+MODULES = (
+    "qt",
+    "ctk",
+    "slicer.ScriptedLoadableModule",
+    "slicer.i18n",
+    "slicer.parameterNodeWrapper",
+)
+ATTRIBUTES = ("app", "modules", "mrmlScene", "qSlicerScriptedLoadableModuleWidget")
 LOGICS = ("vtkSlicerMarkupsLogic", "vtkSlicerSegmentationsModuleLogic")
 
 
@@ -305,13 +315,15 @@ class Desktop:
     """The application with one module."""
 
     def __init__(self, mainWindow: bool = True) -> None:
+        # Before the first application: without a display there is no other.
+        os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
         self.application = QtWidgets.QApplication.instance() or QtWidgets.QApplication([])
         self.window = QtWidgets.QMainWindow(objectName="qSlicerMainWindow") if mainWindow else None
         self.folder = tempfile.mkdtemp(prefix="ShapePriorSlicer-")
         slicer.app = self.app = _App(self.application, self.window, self.folder)
         slicer.modules = types.SimpleNamespace()
         slicer.qSlicerScriptedLoadableModuleWidget = _WidgetRepresentation
-        slicer.util.loadUI = loadUI
+        self._loadUI, slicer.util.loadUI = slicer.util.loadUI, loadUI
         _putModules()
         slicer.mrmlScene = self.scene = self._scene()
         self.widget: Any = None
@@ -376,6 +388,25 @@ class Desktop:
         self.panel = parent
         return self.widget
 
+    def reload(self) -> Any:
+        """What the developer's Reload does."""
+        self.widget.cleanup()
+        self.panel.deleteLater()
+        return self.load()
+
+    def wait(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
+        """Let the event loop run until something holds.
+
+        Raises:
+            TimeoutError: it did not.
+        """
+        end = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > end:
+                raise TimeoutError
+            self.app.processEvents()
+            time.sleep(0.005)
+
     def close(self) -> None:
         """The application ends."""
         if self.widget is not None:
@@ -386,6 +417,12 @@ class Desktop:
             self.window.close()
             self.window.deleteLater()
         self.application.processEvents()
+        # Other tests of this process run without an application.
+        for name in MODULES:
+            sys.modules.pop(name, None)
+        for name in ATTRIBUTES:
+            delattr(slicer, name)
+        slicer.util.loadUI = self._loadUI
 
 
 def _putModules() -> None:
@@ -406,13 +443,7 @@ def _putModules() -> None:
     i18n = types.ModuleType("slicer.i18n")
     i18n.tr = lambda text: text
     i18n.translate = lambda context, text: text
-    sys.modules |= {
-        "qt": qt,
-        "ctk": ctk,
-        "slicer.ScriptedLoadableModule": scripted,
-        "slicer.i18n": i18n,
-        "slicer.parameterNodeWrapper": parameterNodeModule(),
-    }
+    sys.modules |= dict(zip(MODULES, (qt, ctk, scripted, i18n, parameterNodeModule()), strict=True))
 
 
 def click(widget: Any) -> None:

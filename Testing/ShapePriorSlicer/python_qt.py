@@ -216,9 +216,11 @@ def connect(qt: Any, signature: str, target: Any) -> None:
             traceback.print_exc()
             uncaught.append(error)
 
+    # PySide gives a slot as many arguments as it names.
+    slot = (lambda: receive(), lambda a: receive(a), lambda a, b: receive(a, b))[given]
     signal = getattr(qt, known[signature])
-    signal.connect(receive)
-    _connections.append((qt, signature, target, signal, receive))
+    signal.connect(slot)
+    _connections.append((qt, signature, target, signal, slot))
 
 
 def disconnect(qt: Any, signature: str, target: Any = None) -> bool:

@@ -70,6 +70,7 @@ HISTORY_PARAMETER = "history"
 RESIDUALS_PARAMETER = "residuals"
 FITTED_PARAMETER = "fitted"  # digest of what the surface in the scene is an answer to
 SURFACES = 32  # kept for undo
+SETTLE_SECONDS = 0.25  # a slider that rested this long is let go
 MERGE_SECONDS = 1.0  # changes of one slider within this time are one step
 PREVIEW = {"local": False, "remesh": False, "uncertainty": False}
 SAME_NORMAL = 1.0 - 1e-7  # of a view that lies in a plane already
@@ -159,6 +160,7 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         self._dragged: set[Node] = set()
         self._dirty = False
         self._pushed = -1e9  # when the last step was made
+        self._slid = -1e9  # when the strength was changed
         self._wanted = ""  # "", "preview" or "full"
         self._asked: _Asked | None = None
         self._followed: Inputs | None = None  # what was fitted, or decided not to, last
@@ -492,6 +494,8 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         before, state = self.history.present, self.structure.state()
         now = self._clock()
         if self.history.push(state, now - self._pushed < MERGE_SECONDS):
+            if state.parameters.strength != before.parameters.strength:
+                self._slid = now
             self._pushed = now
             self._keepHistory()
             self._show(before, state)
@@ -581,6 +585,8 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         preview = self._wanted == "preview"
         if preview and self._asked is not None and self._asked.preview:
             return  # the next preview waits for this one, or none would ever arrive
+        if self._asked is not None and self._clock() - self._slid < SETTLE_SECONDS:
+            return  # nor would any while the slider moves
         self._wanted = ""
         chosen, inputs = self.parameters, self.structure.inputs()
         if not preview:

@@ -237,6 +237,18 @@ def test_strength_and_side_go_with_the_request(fitted):
     assert settings == {"prior_strength": pytest.approx(0.1), "side": "left"}
 
 
+def test_a_moving_slider_leaves_a_fit_the_time_to_show_something(fitted):
+    for strength in (0.1, 0.2, 0.3):
+        fitted.change(strength=strength)
+        fitted.poll()
+        fitted._clock.now += 0.05
+    assert asked(fitted) == ["fit"]
+    fitted._clock.now += 0.3
+    fitted.poll()
+    assert asked(fitted) == ["fit", "fit"]
+    assert fitted.connection.requests[-1].settings["prior_strength"] == pytest.approx(10.0**0.3)
+
+
 def test_a_slider_brought_back_brings_the_surface_back(fitted):
     before = points(fitted)
     fitted.change(strength=1.0)

@@ -16,10 +16,14 @@ from model_server.errors import ShapePriorError
 Array = NDArray[np.float64]
 MAX_OUT_OF_PLANE_MM = 1.0
 CROSSING_POINTS = 2000
+DECIMALS = 6  # of coordinates in mm
+FLAT_MM = 1e-5  # what rounding alone makes uneven
 
 
 def _checked_points(points: object, name: str, least: int) -> Array:
-    array = np.asarray(points, dtype=np.float64)
+    # To a nanometer, so that the same annotations give the same surface whichever way they came:
+    # what transforms and files leave in the last bits would grow to 0.1 mm when it is remeshed.
+    array = np.asarray(np.round(np.asarray(points, dtype=np.float64), DECIMALS), dtype=np.float64)
     if array.ndim != 2 or array.shape[1] != 3:
         raise ShapePriorError(
             f"'{name}' is not a list of 3-D points.", "Give three coordinates for each point."
@@ -35,6 +39,13 @@ def _checked_points(points: object, name: str, least: int) -> Array:
             f"'{name}' has {len(array)} point(s), fewer than {least}.", "Place more points."
         )
     return array
+
+
+def _plane_of(loop: Array) -> tuple[Array, Array, Array]:
+    """Center (3,), singular values (3,) and axes (3, 3), the normal last, of points (N, 3)."""
+    origin = loop.mean(axis=0)
+    _, extent, axes = np.linalg.svd(loop - origin, full_matrices=False)
+    return origin, extent, axes
 
 
 def first_self_crossing(flat: Array) -> int | None:
@@ -97,15 +108,13 @@ class PlanarOutline:
             raise ShapePriorError(
                 f"The points of '{name}' all lie in one spot.", "Draw the outline again."
             )
-        origin = loop.mean(axis=0)
-        _, extent, axes = np.linalg.svd(loop - origin, full_matrices=False)
+        origin, extent, axes = _plane_of(loop)
         if extent[1] < 1e-6 * max(extent[0], 1e-12):
             raise ShapePriorError(
                 f"The points of '{name}' lie on one line.",
                 "Draw the outline around the organ, not along it.",
             )
-        normal = axes[2]
-        off = np.abs((loop - origin) @ normal)
+        off = np.abs((loop - origin) @ axes[2])
         if off.max() > MAX_OUT_OF_PLANE_MM:
             raise ShapePriorError(
                 f"'{name}' leaves its plane by {off.max():.1f} mm (at most "
@@ -114,6 +123,9 @@ class PlanarOutline:
                 "not-planar",
             )
         flat = (loop - origin) @ axes[:2].T
+        if off.max() > FLAT_MM:
+            loop = np.round(origin + flat @ axes[:2], DECIMALS)
+            origin, _, axes = _plane_of(loop)  # as of the same loop that comes flat
         crossing = first_self_crossing(thinned(flat))
         if crossing is not None:
             x, y, z = thinned(loop)[crossing]
@@ -122,7 +134,7 @@ class PlanarOutline:
                 "Move or delete the control points there.",
                 "self-crossing",
             )
-        return cls(name, (origin + flat @ axes[:2],), origin, normal)
+        return cls(name, (loop,), origin, axes[2])
 
     @cached_property
     def basis(self) -> Array:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import vtk
 from numpy.typing import NDArray
-from scipy.interpolate import CubicSpline
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from model_server.errors import ShapePriorError
+from model_server.geometry.curves import closed_spline
 from model_server.observations import Observations, PlanarOutline, PointSet, Volume
 
 Array = NDArray[np.float64]
@@ -22,7 +22,6 @@ Node = Any  # MRML nodes come without type information
 
 PLANE_ATTRIBUTE = "ShapePriorSlicer.Plane"  # origin and normal of the slice it was drawn in
 SPACING_ATTRIBUTE = "ShapePriorSlicer.SliceSpacing"  # mm along that normal
-POINTS_PER_SEGMENT = 10  # of a closed curve, as Slicer's own generator makes them
 LEAST_POINTS = 3
 MOVED_FLAT_MM = 0.05  # a curve moved as a whole is as flat as before
 
@@ -152,7 +151,7 @@ def curvePoints(curve: Node) -> Array:
         )
     if _isSpline(curve) or len(control) < curve.GetNumberOfControlPoints():
         # Slicer's own curve has single precision, and runs through a point that hangs at the mouse.
-        return _throughPoints(control)
+        return closed_spline(control)
     dense = vtk_to_numpy(curve.GetCurvePointsWorld().GetData()).astype(np.float64)
     if len(dense) > 1 and np.allclose(dense[0], dense[-1]):
         dense = dense[:-1]
@@ -164,13 +163,6 @@ def _isSpline(curve: Node) -> bool:
     parent = curve.GetParentTransformNode()
     bent = parent is not None and not parent.IsTransformToWorldLinear()
     return not bent and curve.GetCurveTypeAsString(curve.GetCurveType()) == "spline"
-
-
-def _throughPoints(control: Array) -> Array:
-    """Slicer's default interpolation: a periodic cubic spline with unit steps."""
-    closed = np.vstack([control, control[:1]])
-    spline = CubicSpline(np.arange(len(closed)), closed, bc_type="periodic")
-    return np.asarray(spline(np.arange(len(control) * POINTS_PER_SEGMENT) / POINTS_PER_SEGMENT))
 
 
 def outlineOf(curve: Node) -> PlanarOutline:

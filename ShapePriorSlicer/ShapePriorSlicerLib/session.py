@@ -282,7 +282,7 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
 
     def remove(self, node: Node) -> None:
         """Delete an annotation; undo brings it back."""
-        self.structure.scene.RemoveNode(node)
+        self.structure.remove(node)
         self._edited()
 
     def warmUp(self) -> None:

@@ -175,7 +175,7 @@ class Structure:
         """Remove all that was made for it from the scene; segmentations stay."""
         folder = self._folderOfOwned()
         for node in self.owned():
-            self.scene.RemoveNode(node)
+            self.remove(node)
         if folder:
             # With the children, this would remove what the user put there too.
             _hierarchy(self.scene).RemoveItem(folder, False, False)
@@ -241,6 +241,14 @@ class Structure:
         else:  # without Slicer's application nothing makes items by itself
             hierarchy.CreateItem(folder, node)
 
+    def remove(self, node: Node) -> None:
+        """Take a node of this structure out of the scene."""
+        self.scene.RemoveNode(node)
+        hierarchy = _hierarchy(self.scene)
+        item = hierarchy.GetItemByDataNode(node)
+        if item:  # without Slicer's application nothing removes items by itself
+            hierarchy.RemoveItem(item, False, False)
+
     def owned(self) -> list[Node]:
         """Nodes made for this structure: annotations, models, landmarks."""
         found = [node for _, node in self.annotations()]
@@ -296,7 +304,7 @@ class Structure:
         present = {_keyOf(n): n for _, n in self.annotations()}
         for key, node in present.items():
             if key not in wanted:
-                self.scene.RemoveNode(node)
+                self.remove(node)
         for key, annotation in wanted.items():
             node = present.get(key)
             if node is None:

@@ -554,6 +554,24 @@ def test_two_structures_know_nothing_of_each_other(application, workspace):
     assert application.scene.GetNumberOfNodesByClass("vtkMRMLModelNode") == 0
 
 
+def test_nothing_of_a_removed_structure_is_left(application, workspace, fitted):
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(application.scene)
+
+    def items():
+        found = vtk.vtkIdList()
+        hierarchy.GetItemChildren(hierarchy.GetSceneItemID(), found, True)
+        return found.GetNumberOfIds()
+
+    assert items() == 4  # folder, two outlines, surface
+    fitted.remove(outline(fitted))
+    fitted.undo()
+    assert items() == 4
+    workspace.remove(fitted)
+    assert items() == 0
+    assert application.scene.GetNumberOfNodesByClass("vtkMRMLMarkupsNode") == 0
+    assert application.scene.GetNumberOfNodesByClass("vtkMRMLScriptedModuleNode") == 0
+
+
 def test_a_renamed_structure_renames_its_surface(workspace, fitted):
     workspace.rename(fitted, "Left hippocampus")
     assert fitted.name == "Left hippocampus"

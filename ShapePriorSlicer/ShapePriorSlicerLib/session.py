@@ -164,6 +164,7 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         self._wanted = ""  # "", "preview" or "full"
         self._asked: _Asked | None = None
         self._followed: Inputs | None = None  # what was fitted, or decided not to, last
+        self._previewed: Inputs | None = None  # what a preview was asked for last
         self._atServer: Inputs | None = None  # what the server's last result answers
         self._device = ""
         self._restore()
@@ -481,11 +482,13 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         self._dirty = False
         self._watch()
         if self._dragged:
-            if self.parameters.autoUpdate:
+            inputs = self.structure.inputs()
+            if self.parameters.autoUpdate and inputs != self._previewed:
                 # After a preview a fit is due even if the point is back where it was.
-                self._wanted, self._followed = "preview", None
+                self._wanted, self._previewed, self._followed = "preview", inputs, None
             self.template.moveLandmarks(self.reconstruction)
             return True
+        self._previewed = None
         self._commit()
         return True
 

@@ -131,6 +131,14 @@ def test_a_drag_asks_for_one_preview_at_a_time_and_its_release_for_a_fit(fitted)
     fitted.connection.answer(shift=1.0)
     fitted.poll()
     assert asked(fitted) == ["preview", "preview"]
+    fitted.connection.answer(shift=1.0)
+    for _ in range(3):
+        fitted.poll()
+    assert asked(fitted) == ["preview", "preview"]  # the mouse rests
+    drag(node)
+    fitted.poll()
+    assert asked(fitted).pop() == "preview"
+    fitted.connection.requests.pop()
     release(node)
     fitted.poll()
     assert asked(fitted) == ["preview", "preview", "fit"]

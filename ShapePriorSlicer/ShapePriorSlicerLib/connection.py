@@ -172,7 +172,7 @@ class Connection:
         self._superseded: set[int] = set()  # sent, and not told ended by the server yet
         self._lastFit: Message | None = None
         self._template = ""  # the prior whose template was asked for and has not come yet
-        self._templateSent = False
+        self._templateNumber = 0  # of the request for it; 0 while not sent
         self._mostBytes = 0  # of a message, as the server said
         self._hasResult = False  # whether the server's session has one to refine
         self._number = 0
@@ -217,7 +217,7 @@ class Connection:
     def askTemplate(self, prior: str) -> None:
         """Ask for a prior's template; it comes as ``TemplateCame``, beside what else runs."""
         with self._lock:
-            self._template, self._templateSent = prior, False
+            self._template, self._templateNumber = prior, 0
         self.start()
 
     def cancel(self) -> None:
@@ -352,7 +352,7 @@ class Connection:
         self._triangles = None
         with self._lock:
             self._controls.clear()
-            self._hasResult = self._templateSent = False
+            self._hasResult, self._templateNumber = False, 0
             self._endSuperseded()
             if self._pending is not None and self._pending.cancelled:
                 self._events.put(Cancelled(self._pending.number, "cancel"))
@@ -419,10 +419,10 @@ class Connection:
                 if pending.message["type"] == "fit":
                     self._lastFit = pending.message
                 found.append(pending.message)
-            if self._template and not self._templateSent:
+            if self._template and not self._templateNumber:
                 # Numbered now: the server takes only numbers that grow.
                 self._number += 1
-                self._templateSent = True
+                self._templateNumber = self._number
                 found.append({"type": "template", "id": self._number, "prior": self._template})
             return found
 
@@ -442,7 +442,7 @@ class Connection:
             self._events.put(TemplateCame(str(message.get("prior")), *read_template(message)))
         elif kind == "error":
             failed = _failed(message)
-            if failed.code == "no-template":
+            if failed.request == self._templateNumber:
                 self._template = ""
             if failed.request is not None:
                 self._end(failed.request)

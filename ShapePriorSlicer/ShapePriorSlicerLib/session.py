@@ -257,10 +257,12 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
                 "Draw it as a closed curve.",
                 "open-curve",
             )
-        if node in [known for _, known in self.structure.annotations()]:
-            raise ShapePriorError(
-                f"'{node.GetName()}' belongs to this structure already.", "Choose another curve."
-            )
+        for other in Structure.all(self.structure.scene):
+            if node in [known for _, known in other.annotations()]:
+                raise ShapePriorError(
+                    f"'{node.GetName()}' belongs to '{other.name}' already.",
+                    "Choose another one, or a copy of it.",
+                )
         self.structure.add(role, node)
         self._edited()
 

@@ -39,8 +39,8 @@ class TemplateView:
         return self._model.node
 
     def has(self, prior: str) -> bool:
-        """Whether this prior's template has come."""
-        return prior in self._known
+        """Whether this prior's template has come, now or with a saved scene."""
+        return prior in self._known or self._stands(prior)
 
     def take(self, prior: str, surface: Surface, coordinates: Array) -> None:
         """Keep a template, canonical frame, and the template coordinates of its vertices."""
@@ -58,11 +58,10 @@ class TemplateView:
         if not chosen.showTemplate:
             self._setVisible(False)
             return
-        known = self._known.get(chosen.prior)
-        if patient is None or known is None:
-            return
-        gone = self._shown is None or self.node is None
-        if gone or self._shown.provenance.prior != chosen.prior:
+        if not self._stands(chosen.prior):
+            known = self._known.get(chosen.prior)
+            if patient is None or known is None:
+                return
             self._place(chosen, patient, *known)
         self._setVisible(True)
 
@@ -85,6 +84,10 @@ class TemplateView:
                 node.SetNthControlPointLabel(index, label)
 
     # --- parts --------------------------------------------------------------------------------
+
+    def _stands(self, prior: str) -> bool:
+        shown = self._shown
+        return shown is not None and self.node is not None and shown.provenance.prior == prior
 
     def _placed(self) -> Array:
         nodes = self._structure.nodes(TEMPLATE_LANDMARKS)

@@ -257,6 +257,16 @@ def test_a_deleted_outline_comes_back_under_its_transform(application, session, 
     assert session.canRedo
 
 
+def test_an_outline_put_under_a_transform_is_taken_out_again(application, session):
+    axial = draw(session)
+    transformed(application.scene, turn(30.0), axial)
+    session.poll()
+    session.undo()
+    assert axial.GetParentTransformNode() is None
+    session.redo()
+    assert axial.GetParentTransformNode() is not None
+
+
 def test_an_outline_whose_transform_was_deleted_comes_back(application, session):
     axial = draw(session)
     transform = transformed(application.scene, turn(30.0), axial)

@@ -117,6 +117,8 @@ def worked(application, session):
         bindToSlice(node, application.view(f"V{view}", view), 2.5)
     session.add(BOUNDARY, curve(session.structure, ellipse(2, 5.0)[:2], "clicks", BOUNDARY))
     session.change(coloring="uncertainty", strength=0.5, side="left", opacity=0.33)
+    session.poll()
+    session._clock.now += 1.0  # the slider rests
     answered(session)
     session.change(showTemplate=True)
     session.poll()
@@ -208,6 +210,15 @@ def test_landmarks_follow_fits_after_opening(application, worked, write, reopene
     center = back.reconstruction.surface.points.mean(axis=0)
     assert np.allclose(np.linalg.norm(after - center, axis=1), 15.0, atol=0.1)
     assert not np.allclose(after, before, atol=1.0)
+
+
+def test_the_saved_template_is_shown_without_a_server(application, worked, write, reopened):
+    (back,) = reopened(application, write).sessions
+    for shown in (False, True):
+        back.change(showTemplate=shown)
+        back.poll()
+        assert bool(back.template.node.GetDisplayNode().GetVisibility()) == shown
+    assert back.connection.templates == []
 
 
 def test_a_surface_saved_in_the_middle_of_a_fit_says_so(application, worked, write, reopened):

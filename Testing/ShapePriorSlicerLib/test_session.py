@@ -591,6 +591,12 @@ def test_the_same_outline_twice_is_refused(fitted):
         fitted.add(OUTLINE, outline(fitted))
 
 
+def test_an_outline_of_another_structure_is_refused(workspace, fitted):
+    other = workspace.create("liver-dals")
+    with pytest.raises(ShapePriorError, match="belongs to 'Hippocampus'"):
+        other.add(OUTLINE, outline(fitted))
+
+
 def test_only_closed_curves_are_outlines(application, session):
     node = application.scene.AddNewNodeByClass("vtkMRMLMarkupsCurveNode", "sketch")
     with pytest.raises(ShapePriorError, match="'sketch'"):

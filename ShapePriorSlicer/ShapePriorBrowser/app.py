@@ -39,7 +39,7 @@ Node = Any
 
 TICK_SECONDS = 0.02
 FIRST_PRIOR = f"{ORGAN}-dals"
-EXAMPLE_NAME = f"Example ({ORGAN}, synthetic)"
+EXAMPLE_NAME = f"Synthetic {ORGAN}"
 HERE = Path(__file__).parent
 FILES = "shape_prior"  # where the page's own files are found
 ICONS = "shape_prior_icons"

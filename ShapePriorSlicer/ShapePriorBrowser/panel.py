@@ -303,7 +303,7 @@ def _reconstruct(actions: Actions) -> None:
             **COMPACT,
         )
         with html.Div(classes="sp-ends sp-small"):
-            html.Span("Follow my outlines")
+            html.Span("Follow my annotations")
             html.Span("Follow the prior")
 
 

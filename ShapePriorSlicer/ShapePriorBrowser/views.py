@@ -16,9 +16,9 @@ from vtkmodules.vtkCommonCore import vtkCommand, vtkObject
 
 Node = Any
 
-# Pictures a second. Slices follow a drag in any of them; a picture of the 3D view takes software
-# rendering many times as long, so that it gets its full rate only under the mouse.
-SLICE_FRAMES, SPACE_FRAMES = 30.0, 10.0
+# Pictures a second of the view under the mouse, of the other slices, and of the 3D view, which
+# takes software rendering several times as long.
+FRAMES, SLICE_FRAMES, SPACE_FRAMES = 30.0, 20.0, 10.0
 # JPEG quality while something moves; a moment later the picture comes again at 90.
 MOVING_QUALITY = 75
 
@@ -72,7 +72,7 @@ class Views:
             manager.register_factory(
                 factory(
                     self._server,
-                    target_fps=SLICE_FRAMES,
+                    target_fps=FRAMES,
                     blur_fps=idle,
                     interactive_quality=MOVING_QUALITY,
                 )

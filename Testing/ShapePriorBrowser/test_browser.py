@@ -250,7 +250,9 @@ def test_a_second_structure_leaves_the_first_alone(job, person):
     before = person.watch()
     person.press("New structure")
     person.until(lambda: not person.watch()["outlines"], "an empty structure")
+    person.page.wait_for_timeout(500)
     person.shot("7-second-structure")
+    assert person.page.locator("a.v-btn--disabled", has_text="STL").count()
     person.page.get_by_label("Structure", exact=True).first.click(force=True)
     person.page.get_by_role("option", name="Hippocampus", exact=True).click()
     person.until(lambda: person.watch()["outlines"] == before["outlines"], "the first one")
@@ -274,7 +276,7 @@ def test_what_is_no_volume_is_refused_in_one_sentence(job, person, tmp_path):
     broken.write_bytes(b"no volume")
     upload(person, broken)
     person.page.get_by_text("'broken.nii.gz' cannot be read as a volume.").wait_for()
-    person.shot("7-refused")
+    person.shot("8-refused")
     other = tmp_path / "notes.txt"
     other.write_text("no volume")
     upload(person, other)
@@ -290,7 +292,7 @@ def test_an_uploaded_volume_takes_the_place_of_the_example(job, person, tmp_path
     scene = person.watch()
     assert scene["outlines"] == {}
     assert scene["model"] is None
-    person.shot("8-uploaded")
+    person.shot("9-uploaded")
 
 
 def test_nothing_is_asked_of_other_machines(job, asked):

@@ -4,8 +4,8 @@
 
 Headless Chromium at the bundled case, three outlines drawn by mouse, then control points of one
 dragged by mouse events in the page. Times are taken in the page: from the mouse event until a
-picture is loaded in which the surface has moved in a view where nothing else moves. How long the
-server's event loop was held is measured in the server.
+picture is loaded in which the cut of a new surface has moved, in the view of another outline. How
+long the server's event loop was held is measured in the server.
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ from chromium import VIEWS, Person, openedPage, servedExample, whyNot
 BARS = {"preview": 250.0, "final": 2.0, "frozen": 100.0}
 ARTIFACTS = Path(__file__).resolve().parent.parent / "artifacts" / "browser_drawing"
 DRAGGED, WATCHED = "Red", ("Green", "Yellow")  # an outline and the others' views
+POINTS = 5  # of the outline that are dragged
 JUMP_MM, LEFT_MM = 3.0, 0.6
 WOBBLE_SECONDS = 1.5  # of moving on and on, for the gaps between pictures
 MOVE_SECONDS = 0.016
+NOISE = 2  # pixels that may differ between pictures of the same
 PREVIEW_SECONDS = 10.0  # without one: it counts as never
 # Pictures as they are loaded; of the compared views with the number of pixels, of a ninth of them,
 # that differ from the picture before. JPEG noise differs by less than the threshold, also when a
 # picture comes again in better quality.
 RECORDER = """
 ({ timed, compared }) => {
-  const record = { frames: {}, moved: 0, up: 0, done: 0 };
+  const record = { frames: {}, moved: 0, up: 0, surface: 0, done: 0 };
   window.record = record;
   const canvas = document.createElement("canvas");
   const context = canvas.getContext("2d", { willReadFrequently: true });
@@ -72,6 +74,10 @@ RECORDER = """
   }
   document.addEventListener("pointermove", () => { record.moved = performance.now(); }, true);
   document.addEventListener("pointerup", () => { record.up = performance.now(); }, true);
+  // Volume and area are told in the moment in which a surface is put into the scene.
+  const figures = document.querySelector(".sp-figures");
+  new MutationObserver(() => { record.surface = performance.now(); })
+    .observe(figures, { characterData: true, childList: true, subtree: true });
   const status = document.querySelector("[role=status]");
   let text = "";
   new MutationObserver(() => {
@@ -113,7 +119,7 @@ class Dragging:
     def drag(self, index: int) -> Drag:
         """Drag one control point outward, to and fro, and let it go."""
         outline = np.array(self._person.watch()["outlines"][DRAGGED])
-        place, center = outline[index % len(outline)], outline.mean(axis=0)
+        place, center = outline[self._nearOthers(outline)[index % POINTS]], outline.mean(axis=0)
         away = (place - center) / np.linalg.norm(place - center)
         # Let go a little outside or inside: another surface, but still an organ's.
         rest = LEFT_MM * (-1.0) ** index
@@ -129,6 +135,12 @@ class Dragging:
         self._page.mouse.up()
         return Drag(preview, self._final(), gaps)
 
+    def _nearOthers(self, outline: np.ndarray) -> np.ndarray:
+        """Control points nearest to the other outlines' planes: there their views must show it."""
+        across, along = self._person.example["coronal"], self._person.example["sagittal"]
+        off = np.abs(outline[:, [1, 0]] - [across[0, 1], along[0, 0]]).min(axis=1)
+        return np.argsort(off)
+
     def _frames(self, view: str, since: float) -> list[tuple[float, int]]:
         found = self._page.evaluate("(view) => window.record.frames[view]", view)
         return [(time, changed) for time, changed in found if time > since]
@@ -137,15 +149,15 @@ class Dragging:
         return float(self._page.evaluate("(name) => window.record[name]", name))
 
     def _preview(self) -> float:
-        """Until the cut of the surface moved in a view where no outline does."""
+        """Until the cut of a new surface is seen to have moved in a view of another outline."""
         moved = self._time("moved")
         began = time.perf_counter()
         while time.perf_counter() - began < PREVIEW_SECONDS:
-            first = [
-                at for view in WATCHED for at, changed in self._frames(view, moved) if changed > 2
-            ]
-            if first:
-                return min(first) - moved
+            surface = self._time("surface")
+            frames = [f for view in WATCHED for f in self._frames(view, max(moved, surface))]
+            seen = [at for at, changed in frames if changed > NOISE]
+            if surface > moved and seen:
+                return min(seen) - moved
             self._page.wait_for_timeout(20)
         return float("inf")
 

@@ -580,8 +580,8 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._updating = False
 
     def _chooseVolume(self):
-        """Begin with the volume the slice views show."""
-        if self.ui.volumeSelector.currentNode() is None:
+        """Begin with the volume the slice views show; a structure has its own."""
+        if self.logic.workspace.current is None and self.ui.volumeSelector.currentNode() is None:
             self.ui.volumeSelector.setCurrentNode(self.logic.shownVolume())
 
     # --- the table ----------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -447,6 +448,37 @@ def test_the_scene_is_closed_during_a_fit_and_while_drawing(drawn, ui):
         draw(drawn, view)
     settled(drawn)
     assert ui.exportStlButton.enabled
+
+
+def test_a_loaded_structure_keeps_its_volume_whatever_the_views_show(drawn, ui, tmp_path):
+    volume = session(drawn).volume.GetName()
+    other = drawn.scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Other")
+    slicer.util.setSliceViewerLayers(background=other)
+    assert slicer.util.saveScene(str(tmp_path / "scene.mrb"))
+    drawn.scene.Clear(0)
+    slicer.util.loadScene(str(tmp_path / "scene.mrb"))
+    drawn.app.processEvents()
+    assert session(drawn).volume.GetName() == volume
+    assert ui.volumeSelector.currentNode() is session(drawn).volume
+    assert ui.annotationTable.rowCount == 3
+    assert ui.exportStlButton.enabled
+
+
+def test_the_script_for_slicer_ends_it_with_the_tests_result(application, monkeypatch, capsys):
+    codes = []
+    monkeypatch.setattr(slicer.util, "exit", codes.append)
+    monkeypatch.setattr(slicer.util, "selectModule", lambda name: None)
+    script = Path(__file__).parents[1] / "run_in_slicer.py"
+    monkeypatch.setattr(application.python.ShapePriorSlicerTest, "runTest", lambda self: None)
+    runpy.run_path(str(script), run_name="__main__")
+
+    def fails(self):
+        raise AssertionError
+
+    monkeypatch.setattr(application.python.ShapePriorSlicerTest, "runTest", fails)
+    runpy.run_path(str(script), run_name="__main__")
+    assert codes == [0, 1]
+    assert "self test passed in" in capsys.readouterr().out
 
 
 def test_nodes_deleted_under_our_feet(drawn, ui):

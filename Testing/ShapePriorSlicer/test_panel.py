@@ -357,6 +357,7 @@ def test_the_same_button_ends_the_outline_and_another_begins_its_own(application
     click(ui.drawGreenButton)
     click(ui.drawYellowButton)
     assert drawing.view == "Yellow"
+    assert (ui.drawGreenButton.checked, ui.drawYellowButton.checked) == (False, True)
     click(ui.boundaryButton)
     assert ui.boundaryButton.checked
     assert drawing.role == "boundary"

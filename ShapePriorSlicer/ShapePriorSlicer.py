@@ -37,6 +37,7 @@ from slicer.ScriptedLoadableModule import (
 )
 from slicer.util import VTKObservationMixin
 
+VIEWS = ("Red", "Green", "Yellow")  # with buttons of their own
 POLL_MILLISECONDS = 20
 WRONG = "color: #d04020;"  # readable on Slicer's light and dark style
 LEND_SECONDS = 0.003  # to the worker, while it is needed: the main thread keeps Python's lock
@@ -204,7 +205,7 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _connectButtons(self):
         ui = self.ui
-        for view in ("Red", "Green", "Yellow"):
+        for view in VIEWS:
             draw = getattr(ui, f"draw{view}Button")
             draw.connect("clicked(bool)", lambda _checked, v=view: self.onDraw(v))
             border = getattr(ui, f"border{view}Button")
@@ -580,8 +581,8 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._updating = False
 
     def _chooseVolume(self):
-        """Begin with the volume the slice views show."""
-        if self.ui.volumeSelector.currentNode() is None:
+        """Begin with the volume the slice views show; a structure has its own."""
+        if self.logic.workspace.current is None and self.ui.volumeSelector.currentNode() is None:
             self.ui.volumeSelector.setCurrentNode(self.logic.shownVolume())
 
     # --- the table ----------------------------------------------------------------------------
@@ -705,6 +706,8 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             widget.enabled = bool(enabled)
         for button, role in self._pointButtons():
             button.checked = drawing.isActive and drawing.role == role
+        for view in VIEWS:
+            getattr(ui, f"draw{view}Button").checked = drawing.isActive and drawing.view == view
         ui.undoButton.toolTip = texts.undoText(session.history.undoText if exists else "")
         ui.redoButton.toolTip = texts.redoText(session.history.redoText if exists else "")
         ui.progressBar.maximum = 0 if busy else 1  # 0 moves without end

@@ -73,18 +73,25 @@ class Backend(Protocol):
         ...
 
 
+def serverUrl(host: str) -> str:
+    """ "ws://name:port" or "wss://name:port" of what a user typed for a server."""
+    host = host.strip().rstrip("/").removesuffix("/session")
+    scheme, found, rest = host.partition("://")
+    if not found:
+        return f"ws://{host}"
+    return f"{'wss' if scheme.lower() in ('wss', 'https') else 'ws'}://{rest}"
+
+
 class RemoteBackend:
     """A server somebody else runs.
 
     Args:
-        host: "name:port", or a URL that starts with ws:// or wss://.
+        host: "name:port", or a URL of ws, wss, http or https.
         token: the operator's.
     """
 
     def __init__(self, host: str, token: str) -> None:
-        host = host.strip().rstrip("/")
-        url = host if host.startswith(("ws://", "wss://")) else f"ws://{host}"
-        self._address = Address(url if url.endswith("/session") else f"{url}/session", token)
+        self._address = Address(f"{serverUrl(host)}/session", token)
 
     def address(self, progress: Progress | None = None) -> Address:
         """The given address."""

@@ -11,6 +11,8 @@ from typing import Any
 
 from model_server.errors import ShapePriorError
 
+from .backend import serverUrl
+
 SECONDS = 5.0
 METHODS = {
     "dals": "DALS",
@@ -66,15 +68,13 @@ def listRemotePriors(url: str, token: str) -> list[PriorInfo]:
     """Priors of a server elsewhere; also the test whether it can be used.
 
     Args:
-        url: "ws://host:port" or "http://host:port", "wss" and "https" for TLS.
+        url: "host:port", "ws://host:port" or "http://host:port", "wss" and "https" for TLS.
         token: the operator's.
 
     Raises:
         ShapePriorError: no answer, a wrong token, or no such server.
     """
-    base = url.strip().rstrip("/").removesuffix("/session")
-    for socket, plain in (("ws://", "http://"), ("wss://", "https://")):
-        base = plain + base.removeprefix(socket) if base.startswith(socket) else base
+    base = "http" + serverUrl(url).removeprefix("ws")
     request = urllib.request.Request(f"{base}/priors", headers={"Authorization": f"Bearer {token}"})
     try:
         with urllib.request.urlopen(request, timeout=SECONDS) as answer:

@@ -735,6 +735,8 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
     def _restore(self) -> None:
         """Take up what a saved scene holds."""
         node = self.structure.node
+        # Values that cannot be: the panel's typed parameter node would refuse the whole node.
+        writeParameters(node, self.parameters)
         present = self.structure.state()
         self.history = History.fromText(node.GetParameter(HISTORY_PARAMETER) or "", present)
         self._followed = self.structure.inputs()  # no server starts before the user asks for it

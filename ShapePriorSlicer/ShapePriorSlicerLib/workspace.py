@@ -35,6 +35,7 @@ class Workspace(VTKObservationMixin):  # type: ignore[misc]
         self.current: Session | None = None
         self.drawing = Drawing(scene)
         self._changed = False
+        self._placing: tuple[Any, ...] = ()  # what the drawing was when last polled
         for event, method in (
             (scene.StartCloseEvent, self._onStartClose),
             (scene.EndImportEvent, self._onEndImport),
@@ -127,7 +128,10 @@ class Workspace(VTKObservationMixin):  # type: ignore[misc]
         Args:
             wait: seconds the thread may be lent to the workers, where any is busy.
         """
-        changed, self._changed = self._changed, False
+        # Placing ends by the user's right click, of which nobody else would tell.
+        placing = (self.drawing.node, self.drawing.role, self.drawing.problem)
+        changed = self._changed or placing != self._placing
+        self._changed, self._placing = False, placing
         for session in list(self.sessions):
             lend = wait if session.isActive() or session.connection.isBusy() else 0.0
             changed |= session.poll(lend)

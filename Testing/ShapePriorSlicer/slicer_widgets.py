@@ -203,10 +203,7 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
             return
         self._nodes = found
         self.combo.clear()
-        self.combo.addItems(
-            [f"Select a {self._nodeTypes[0][7:] if self._nodeTypes else ''}"]
-            + [n.GetName() for n in found]
-        )
+        self.combo.addItems([self._noneDisplay] + [n.GetName() for n in found])
         first = found[0] if found and not self._noneEnabled else None
         self.setCurrentNode(self._current if self._current in found else first)
 

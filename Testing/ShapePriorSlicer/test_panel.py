@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from python_qt import uncaught, unwrap  # noqa: E402
 from scipy.spatial import cKDTree  # noqa: E402
 from ShapePriorSlicerLib import dependencies  # noqa: E402
 from ShapePriorSlicerLib.sample_data import exampleOutline  # noqa: E402
+from ShapePriorSlicerLib.widget_texts import OTHER_EXPORTS  # noqa: E402
 
 DISABLED = (
     "removeButton",
@@ -74,7 +76,7 @@ def place(application, points):
         application.app.processEvents()
     interaction = application.scene.GetNodeByID("vtkMRMLInteractionNodeSingleton")
     interaction.SwitchToViewTransformMode()
-    application.app.processEvents()
+    QtTest.QTest.qWait(60)  # a user needs longer before the next action
 
 
 def draw(application, view):
@@ -262,10 +264,6 @@ def test_a_segment_is_kept_replaced_and_taken_back(drawn, ui):
 def test_other_formats_are_in_the_menu(drawn, ui, tmp_path, monkeypatch, suffix):
     saving(monkeypatch, tmp_path / f"organ{suffix}")
     actions = unwrap(ui.exportOtherButton).menu().actions()
-    names = list(drawn.widget.ui.exportOtherButton._qt.menu().actions())
-    assert len(actions) == len(names)
-    from ShapePriorSlicerLib.widget_texts import OTHER_EXPORTS
-
     actions[list(OTHER_EXPORTS).index(suffix)].trigger()
     assert (tmp_path / f"organ{suffix}").stat().st_size > 100
 
@@ -359,6 +357,7 @@ def test_the_same_button_ends_the_outline_and_another_begins_its_own(application
     click(ui.drawGreenButton)
     click(ui.drawYellowButton)
     assert drawing.view == "Yellow"
+    assert (ui.drawGreenButton.checked, ui.drawYellowButton.checked) == (False, True)
     click(ui.boundaryButton)
     assert ui.boundaryButton.checked
     assert drawing.role == "boundary"
@@ -450,6 +449,37 @@ def test_the_scene_is_closed_during_a_fit_and_while_drawing(drawn, ui):
         draw(drawn, view)
     settled(drawn)
     assert ui.exportStlButton.enabled
+
+
+def test_a_loaded_structure_keeps_its_volume_whatever_the_views_show(drawn, ui, tmp_path):
+    volume = session(drawn).volume.GetName()
+    other = drawn.scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Other")
+    slicer.util.setSliceViewerLayers(background=other)
+    assert slicer.util.saveScene(str(tmp_path / "scene.mrb"))
+    drawn.scene.Clear(0)
+    slicer.util.loadScene(str(tmp_path / "scene.mrb"))
+    drawn.app.processEvents()
+    assert session(drawn).volume.GetName() == volume
+    assert ui.volumeSelector.currentNode() is session(drawn).volume
+    assert ui.annotationTable.rowCount == 3
+    assert ui.exportStlButton.enabled
+
+
+def test_the_script_for_slicer_ends_it_with_the_tests_result(application, monkeypatch, capsys):
+    codes = []
+    monkeypatch.setattr(slicer.util, "exit", codes.append)
+    monkeypatch.setattr(slicer.util, "selectModule", lambda name: None)
+    script = Path(__file__).parents[1] / "run_in_slicer.py"
+    monkeypatch.setattr(application.python.ShapePriorSlicerTest, "runTest", lambda self: None)
+    runpy.run_path(str(script), run_name="__main__")
+
+    def fails(self):
+        raise AssertionError
+
+    monkeypatch.setattr(application.python.ShapePriorSlicerTest, "runTest", fails)
+    runpy.run_path(str(script), run_name="__main__")
+    assert codes == [0, 1]
+    assert "self test passed in" in capsys.readouterr().out
 
 
 def test_nodes_deleted_under_our_feet(drawn, ui):

@@ -438,12 +438,11 @@ class Connection:
             self._end(message["id"])
             self._events.put(Cancelled(message["id"], message["by"]))
         elif kind == "template":
-            self._template = ""
+            self._endTemplate(message.get("id"))
             self._events.put(TemplateCame(str(message.get("prior")), *read_template(message)))
         elif kind == "error":
             failed = _failed(message)
-            if failed.request == self._templateNumber:
-                self._template = ""
+            self._endTemplate(failed.request)
             if failed.request is not None:
                 self._end(failed.request)
             self._events.put(failed)
@@ -453,6 +452,11 @@ class Connection:
             self._superseded.discard(number)
             if self._pending is not None and self._pending.number == number:
                 self._pending = None
+
+    def _endTemplate(self, number: object) -> None:
+        with self._lock:
+            if number == self._templateNumber:  # and not of a prior asked about before
+                self._template = ""
 
     def _surface(self, message: Message) -> Event:
         found = read_reconstruction(message["reconstruction"], self._triangles)

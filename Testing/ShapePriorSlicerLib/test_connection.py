@@ -24,6 +24,7 @@ from ShapePriorSlicerLib.connection import (
     Lost,
     Progressed,
     Starting,
+    TemplateCame,
     Timeouts,
 )
 from websockets.sync.server import ServerConnection, serve
@@ -98,6 +99,38 @@ def test_refusals_are_told_and_the_next_fit_works(connection: Connection, drawn:
     found = end_of(connection, connection.refine())
     assert isinstance(found, Failed | Finished)
     assert isinstance(end_of(connection, connection.fit("rbf", drawn)), Finished)
+
+
+def test_templates_come_beside_fits(connection: Connection, drawn: Observations):
+    number = connection.fit("rbf", drawn)
+    connection.askTemplate("hippocampus-dals")
+    connection.askTemplate("hippocampus-pca")  # the user chose another one at once
+    events = events_until(
+        connection, lambda e: isinstance(e, TemplateCame) and e.prior == "hippocampus-pca"
+    )
+    came = next(e for e in events if isinstance(e, TemplateCame))
+    assert len(came.coordinates) == len(came.surface.points) > 100
+    assert np.abs(came.surface.points).max() < 3.0  # canonical
+    if not any(isinstance(e, Finished) for e in events):
+        assert isinstance(end_of(connection, number), Finished)
+    wait_until(lambda: not connection.isBusy())
+
+
+def test_a_second_template_is_not_lost_to_the_first(connection: Connection):
+    connection.askTemplate("hippocampus-dals")
+    wait_until(lambda: connection._templateNumber > 0)
+    connection.askTemplate("hippocampus-pca")
+    events_until(connection, lambda e: isinstance(e, TemplateCame) and e.prior == "hippocampus-pca")
+    wait_until(lambda: not connection.isBusy())
+
+
+@pytest.mark.parametrize("prior", ["rbf", "nonsense"])
+def test_a_template_that_cannot_come_keeps_nobody_busy(connection: Connection, prior: str):
+    connection.askTemplate(prior)
+    (failed,) = (e for e in events_until(connection, lambda e: isinstance(e, Failed))
+                 if isinstance(e, Failed))  # fmt: skip
+    assert failed.remedy
+    wait_until(lambda: not connection.isBusy())
 
 
 def test_a_volume_beyond_the_limit_is_refused_here(connection: Connection, drawn: Observations):

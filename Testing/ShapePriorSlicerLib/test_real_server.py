@@ -21,13 +21,21 @@ from scenes import (
     until,
     vtkMatrix,
 )
+from ShapePriorSlicerLib.annotations import planeOfSlice
 from ShapePriorSlicerLib.backend import LocalBackend
 from ShapePriorSlicerLib.sample_data import exampleTruth
 from ShapePriorSlicerLib.structure import LANDMARKS, TEMPLATE_LANDMARKS
 from ShapePriorSlicerLib.workspace import Workspace
 from test_saving import opened, writeBundle
+from views import View, cannotRender
 
 from model_server.evaluation.metrics import dice
+from model_server.geometry.labels import surface_from_label
+from model_server.geometry.loops import (
+    loop_length,
+    points_along,
+    section_loops,
+)
 from model_server.io.volumes import read_volume
 
 
@@ -80,6 +88,32 @@ def test_the_bundled_case_is_reconstructed(workspace, session):
     assert dice(found, read_volume(exampleTruth())) > 0.9
     assert [row.residualMm < 0.3 for row in session.outlines()] == [True] * 3
     assert session.status.device == "cpu"
+
+
+@pytest.mark.parametrize("tilt", [0.0, 25.0])
+def test_outlines_clicked_in_slices_of_any_tilt_are_enough(sit, tilt):
+    if cannotRender():
+        pytest.skip(cannotRender())
+    application, workspace = sit()
+    session = workspace.create("hippocampus-dals")
+    truth = read_volume(exampleTruth())
+    organ = surface_from_label(truth)
+    center = 0.5 * (organ.points.min(axis=0) + organ.points.max(axis=0))
+    normals = turn(tilt)[:3, :3] @ np.eye(3)
+    for name, normal in zip(("Yellow", "Green", "Red"), normals.T, strict=True):
+        direction = normal if tilt else {"Y": "Sagittal", "G": "Coronal", "R": "Axial"}[name[0]]
+        view = View(application, name, direction, center, 60.0)
+        loops = section_loops(organ.points, organ.triangles, *planeOfSlice(view.node))
+        loop = max(loops, key=len)
+        workspace.drawing.outline(session, view.node)
+        for point in points_along(loop, np.arange(16) / 16 * loop_length(loop)):
+            view.click(*view.xy(point))
+        view.click(5, 5, "Right")
+        view.close()
+        assert workspace.drawing.problem is None
+    settle(workspace)
+    assert len(session.outlines()) == 3
+    assert dice(surface(session), truth) > 0.9
 
 
 def test_a_crash_in_a_fit_loses_nothing(backend, workspace, session):

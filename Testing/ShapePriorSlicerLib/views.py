@@ -32,15 +32,19 @@ def cannotRender() -> str:
 
 
 class View:
-    """A slice view through ``CENTER``.
+    """A slice view, off screen.
 
     Args:
         application: whose scene it shows.
         name: "Red".
         orientation: "Axial", "Coronal", "Sagittal", or (3,) a normal.
+        center: (3,) RAS mm, in its middle.
+        field: mm across.
     """
 
-    def __init__(self, application: Application, name: str, orientation) -> None:
+    def __init__(
+        self, application: Application, name: str, orientation, center=CENTER, field=FIELD
+    ) -> None:
         factory = slicer.vtkMRMLSliceViewDisplayableManagerFactory.GetInstance()
         factory.SetMRMLApplicationLogic(application.logic)
         for manager in ("vtkMRMLCrosshairDisplayableManager", "vtkMRMLMarkupsDisplayableManager"):
@@ -77,9 +81,9 @@ class View:
             self.node.SetOrientation(orientation)
         else:
             across = np.cross(orientation, [0.0, 0.0, 1.0])
-            self.node.SetSliceToRASByNTP(*orientation, *across / np.linalg.norm(across), *CENTER, 0)
-        self.node.SetFieldOfView(FIELD, FIELD, 1)
-        self.node.JumpSliceByCentering(*CENTER)
+            self.node.SetSliceToRASByNTP(*orientation, *across / np.linalg.norm(across), *center, 0)
+        self.node.SetFieldOfView(field, field, 1)
+        self.node.JumpSliceByCentering(*center)
         self._window.Render()
 
     def close(self) -> None:

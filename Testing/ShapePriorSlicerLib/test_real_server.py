@@ -113,7 +113,7 @@ def test_outlines_clicked_in_slices_of_any_tilt_are_enough(sit, tilt):
         assert workspace.drawing.problem is None
     settle(workspace)
     assert len(session.outlines()) == 3
-    assert dice(surface(session), truth) > 0.9
+    assert dice(surface(session), truth) > (0.85 if tilt else 0.9)
 
 
 def test_a_crash_in_a_fit_loses_nothing(backend, workspace, session):

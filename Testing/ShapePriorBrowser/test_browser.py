@@ -253,6 +253,8 @@ def test_a_second_structure_leaves_the_first_alone(job, person):
     person.page.wait_for_timeout(500)
     person.shot("7-second-structure")
     assert person.page.locator("a.v-btn--disabled", has_text="STL").count()
+    clickPoints(person, "Boundary", 3)
+    assert "Hippocampus 2 boundary points" in person.page.locator(".sp-table").inner_text()
     person.page.get_by_label("Structure", exact=True).first.click(force=True)
     person.page.get_by_role("option", name="Hippocampus", exact=True).click()
     person.until(lambda: person.watch()["outlines"] == before["outlines"], "the first one")
@@ -262,6 +264,21 @@ def test_a_second_structure_leaves_the_first_alone(job, person):
     person.until(lambda: not person.watch()["outlines"], "the second one")
     person.press("Delete structure")
     person.until(lambda: person.watch()["model"] == before["model"], "the first one is left")
+
+
+def clickPoints(person: Person, role: str, count: int) -> None:
+    """Click points in a row in the coronal view; Enter ends."""
+    person.press(role)
+    person.page.wait_for_selector(".sp-hint")
+    box = person.picture("Green")
+    for index in range(count):
+        x, y = box["x"] + 250 + 40 * index, box["y"] + 200
+        person.page.mouse.move(x, y)
+        person.page.mouse.click(x, y)
+    row = person.page.locator(".sp-table tbody tr")
+    person.until(lambda: row.count() and f"{count}" in row.last.inner_text(), "the points are told")
+    person.page.keyboard.press("Enter")
+    person.until(lambda: not person.page.locator(".sp-hint").count(), "placing ends")
 
 
 # --- other volumes ------------------------------------------------------------------------------

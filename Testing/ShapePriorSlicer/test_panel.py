@@ -51,6 +51,10 @@ def ui(application):
 @pytest.fixture
 def drawn(application):
     """The bundled case with three outlines and its surface."""
+    return reconstructed(application)
+
+
+def reconstructed(application):
     click(application.widget.ui.exampleButton)
     for view in VIEWS:
         draw(application, view)
@@ -129,8 +133,8 @@ def test_five_clicks_and_three_outlines_from_the_example_to_an_stl(
     assert ui.figuresLabel.text.startswith("Volume ")
 
 
-def test_the_modules_own_self_test(application):
-    application.python.ShapePriorSlicerTest().runTest()
+def test_the_modules_own_self_test(ownServer):
+    ownServer.python.ShapePriorSlicerTest().runTest()
 
 
 def test_the_table_tells_of_every_outline(drawn, ui):
@@ -507,7 +511,8 @@ def test_leaving_the_module_ends_drawing(application, ui):
     assert application.widget._shortcuts
 
 
-def test_reloading_ends_the_server_and_takes_up_the_scene(drawn):
+def test_reloading_ends_the_server_and_takes_up_the_scene(ownServer):
+    drawn = reconstructed(ownServer)
     backend = drawn.widget.logic.workspace.backend
     assert backend.isRunning()
     points = slicer.util.arrayFromModelPoints(session(drawn).model.node).copy()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import runpy
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -540,9 +542,6 @@ def test_without_a_main_window_the_panel_loads():
 
 
 def test_sample_data_is_registered_as_slicer_takes_it(application, monkeypatch):
-    import sys
-    import types
-
     taken = {}
 
     class SampleDataLogic:
@@ -624,6 +623,17 @@ def test_missing_packages_are_asked_for_once(application, ui, monkeypatch):
     click(ui.installButton)
     assert len(asked) == 2
     assert ui.backendLabel.text == "Not installed."
+
+
+def test_drawing_without_the_packages_ends_in_a_sentence(application, ui, monkeypatch):
+    monkeypatch.setitem(sys.modules, "websockets.sync.client", None)
+    click(ui.exampleButton)
+    for view in VIEWS:
+        draw(application, view)
+    settled(application)
+    assert "'websockets' is not installed" in ui.statusLabel.text
+    assert ui.statusLabel.styleSheet
+    assert not ui.cancelButton.enabled
 
 
 def test_an_error_nobody_thought_of_is_told_and_the_panel_goes_on(application, ui, monkeypatch):

@@ -288,6 +288,17 @@ class Connection:
             except ShapePriorError as error:
                 self._giveUp(Failed(None, error.code, error.what, error.remedy))
                 return
+            except ModuleNotFoundError as error:
+                # Before the next clause, which needs such a package itself.
+                self._giveUp(
+                    Failed(
+                        None,
+                        "no-packages",
+                        f"The Python package '{str(error.name).split('.')[0]}' is not installed.",
+                        "Install the packages in the panel's part 'Backend'.",
+                    )
+                )
+                return
             except (OSError, EOFError, TimeoutError, _lostErrors()):
                 if self._stopped.is_set():
                     return

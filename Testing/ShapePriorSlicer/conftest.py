@@ -6,21 +6,49 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-
-pytest.importorskip("slicer", reason="slicer-core is not installed")
-pytest.importorskip("PySide6", reason="PySide6 is not installed")
-
-import desktop as stand_in
-import python_qt
+from ShapePriorSlicerLib.backend import LocalBackend
 
 
-@pytest.fixture
-def application() -> Iterator[Any]:
+class SharedBackend(LocalBackend):
+    """One real server process for many tests: starting one takes seconds."""
+
+    one: SharedBackend | None = None
+
+    def __new__(cls, *arguments: Any, **named: Any) -> SharedBackend:
+        if cls.one is None:
+            cls.one = super().__new__(cls)
+            LocalBackend.__init__(cls.one)
+        return cls.one
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        """Made once."""
+
+    def stop(self) -> None:
+        """Not before the last test."""
+
+
+@pytest.fixture(scope="session")
+def backend() -> Iterator[type[SharedBackend]]:
+    """What the panel takes for the class of its own server process."""
+    yield SharedBackend
+    if SharedBackend.one is not None:
+        LocalBackend.stop(SharedBackend.one)
+
+
+def opened(backend: type[LocalBackend] | None = None) -> Iterator[Any]:
     """The application with the module's panel open; fails if a slot raised."""
+    # Only here: the tests of the .ui file need neither.
+    pytest.importorskip("slicer", reason="slicer-core is not installed")
+    pytest.importorskip("PySide6", reason="PySide6 is not installed")
+    import desktop
+    import python_qt
+
     python_qt.uncaught.clear()
-    found = stand_in.Desktop()
+    found = desktop.Desktop()
     try:
         found.load()
+        if backend is not None:
+            found.python.LocalBackend = backend
         found.window.resize(440, 1100)
         found.window.show()
         found.app.processEvents()
@@ -28,3 +56,15 @@ def application() -> Iterator[Any]:
         assert python_qt.uncaught == []
     finally:
         found.close()
+
+
+@pytest.fixture
+def application(backend: type[SharedBackend]) -> Iterator[Any]:
+    """The panel, with the server that the tests share."""
+    yield from opened(backend)
+
+
+@pytest.fixture
+def ownServer() -> Iterator[Any]:
+    """The panel, with a server process of its own."""
+    yield from opened()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import runpy
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +53,10 @@ def ui(application):
 @pytest.fixture
 def drawn(application):
     """The bundled case with three outlines and its surface."""
+    return reconstructed(application)
+
+
+def reconstructed(application):
     click(application.widget.ui.exampleButton)
     for view in VIEWS:
         draw(application, view)
@@ -129,8 +135,8 @@ def test_five_clicks_and_three_outlines_from_the_example_to_an_stl(
     assert ui.figuresLabel.text.startswith("Volume ")
 
 
-def test_the_modules_own_self_test(application):
-    application.python.ShapePriorSlicerTest().runTest()
+def test_the_modules_own_self_test(ownServer):
+    ownServer.python.ShapePriorSlicerTest().runTest()
 
 
 def test_the_table_tells_of_every_outline(drawn, ui):
@@ -507,7 +513,8 @@ def test_leaving_the_module_ends_drawing(application, ui):
     assert application.widget._shortcuts
 
 
-def test_reloading_ends_the_server_and_takes_up_the_scene(drawn):
+def test_reloading_ends_the_server_and_takes_up_the_scene(ownServer):
+    drawn = reconstructed(ownServer)
     backend = drawn.widget.logic.workspace.backend
     assert backend.isRunning()
     points = slicer.util.arrayFromModelPoints(session(drawn).model.node).copy()
@@ -535,9 +542,6 @@ def test_without_a_main_window_the_panel_loads():
 
 
 def test_sample_data_is_registered_as_slicer_takes_it(application, monkeypatch):
-    import sys
-    import types
-
     taken = {}
 
     class SampleDataLogic:
@@ -619,6 +623,17 @@ def test_missing_packages_are_asked_for_once(application, ui, monkeypatch):
     click(ui.installButton)
     assert len(asked) == 2
     assert ui.backendLabel.text == "Not installed."
+
+
+def test_drawing_without_the_packages_ends_in_a_sentence(application, ui, monkeypatch):
+    monkeypatch.setitem(sys.modules, "websockets.sync.client", None)
+    click(ui.exampleButton)
+    for view in VIEWS:
+        draw(application, view)
+    settled(application)
+    assert "'websockets' is not installed" in ui.statusLabel.text
+    assert ui.statusLabel.styleSheet
+    assert not ui.cancelButton.enabled
 
 
 def test_an_error_nobody_thought_of_is_told_and_the_panel_goes_on(application, ui, monkeypatch):

@@ -186,7 +186,7 @@ def test_clicks_miss_the_surface_by_the_jitter() -> None:
 def test_surface_points_are_exact() -> None:
     points = simulate.surface_points(ORGAN, rng()).boundary_points()
     assert points.shape == (2500, 3)
-    assert distances_to(ORGAN, points).max() < 1e-9
+    assert distances_to(ORGAN, points).max() < 1e-6  # as exact as points are kept
     assert len(np.unique(points, axis=0)) == 2500
 
 

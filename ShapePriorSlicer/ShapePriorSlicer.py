@@ -1,6 +1,7 @@
 """The module as Slicer loads it: module, widget, logic and self test. What they do is in
 ShapePriorSlicerLib."""
 
+import contextlib
 import enum
 import logging
 import queue
@@ -176,10 +177,12 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def cleanup(self):
         """Slicer ends, or the module is loaded again: the server goes with it."""
         self.removeObservers()
-        self._removeShortcuts()
-        self._connectParameters(None)
         if self.logic is not None:
             self.logic.close()
+        # When Slicer ends, the main window may have gone with its widgets.
+        with contextlib.suppress(ValueError):
+            self._connectParameters(None)
+        self._removeShortcuts()
 
     def enter(self):
         """The user opened the module."""
@@ -296,10 +299,11 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._shortcuts.append(shortcut)
 
     def _removeShortcuts(self):
-        for shortcut in self._shortcuts:
-            shortcut.disconnect("activated()")
-            shortcut.setParent(None)
-        self._shortcuts = []
+        shortcuts, self._shortcuts = self._shortcuts, []
+        for shortcut in shortcuts:
+            with contextlib.suppress(ValueError):  # gone with the main window
+                shortcut.disconnect("activated()")
+                shortcut.setParent(None)
 
     def _connectParameters(self, session):
         """Tie the panel's parameter widgets to a session's node, or to none."""
@@ -785,13 +789,17 @@ class ShapePriorSlicerLogic(ScriptedLoadableModuleLogic):
         return shown or nodes
 
     def sliceNode(self, view):
-        """The slice node of a view by its name."""
-        for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
+        """The slice node of a view by its name.
+
+        Raises:
+            ShapePriorError: it is not on screen, where nobody could draw in it.
+        """
+        for node in self.sliceNodes():
             if node.GetName() == view:
                 return node
         raise ShapePriorError(
-            _("There is no slice view called '{view}'.").format(view=view),
-            _("Choose a layout with slice views."),
+            _("The {view} view is not on screen.").format(view=view),
+            _("Choose a layout that shows it."),
         )
 
     def sliceNodeUnderMouse(self):

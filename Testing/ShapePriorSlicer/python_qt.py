@@ -230,6 +230,8 @@ def connect(qt: Any, signature: str, target: Any) -> None:
 
 def disconnect(qt: Any, signature: str, target: Any = None) -> bool:
     """Disconnect; whether anything was connected."""
+    if not shiboken6.isValid(qt):
+        raise ValueError(f"Trying to call 'disconnect' on a destroyed {type(qt).__name__} object")
     signature = signature.replace(", ", ",")
     found = [c for c in _connections if c[0] is qt and c[1] == signature and target in (None, c[2])]
     for connection in found:

@@ -14,6 +14,7 @@ import pytest
 slicer = pytest.importorskip("slicer", reason="slicer-core is not installed")
 pytest.importorskip("PySide6", reason="PySide6 is not installed")
 
+import shiboken6  # noqa: E402
 from desktop import Desktop, click  # noqa: E402
 from PySide6 import QtCore, QtTest, QtWidgets  # noqa: E402
 from python_qt import uncaught, unwrap  # noqa: E402
@@ -511,6 +512,21 @@ def test_leaving_the_module_ends_drawing(application, ui):
     assert application.widget._shortcuts == []
     application.widget.enter()
     assert application.widget._shortcuts
+
+
+def test_a_view_that_is_not_on_screen_cannot_be_drawn_in(application, ui):
+    click(ui.exampleButton)
+    application.widget.logic.sliceNode("Green").SetMappedInLayout(0)
+    click(ui.drawGreenButton)
+    assert ui.drawingLabel.text.startswith("The Green view is not on screen.")
+    assert not ui.drawGreenButton.checked
+
+
+def test_the_main_window_may_go_before_the_panel_is_cleaned_up(drawn):
+    shiboken6.delete(drawn.window)
+    drawn.window = None
+    drawn.widget.cleanup()
+    assert drawn.widget.logic.workspace.sessions == []
 
 
 def test_reloading_ends_the_server_and_takes_up_the_scene(ownServer):

@@ -448,10 +448,10 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onAccept(self):
         """Enter: end the outline being drawn; otherwise keep the surface as a segment."""
-        fields = (self.ui.nameEdit, self.ui.addressEdit, self.ui.tokenEdit)
-        field = next((f for f in fields if f.hasFocus()), None)
-        if field is not None:
-            field.clearFocus()  # the shortcut took the key from it: this ends the editing
+        focused = slicer.util.mainWindow().focusWidget()
+        # Of line edits and of spin boxes, also those of the slice views' own controls.
+        if any(hasattr(focused, name) for name in ("selectedText", "cleanText")):
+            focused.clearFocus()  # the shortcut took the key from it: this ends the editing
         elif self.logic.workspace.drawing.isActive:
             self.logic.workspace.drawing.finish()
         elif self.logic.hasSurface():

@@ -39,7 +39,9 @@ def opened(backend: type[LocalBackend] | None = None) -> Iterator[Any]:
     """The application with the module's panel open; fails if a slot raised."""
     # Only here: the tests of the .ui file need neither.
     pytest.importorskip("slicer", reason="slicer-core is not installed")
-    pytest.importorskip("PySide6", reason="PySide6 is not installed")
+    pytest.importorskip(
+        "PySide6.QtTest", reason="PySide6 or its libraries are not installed", exc_type=ImportError
+    )
     import desktop
     import python_qt
 

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 slicer = pytest.importorskip("slicer", reason="slicer-core is not installed")
-pytest.importorskip("PySide6", reason="PySide6 is not installed")
+pytest.importorskip(
+    "PySide6.QtTest", reason="PySide6 or its libraries are not installed", exc_type=ImportError
+)
 
 import shiboken6  # noqa: E402
 from desktop import Desktop, click  # noqa: E402
@@ -211,6 +213,17 @@ def test_enter_in_a_text_field_keeps_nothing(drawn, ui):
     assert session(drawn).name == "Left one"
     assert ui.structureSelector.currentText == "Left one"
     assert not slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+
+
+def test_enter_in_a_number_of_any_view_keeps_nothing(drawn, ui):
+    drawn.window.activateWindow()
+    QtTest.QTest.qWait(50)
+    box = unwrap(ui.opacitySlider).spinBox
+    box.setFocus()
+    QtTest.QTest.keyClick(box, QtCore.Qt.Key_Return)
+    drawn.app.processEvents()
+    assert not slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    assert not box.hasFocus()
 
 
 def test_the_strength_of_the_prior_is_one_step_and_a_new_fit(drawn, ui):

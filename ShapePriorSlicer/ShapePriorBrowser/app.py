@@ -32,6 +32,7 @@ from . import panel, shown
 from .access import Access
 from .colors import provideColors
 from .exchange import Exchange
+from .rendering import shareProcessor
 from .views import Views
 from .volumes import loadVolume
 
@@ -63,6 +64,7 @@ class App:
         self.server = get_server("ShapePriorSlicer", client_type="vue3")
         self.state = self.server.state
         self.access = Access()
+        shareProcessor()
         self.slicer = SlicerApp()
         provideColors(self.slicer.scene)
         self.views = Views(self.server, self.slicer)

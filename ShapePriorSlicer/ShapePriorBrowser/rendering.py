@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from functools import lru_cache
@@ -9,6 +10,7 @@ from functools import lru_cache
 from model_server.errors import ShapePriorError
 
 SECONDS = 60.0
+THREADS = "2"
 PROBE = """
 import vtkmodules.vtkRenderingOpenGL2
 from vtkmodules.vtkRenderingCore import vtkRenderer, vtkRenderWindow
@@ -17,6 +19,11 @@ window.SetOffScreenRendering(1)
 window.AddRenderer(vtkRenderer())
 window.Render()
 """
+
+
+def shareProcessor() -> None:
+    """Draw in software on few threads, before the first view is made: fits need the others."""
+    os.environ.setdefault("LP_NUM_THREADS", THREADS)
 
 
 @lru_cache(maxsize=1)

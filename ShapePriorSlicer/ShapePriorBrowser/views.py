@@ -18,7 +18,7 @@ Node = Any
 
 # Pictures a second of the view under the mouse, of the other slices, and of the 3D view, which
 # takes software rendering several times as long.
-FRAMES, SLICE_FRAMES, SPACE_FRAMES = 30.0, 20.0, 10.0
+FRAMES, SLICE_FRAMES, SPACE_FRAMES = 30.0, 15.0, 5.0
 # JPEG quality while something moves; a moment later the picture comes again at 90.
 MOVING_QUALITY = 75
 

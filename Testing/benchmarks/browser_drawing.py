@@ -166,7 +166,9 @@ class Dragging:
         began = self._page.evaluate("() => performance.now()")
         started = time.perf_counter()
         while (elapsed := time.perf_counter() - started) < WOBBLE_SECONDS:
-            self._page.mouse.move(middle[0] + 6.0 * np.sin(8.0 * elapsed), middle[1])
+            # On a circle: where a mouse rests for a moment, no new picture is due.
+            x, y = middle + 6.0 * np.array([np.cos(8.0 * elapsed), np.sin(8.0 * elapsed)])
+            self._page.mouse.move(x, y)
             time.sleep(MOVE_SECONDS)
         times = [at for at, _ in self._frames(DRAGGED, began)]
         return np.diff(times).tolist()

@@ -44,6 +44,7 @@ Array = NDArray[np.float64]
 GUIDE_POINTS = 400  # samples of the quick look's surface
 TEMPLATE_LEVEL = 4  # subdivisions of the sphere that the mean shape is shown on
 WARM_STEPS = 3  # global steps from an earlier reconstruction
+PREVIEW_STEPS = 2  # of them, where nothing finer follows: somebody drags a point
 
 
 def choose_device(device: str) -> torch.device:
@@ -136,7 +137,9 @@ class DalsPrior:
             run.begin_from(start)
         else:
             yield run.quick_look()
-        run.solve_global()
+        for _ in run.global_steps():
+            if not settings.local:
+                yield run.reconstruction("global")  # a preview: every step is worth showing
         if settings.local:
             yield run.reconstruction("global")
             run.solve_local()
@@ -310,15 +313,18 @@ class _Run:
         assert self.state is not None
         return self.solver.rms_radius * self.state.pose.scale
 
-    def solve_global(self) -> None:
-        """Gauss-Newton on pose and one latent, the noise annealed."""
+    def global_steps(self) -> Iterator[None]:
+        """Gauss-Newton on pose and one latent, the noise annealed; pauses between the steps."""
         assert self.state is not None
         chosen = self.solver.settings
-        steps = WARM_STEPS if self.warm else chosen.global_steps
+        warm = WARM_STEPS if self.settings.local else PREVIEW_STEPS
+        steps = warm if self.warm else chosen.global_steps
         first = chosen.noise if self.warm else chosen.noise_start
         strength = chosen.latent_weight * self.settings.prior_strength
         guide = self.guide if chosen.guided_globally else None
-        for noise in np.geomspace(first, chosen.noise, steps) * self._radius_mm():
+        for step, noise in enumerate(np.geomspace(first, chosen.noise, steps) * self._radius_mm()):
+            if step:
+                yield
             self.state = self.solver.global_step(
                 self.state, self.samples, self.covariance, float(noise), strength, guide
             )

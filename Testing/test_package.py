@@ -358,12 +358,14 @@ import importlib, json, sys
 from pathlib import Path
 
 layout, checkout = (Path(argument).resolve() for argument in sys.argv[1:])
+# The virtual environment may lie in the checkout, as `make test` has it.
+allowed = {layout, Path(sys.prefix).resolve()}
 
 
 def forbid(event, arguments):
     if event == "open" and isinstance(arguments[0], str):
         path = Path(arguments[0])
-        if path.is_absolute() and checkout in path.parents and layout not in path.parents:
+        if path.is_absolute() and checkout in path.parents and not allowed & {*path.parents}:
             sys.exit(f"{path} is of the checkout")
 
 

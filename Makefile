@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo browser test lint clean
+.PHONY: demo browser test lint tutorial clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m model_server demo --output demo-output
@@ -23,6 +23,11 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# The pictures of the documentation.
+tutorial: $(VENV)/.test
+	PYTHONPATH=ShapePriorSlicer:. $(BIN)/python Testing/make_tutorial.py
+	PYTHONPATH=ShapePriorSlicer:. $(BIN)/python Testing/make_panel_picture.py
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,6 +1,6 @@
 """Redo the pictures of Resources/Documentation/tutorial.md: the whole job, by mouse, in Chromium.
 
-    PYTHONPATH=ShapePriorSlicer:. .venv/bin/python Testing/make_tutorial.py
+    make tutorial
 
 Needs what the browser's tests need (Testing/ShapePriorBrowser/chromium.py says what is missing).
 """

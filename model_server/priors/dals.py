@@ -229,6 +229,7 @@ class _Run:
         self.state: DalsState | None = None
         self.system: LocalSystem | None = None
         self.spread_mm: Array | None = None
+        self.detail: Array | None = None  # of an earlier reconstruction's latents, about their mean
         self.mirrored = False
         self.expected: Pose
         self.covariance: Array
@@ -280,7 +281,9 @@ class _Run:
         self._enter(start.pose)
         assert self.state is not None
         latents = np.atleast_2d(start.latents)
-        self.state = replace(self.state, latent=self.prior.whiten(latents.mean(axis=0)))
+        mean = latents.mean(axis=0)
+        self.detail = latents - mean
+        self.state = replace(self.state, latent=self.prior.whiten(mean))
         found = self.prior.quick.solve(self.observations, self.settings)
         coarse = sample_surface(
             self.prior.quick.decode(found.latents), GUIDE_POINTS, np.random.default_rng(0)
@@ -362,9 +365,22 @@ class _Run:
     def reconstruction(self, stage: str) -> Reconstruction:
         """The surface as it stands."""
         assert self.state is not None
+        if not self.settings.local and not self.settings.remesh:
+            return self._preview(stage)
         surface = self._to_patient(self.solver.surface(self.state))
         sphere = icosphere(self.state.level).points
         return self._reconstruction(stage, surface, sphere, self._latents(), self.spread_mm)
+
+    def _preview(self, stage: str) -> Reconstruction:
+        """Smooth, with the detail of the surface before: the coarse one's facets would be seen."""
+        assert self.state is not None
+        latents = self._latents()
+        if self.detail is not None and len(self.detail) > 1:
+            latents = latents + self.detail
+        smooth = self.prior.decode(latents)
+        surface = Surface(self.state.pose.apply(smooth.points), smooth.triangles)
+        sphere = self.prior.template_coordinates()
+        return self._reconstruction(stage, self._to_patient(surface), sphere, latents, None)
 
     def final(self) -> Reconstruction:
         """The remeshed surface, its correspondences carried over, checked against the input."""

@@ -44,7 +44,7 @@ Array = NDArray[np.float64]
 GUIDE_POINTS = 400  # samples of the quick look's surface
 TEMPLATE_LEVEL = 4  # subdivisions of the sphere that the mean shape is shown on
 WARM_STEPS = 3  # global steps from an earlier reconstruction
-PREVIEW_STEPS = 2  # of them, where nothing finer follows: somebody drags a point
+PREVIEW_STEPS = 1  # while somebody drags a point: the next preview goes on from this one
 
 
 def choose_device(device: str) -> torch.device:
@@ -137,9 +137,7 @@ class DalsPrior:
             run.begin_from(start)
         else:
             yield run.quick_look()
-        for _ in run.global_steps():
-            if not settings.local:
-                yield run.reconstruction("global")  # a preview: every step is worth showing
+        run.solve_global()
         if settings.local:
             yield run.reconstruction("global")
             run.solve_local()
@@ -316,18 +314,16 @@ class _Run:
         assert self.state is not None
         return self.solver.rms_radius * self.state.pose.scale
 
-    def global_steps(self) -> Iterator[None]:
-        """Gauss-Newton on pose and one latent, the noise annealed; pauses between the steps."""
+    def solve_global(self) -> None:
+        """Gauss-Newton on pose and one latent, the noise annealed."""
         assert self.state is not None
         chosen = self.solver.settings
-        warm = WARM_STEPS if self.settings.local else PREVIEW_STEPS
+        warm = PREVIEW_STEPS if self._is_preview() else WARM_STEPS
         steps = warm if self.warm else chosen.global_steps
         first = chosen.noise if self.warm else chosen.noise_start
         strength = chosen.latent_weight * self.settings.prior_strength
         guide = self.guide if chosen.guided_globally else None
-        for step, noise in enumerate(np.geomspace(first, chosen.noise, steps) * self._radius_mm()):
-            if step:
-                yield
+        for noise in np.geomspace(first, chosen.noise, steps) * self._radius_mm():
             self.state = self.solver.global_step(
                 self.state, self.samples, self.covariance, float(noise), strength, guide
             )
@@ -365,11 +361,14 @@ class _Run:
     def reconstruction(self, stage: str) -> Reconstruction:
         """The surface as it stands."""
         assert self.state is not None
-        if not self.settings.local and not self.settings.remesh:
+        if self._is_preview():
             return self._preview(stage)
         surface = self._to_patient(self.solver.surface(self.state))
         sphere = icosphere(self.state.level).points
         return self._reconstruction(stage, surface, sphere, self._latents(), self.spread_mm)
+
+    def _is_preview(self) -> bool:
+        return not self.settings.local and not self.settings.remesh
 
     def _preview(self, stage: str) -> Reconstruction:
         """Smooth, with the detail of the surface before: the coarse one's facets would be seen."""

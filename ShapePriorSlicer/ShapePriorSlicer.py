@@ -16,7 +16,7 @@ import slicer
 from ShapePriorSlicerLib import ShapePriorError, dependencies
 from ShapePriorSlicerLib import widget_texts as texts
 from ShapePriorSlicerLib.backend import LocalBackend, RemoteBackend
-from ShapePriorSlicerLib.keeping import exportSession
+from ShapePriorSlicerLib.keeping import exportSession, withSuffix
 from ShapePriorSlicerLib.priors import listPriors, listRemotePriors
 from ShapePriorSlicerLib.sample_data import (
     EXAMPLE_PRIOR,
@@ -295,6 +295,7 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             ("Esc", self.onEscape, "drawingLabel"),
         ):
             shortcut = qt.QShortcut(qt.QKeySequence(keys), window)
+            shortcut.autoRepeat = False  # a key that is held is one action
             shortcut.connect("activated()", lambda m=method, b=label: self._guarded(b, m))
             self._shortcuts.append(shortcut)
 
@@ -504,7 +505,13 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         path = path[0] if isinstance(path, tuple) else path
         if not path:
             return ""
-        return _("Written: {path}").format(path=self.logic.export(str(path), suffix))
+        final = withSuffix(Path(path), suffix)
+        # The dialog asked about the name as it was typed.
+        question = _("'{name}' exists already. Replace it?").format(name=final.name)
+        renamed = final != Path(path) and final.exists()
+        if renamed and not slicer.util.confirmYesNoDisplay(question):
+            return ""
+        return _("Written: {path}").format(path=self.logic.export(str(final), suffix))
 
     # --- the backend --------------------------------------------------------------------------
 
@@ -560,7 +567,7 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Another structure."""
         sessions = self.logic.workspace.sessions
         if not self._updating and 0 <= index < len(sessions):
-            self._guarded("drawingLabel", self.logic.workspace.select, sessions[index])
+            self._guarded("drawingLabel", self.logic.select, sessions[index])
 
     def onPrior(self, index):
         """Another organ prior."""
@@ -687,7 +694,7 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             (ui.opacitySlider, exists),
             (ui.slicesOnCheckBox, exists),
             (ui.showTemplateCheckBox, exists),
-            (ui.landmarkButton, exists and session.template.node is not None),
+            (ui.landmarkButton, exists and self.logic.hasTemplate(session)),
             (ui.jumpButton, selected),
             (ui.deleteButton, selected),
             (ui.undoButton, exists and (session.canUndo or drawing.isActive)),
@@ -750,6 +757,7 @@ class ShapePriorSlicerLogic(ScriptedLoadableModuleLogic):
         self.onTested = None  # called with the answer to testRemote, and whether it is bad
         self.priors = listPriors()
         self.remote = ("", "")
+        self._turnedTo = set()  # structures whose first surface the 3D views were turned to
         self._missing = dependencies.missing()
         self._declined = False
         self._tests = queue.SimpleQueue()  # answers of servers elsewhere
@@ -771,6 +779,7 @@ class ShapePriorSlicerLogic(ScriptedLoadableModuleLogic):
         try:
             changed = self.workspace.poll(LEND_SECONDS)
             self._takeTests()
+            self._turnToFirstSurface()
             if changed and self.onChanged is not None:
                 self.onChanged()
         except Exception as error:
@@ -779,6 +788,18 @@ class ShapePriorSlicerLogic(ScriptedLoadableModuleLogic):
             if problem != self.problem:
                 logging.exception("ShapePriorSlicer")
             self.problem = problem
+
+    def _turnToFirstSurface(self):
+        """Turn the 3D views to a first surface: Slicer leaves the camera where it was."""
+        shown = self.workspace.current if self.hasSurface() else None
+        node = None if shown is None else shown.structure.node
+        if node is None or node in self._turnedTo:
+            self._turnedTo &= {session.structure.node for session in self.workspace.sessions}
+            return
+        self._turnedTo.add(node)
+        layout = slicer.app.layoutManager()
+        for index in range(0 if layout is None else layout.threeDViewCount):
+            layout.threeDWidget(index).threeDView().resetFocalPoint()
 
     # --- views and volumes --------------------------------------------------------------------
 
@@ -859,6 +880,12 @@ class ShapePriorSlicerLogic(ScriptedLoadableModuleLogic):
             raise ShapePriorError(_("There is no structure yet."), _("Draw an outline first."))
         return self.workspace.current
 
+    def select(self, session):
+        """Go on with another structure, on the volume it is drawn on."""
+        self.workspace.select(session)
+        if session.volume is not None:
+            self.useVolume(session.volume)
+
     def hasSurface(self):
         """Whether the current structure has a surface."""
         session = self.workspace.current
@@ -875,13 +902,17 @@ class ShapePriorSlicerLogic(ScriptedLoadableModuleLogic):
             raise ShapePriorError(_("There is no surface yet."), _("Reconstruct first."))
         return session
 
+    def hasTemplate(self, session):
+        """Whether the template stands beside the organ."""
+        return session.template.node is not None and session.parameters.showTemplate
+
     def requireTemplate(self, session):
         """Show the template, on which landmarks are placed.
 
         Raises:
             ShapePriorError: it is not there yet.
         """
-        if session.template.node is None:
+        if not self.hasTemplate(session):
             raise ShapePriorError(
                 _("The template is not shown yet."), _("Show it beside the organ first.")
             )

@@ -120,6 +120,12 @@ def suffixOf(path: Path) -> str:
     return found
 
 
+def withSuffix(path: Path, suffix: str) -> Path:
+    """The path, ending in the suffix."""
+    ends = not suffix or path.name.lower().endswith(suffix)
+    return path if ends else path.with_name(path.name + suffix)
+
+
 def exportSession(session: Session, path: Path, suffix: str = "") -> Path:
     """Write a structure's surface, labelmap, correspondences or landmarks to a file.
 
@@ -134,11 +140,12 @@ def exportSession(session: Session, path: Path, suffix: str = "") -> Path:
     Raises:
         ShapePriorError: it cannot be written, or there is no volume or landmark for it.
     """
-    if suffix and not path.name.lower().endswith(suffix):
-        path = path.with_name(path.name + suffix)
+    path = withSuffix(path, suffix)
     suffix = suffix or suffixOf(path)
     structure = session.structure
     model = structure.refers(MODEL)
+    if model is None:
+        raise ShapePriorError("There is no surface.", "Press Reconstruct.", "no-surface")
     if suffix in SURFACES:
         writeSurface(model, path)
     elif suffix in LABELMAPS:

@@ -317,8 +317,8 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         Raises:
             ShapePriorError: no surface, no volume, or a surface outside of it.
         """
-        if self.reconstruction is None:
-            raise ShapePriorError("There is no surface yet.", "Reconstruct first.", "no-surface")
+        if self.reconstruction is None or self.model.node is None:
+            raise ShapePriorError("There is no surface.", "Press Reconstruct.", "no-surface")
         self._commit()
         node = self._keeper.keep(self.organ, segmentation)
         self._commit()

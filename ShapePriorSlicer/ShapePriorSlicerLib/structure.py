@@ -28,6 +28,7 @@ Node = Any
 MODULE = "ShapePriorSlicer"
 SAVED_PARAMETER = "saved"  # how often the surface was kept as a segment
 KIND_ATTRIBUTE = "ShapePriorSlicer.Kind"  # of the parameter node: "structure"
+FOLDER_ATTRIBUTE = "ShapePriorSlicer.Folder"  # of the folder made for a structure
 KEY_ATTRIBUTE = "ShapePriorSlicer.Key"  # the same for an annotation that undo brings back
 VIEW_ATTRIBUTE = "ShapePriorSlicer.View"  # the slice view an outline was drawn in
 
@@ -235,6 +236,7 @@ class Structure:
         folder = self._folderOfOwned()
         if not folder:
             folder = hierarchy.CreateFolderItem(hierarchy.GetSceneItemID(), self.name)
+            hierarchy.SetItemAttribute(folder, FOLDER_ATTRIBUTE, "structure")
         item = hierarchy.GetItemByDataNode(node)
         if item:
             hierarchy.SetItemParent(item, folder)
@@ -261,13 +263,14 @@ class Structure:
         for node in self.owned():
             item = hierarchy.GetItemByDataNode(node)
             parent = hierarchy.GetItemParent(item) if item else 0
-            if parent and parent != top and hierarchy.GetItemDataNode(parent) is None:
+            # The user may have moved them into a folder or study of their own.
+            if parent and parent != top and hierarchy.GetItemAttribute(parent, FOLDER_ATTRIBUTE):
                 return int(parent)
         return 0
 
     def made(self, role: str, name: str) -> Node:
         """A new, empty annotation node in the scene, not yet an annotation of the structure."""
-        node = self.scene.AddNewNodeByClass(CLASSES[role], self.scene.GenerateUniqueName(name))
+        node = addedMarkups(self.scene, CLASSES[role], self.scene.GenerateUniqueName(name))
         node.CreateDefaultDisplayNodes()
         display = node.GetDisplayNode()
         display.SetSelectedColor(*COLORS[role])
@@ -330,6 +333,27 @@ class Structure:
         node.SetAttribute(KEY_ATTRIBUTE, annotation.key)
         self.add(annotation.role, node)
         return node
+
+
+def addedMarkups(scene: Node, className: str, name: str) -> Node:
+    """A new markups node; whoever is placing points goes on with the node they had.
+
+    Slicer's markups logic makes every node that comes into the scene the active one.
+    """
+    selection = scene.GetNodeByID("vtkMRMLSelectionNodeSingleton")
+    interaction = scene.GetNodeByID("vtkMRMLInteractionNodeSingleton")
+    placing = (
+        selection is not None
+        and interaction is not None
+        and interaction.GetCurrentInteractionMode() == interaction.Place
+    )
+    active = selection.GetActivePlaceNodeID() if placing else None
+    kind = selection.GetActivePlaceNodeClassName() if placing else None
+    node = scene.AddNewNodeByClass(className, name)
+    if active and selection.GetActivePlaceNodeID() != active:
+        selection.SetReferenceActivePlaceNodeClassName(kind)
+        selection.SetActivePlaceNodeID(active)
+    return node
 
 
 def _hierarchy(scene: Node) -> Node:

@@ -13,7 +13,15 @@ from model_server.reconstruction import Provenance, Reconstruction, Surface
 from .annotations import Array, definedPoints, fromWorld, localPoints
 from .live_model import LiveModel, landmarkPositions
 from .parameters import Parameters
-from .structure import LANDMARKS, TEMPLATE, TEMPLATE_LANDMARKS, Structure, setLocalPoints
+from .structure import (
+    LANDMARKS,
+    POINTS_CLASS,
+    TEMPLATE,
+    TEMPLATE_LANDMARKS,
+    Structure,
+    addedMarkups,
+    setLocalPoints,
+)
 
 Node = Any
 
@@ -132,10 +140,8 @@ class TemplateView:
                 display.SetVisibility(visible)
 
     def _madeLandmarks(self) -> Node:
-        scene = self._structure.scene
-        node = scene.AddNewNodeByClass(
-            "vtkMRMLMarkupsFiducialNode", f"{self._structure.name} landmarks"
-        )
+        name = f"{self._structure.name} landmarks"
+        node = addedMarkups(self._structure.scene, POINTS_CLASS, name)
         node.CreateDefaultDisplayNodes()
         node.SetLocked(True)  # they follow the fit; the ones on the template are moved by hand
         self._structure.refer(LANDMARKS, node)

@@ -122,6 +122,8 @@ class _Environment:
 class _LayoutManager:
     """qSlicerLayoutManager, of views that paint nothing."""
 
+    threeDViewCount = 0
+
     def mrmlSliceLogics(self) -> Any:
         """None: nothing is to be fitted."""
         return vtk.vtkCollection()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("slicer", reason="slicer-core is not installed")
-from scenes import CENTER, Application
+from scenes import CENTER, Application, draw
 from ShapePriorSlicerLib.annotations import (
     arrayFromMatrix,
     boundPlane,
@@ -399,3 +399,16 @@ def test_dragging_a_point_asks_for_previews_and_its_release_for_a_fit(session, d
     assert not session.connection.running.isPreview
     assert np.linalg.norm(definedPoints(node)[2] - place) == pytest.approx(15 * 0.25, abs=0.5)
     assert session.history.undoText == "Move point of an outline"
+
+
+def test_a_node_that_comes_while_drawing_takes_no_clicks(application, workspace, session, red):
+    # Slicer's markups logic makes every new markups node the active one.
+    draw(session, "coronal")
+    workspace.undo()
+    curve = workspace.drawing.outline(session, red.node)
+    workspace.redo()
+    restored = session.structure.nodes(OUTLINE)[0]
+    before = len(definedPoints(restored))
+    red.around(6)
+    assert len(definedPoints(curve)) == 6
+    assert len(definedPoints(restored)) == before

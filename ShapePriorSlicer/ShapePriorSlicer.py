@@ -757,6 +757,7 @@ class ShapePriorSlicerLogic(ScriptedLoadableModuleLogic):
         self.onTested = None  # called with the answer to testRemote, and whether it is bad
         self.priors = listPriors()
         self.remote = ("", "")
+        self._installing = False
         self._turnedTo = set()  # structures whose first surface the 3D views were turned to
         self._missing = dependencies.missing()
         self._declined = False
@@ -1047,13 +1048,16 @@ class ShapePriorSlicerLogic(ScriptedLoadableModuleLogic):
         Raises:
             ShapePriorError: it could not be installed.
         """
-        dialog = _InstallDialog()
+        if self._installing:
+            return False  # the panel stays live while pip runs
+        dialog, self._installing = _InstallDialog(), True
         try:
             outcome = dependencies.install(
                 dialog.ask, dialog.progress, slicer, bool(self.remote[0]), wheels
             )
         finally:
             dialog.close()
+            self._installing = False
             self._missing = dependencies.missing(bool(self.remote[0]))
         self._declined = outcome is dependencies.Outcome.CANCELLED
         if outcome is dependencies.Outcome.RESTART and slicer.util.confirmYesNoDisplay(

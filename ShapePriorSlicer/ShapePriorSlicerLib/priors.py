@@ -77,7 +77,9 @@ def listRemotePriors(url: str, token: str) -> list[PriorInfo]:
     base = "http" + serverUrl(url).removeprefix("ws")
     request = urllib.request.Request(f"{base}/priors", headers={"Authorization": f"Bearer {token}"})
     try:
-        with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+        # Past proxies, as the fits go: the test should fail where they would.
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with direct.open(request, timeout=SECONDS) as answer:
             cards = json.load(answer)
         return _sorted(_fromMap(card) for card in _cards(cards))
     except urllib.error.HTTPError as error:

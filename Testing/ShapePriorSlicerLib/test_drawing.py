@@ -15,7 +15,14 @@ from ShapePriorSlicerLib.annotations import (
     planeOfSlice,
 )
 from ShapePriorSlicerLib.drawing import removeRepeated
-from ShapePriorSlicerLib.structure import BOUNDARY, CURVE_CLASS, OUTLINE, VIEW_ATTRIBUTE
+from ShapePriorSlicerLib.structure import (
+    BOUNDARY,
+    CURVE_CLASS,
+    LANDMARKS,
+    OUTLINE,
+    TEMPLATE_LANDMARKS,
+    VIEW_ATTRIBUTE,
+)
 from views import View, cannotRender
 
 OBLIQUE = np.array([0.48, -0.6, 0.64])
@@ -412,3 +419,20 @@ def test_a_node_that_comes_while_drawing_takes_no_clicks(application, workspace,
     red.around(6)
     assert len(definedPoints(curve)) == 6
     assert len(definedPoints(restored)) == before
+
+
+def test_every_landmark_lands_on_the_template(workspace, session, red):
+    # The patient's own list of landmarks comes into the scene after the first one.
+    draw(session, "axial")
+    draw(session, "coronal")
+    session.connection.answer()
+    session.change(showTemplate=True)
+    session.poll()
+    session.connection.sendTemplate()
+    session.poll()
+    placed = workspace.drawing.points(session, TEMPLATE_LANDMARKS)
+    for x in (120, 160, 200):
+        red.click(x, 150)
+        session.poll()
+    assert len(definedPoints(placed)) == 3
+    assert len(definedPoints(session.structure.refers(LANDMARKS))) == 3

@@ -26,6 +26,7 @@ from ShapePriorSlicerLib.annotations import (  # noqa: E402
     definedPoints,
     planeOfSlice,
 )
+from ShapePriorSlicerLib.keeping import exportSession  # noqa: E402
 from ShapePriorSlicerLib.parameters import (  # noqa: E402
     Parameters,
     readParameters,
@@ -831,3 +832,24 @@ def test_the_volume_is_a_reference(application, session):
     session.volume = volume
     assert session.structure.node.GetNodeReference(VOLUME) is volume
     assert arrayFromMatrix(vtkMatrix(np.eye(4))).tolist() == np.eye(4).tolist()
+
+
+def test_a_folder_of_the_users_is_neither_renamed_nor_deleted(fitted):
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(fitted.structure.scene)
+    study = hierarchy.CreateStudyItem(hierarchy.GetSceneItemID(), "CT 2026")
+    for node in fitted.structure.owned():
+        hierarchy.SetItemParent(hierarchy.GetItemByDataNode(node), study)
+    fitted.structure.rename("Other")
+    assert hierarchy.GetItemName(study) == "CT 2026"
+    fitted.structure.delete()
+    assert hierarchy.GetItemName(study) == "CT 2026"
+
+
+@pytest.mark.parametrize("suffix", [".stl", ".nrrd", ".correspondences.csv"])
+def test_a_surface_that_was_deleted_is_neither_kept_nor_exported(fitted, tmp_path, suffix):
+    fitted.structure.scene.RemoveNode(fitted.model.node)
+    with pytest.raises(ShapePriorError, match="There is no surface"):
+        fitted.keep()
+    with pytest.raises(ShapePriorError, match="There is no surface"):
+        exportSession(fitted, tmp_path / f"organ{suffix}")
+    assert not any(tmp_path.iterdir())

@@ -283,7 +283,7 @@ def _outcome_table(outcomes: Sequence[Outcome]) -> Table:
 @app.command()
 @guarded
 def train(
-    method: Annotated[str, typer.Argument(help="pca, dals or deepsdf.")],
+    method: Annotated[str, typer.Argument(help="pca, dals, implicit-atlas or deepsdf.")],
     organ: Annotated[str, typer.Option(help="Names the prior, e.g. liver.")],
     data: Annotated[Path, typer.Option(help="Folder of label volumes (or with labels/ in it).")],
     output_folder: Annotated[

@@ -73,6 +73,8 @@ class FeatureDecoder(nn.Module):
         outputs: 1 for the template network, 3 for the deformation network.
     """
 
+    grid: Tensor
+
     def __init__(self, sizes: AtlasSizes, outputs: int) -> None:
         super().__init__()
         self.sizes = sizes
@@ -95,19 +97,9 @@ class FeatureDecoder(nn.Module):
         grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
         self.register_buffer("grid", grid, persistent=False)
 
-    def maps(self, latents: Tensor, extra: Tensor | None = None) -> Tensor:
-        """Features on the finest nodes.
-
-        Args:
-            latents: (B, c).
-            extra: (B, C, X, Y, Z) added to the coarsest features (local latents).
-
-        Returns:
-            (B, nodes, hidden).
-        """
+    def maps(self, latents: Tensor) -> Tensor:
+        """Latents (B, c) -> features (B, nodes, hidden) on the finest nodes."""
         features = self.shuffle(self.first(latents))
-        if extra is not None:
-            features = features + extra
         total: Tensor | None = None
         for index, (block, read) in enumerate(zip(self.blocks, self.reads, strict=True)):
             if index:
@@ -129,7 +121,11 @@ class FeatureDecoder(nn.Module):
         Returns:
             (B, N, outputs).
         """
-        features = functional.leaky_relu(sample(maps, places, self.sizes.nodes()), SLOPE)
+        return self.finish(sample(maps, places, self.sizes.nodes()))
+
+    def finish(self, features: Tensor) -> Tensor:
+        """The MLP after its first layer: (..., hidden) -> (..., outputs)."""
+        features = functional.leaky_relu(features, SLOPE)
         features = functional.leaky_relu(self.middle(features), SLOPE)
         outputs: Tensor = self.last(features)
         return outputs
@@ -180,6 +176,8 @@ class AtlasDecoder(nn.Module):
         sizes: of the networks.
         box: half edges of the box around all canonical shapes, along x, y, z.
     """
+
+    box: Tensor
 
     def __init__(self, sizes: AtlasSizes, box: Sequence[float]) -> None:
         super().__init__()

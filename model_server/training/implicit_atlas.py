@@ -12,22 +12,25 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
-from skimage import measure
 from torch import Tensor
 from torch.nn import functional
 
-from model_server.geometry.labels import largest_component, oriented, voxelize
+from model_server.geometry.labels import oriented, spline_surface, voxelize
 from model_server.observations import Volume
 from model_server.pose import Pose
 from model_server.priors.implicit_atlas_decoder import AtlasDecoder, AtlasSizes, base_nodes
 from model_server.reconstruction import Surface
+from model_server.training.canonical import CanonicalShapes
+from model_server.training.pca import train_modes
 from model_server.training.pointwolf import PointWolf
+from model_server.training.shapes import standardization
 
 Array = NDArray[np.float64]
 Progress = Callable[[str, float, dict[str, float]], None]
-SPLINE_PAD = 4  # empty voxels around a label, so that its spline closes at the border
 MARGIN = 1.12  # of the box around all shapes
 STRIDE = 4  # distance nodes in a cell of the sub-grid, along each axis
+LEAST_SPREAD = 0.05
+RIDGE = 3.0  # of the regression on the quick look's modes
 NEAR_SHARES = (0.02, 0.08)  # standard deviation of samples near a surface, in RMS radii
 
 
@@ -71,6 +74,11 @@ class AtlasTraining:
     wolf: PointWolf = field(default_factory=PointWolf)
 
 
+# For a handful of shapes: warped copies of them teach the networks how such shapes deform.
+FEW = 20
+FEW_SHOT = AtlasTraining(steps=1200, augmentations=60, deformation_weight=3e-3)
+
+
 @dataclass
 class TrainedAtlas:
     """The networks, and the latents of the training shapes (first the real ones, in order)."""
@@ -82,41 +90,6 @@ class TrainedAtlas:
 
 
 # --- shapes -------------------------------------------------------------------------------------
-
-
-def spline_surface(label: Volume, count: int = 64) -> Surface:
-    """Closed surface, RAS mm, where the cubic spline through a label's voxels is one half.
-
-    The paper's truth: labels are cropped to their bounding box and resized by splines.
-
-    Args:
-        label: any non-zero voxel of the largest component is organ.
-        count: samples along each edge of the bounding box.
-    """
-    mask = largest_component(np.asarray(label.array) > 0)
-    box = [(i.min(), i.max() + 1) for i in np.nonzero(mask)]
-    inside = np.pad(mask[tuple(slice(a, b) for a, b in box)].astype(np.float64), SPLINE_PAD)
-    # A cell beyond the box on every side, so that the surface closes.
-    axes = [
-        np.linspace(SPLINE_PAD - 1.5, n - SPLINE_PAD + 0.5, count + 2 * count // n + 2)
-        for n in inside.shape
-    ]
-    grid = np.stack(np.meshgrid(*axes, indexing="ij"))
-    values = ndimage.map_coordinates(inside, grid, order=3)
-    level = np.where(_main_part(values > 0.5), values, np.minimum(values, 0.5 - 1e-6))
-    verts, faces, _, _ = measure.marching_cubes(level, 0.5)
-    steps = np.array([a[1] - a[0] for a in axes])
-    starts = np.array([a[0] + b[0] - SPLINE_PAD for a, b in zip(axes, box, strict=True)])
-    points = label.to_ras((verts * steps + starts)[:, ::-1])
-    return oriented(Surface(points, faces.astype(np.int32)))
-
-
-def _main_part(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The largest 6-connected part: what touches by a corner would be another closed surface."""
-    parts, count = ndimage.label(inside)
-    if count <= 1:
-        return inside
-    return np.asarray(parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:])))
 
 
 @dataclass(frozen=True)
@@ -179,8 +152,6 @@ def warped(
     """A warped copy, centered and scaled as the real shapes are."""
     points = wolf.warp(surface.points, rng)
     moved = oriented(Surface(points, surface.triangles))
-    from model_server.training.shapes import standardization
-
     found = standardization(moved)
     return Surface((points - found.center) * (rms_radius / found.rms_radius), moved.triangles)
 
@@ -209,7 +180,7 @@ def atlas_shapes(
     ]
     every = [*surfaces, *copies]
     box = box_of(every)
-    x, y, z = AtlasSizes(base=base_nodes(box)).nodes()
+    x, y, z = AtlasSizes(base=base_nodes(box.tolist())).nodes()
     nodes = (2 * x - 1, 2 * y - 1, 2 * z - 1)
     grids, clouds = [], []
     for index, surface in enumerate(every):
@@ -279,7 +250,7 @@ class AtlasTrainer:
         self.sizes = AtlasSizes(
             config.latent_size,
             config.templates,
-            base_nodes(shapes.box),
+            base_nodes(shapes.box.tolist()),
             config.channels,
             config.hidden,
         )
@@ -361,7 +332,9 @@ class AtlasTrainer:
         index = index.flatten(1, 3)
         last = torch.tensor([n - 1 for n in nodes], device=self.device)
         points = (2.0 * index / last - 1.0) * self.decoder.box
-        flat = (index * torch.tensor([nodes[1] * nodes[2], nodes[2], 1], device=self.device)).sum(-1)
+        flat = (index * torch.tensor([nodes[1] * nodes[2], nodes[2], 1], device=self.device)).sum(
+            -1
+        )
         return points, self.grid[chosen].flatten(1).gather(1, flat), shape
 
     def _train_step(self, order: NDArray[np.int64]) -> dict[str, float]:
@@ -443,3 +416,93 @@ def dense_surfaces(labels: Sequence[Volume], poses: Sequence[Pose]) -> list[Surf
         surface = spline_surface(label)
         found.append(oriented(Surface(pose.invert(surface.points), surface.triangles)))
     return found
+
+
+# --- after training -----------------------------------------------------------------------------
+
+
+def latent_gaussian(trained: TrainedAtlas, real_only: bool) -> dict[str, NDArray[np.float32]]:
+    """Mean (c,) and root (c, c) of the latents, by principal axes, the widest first.
+
+    Axes in which training shapes hardly differ get ``LEAST_SPREAD`` of the mean variance: a
+    full label volume may need them.
+
+    Args:
+        trained: the networks and latents.
+        real_only: whether the copies do not count.
+    """
+    real = trained.latents[: trained.real_count].astype(np.float64)
+    values = real if real_only else trained.latents.astype(np.float64)
+    variance, axes = np.linalg.eigh(np.cov(values.T))
+    order = np.argsort(variance)[::-1]
+    least = LEAST_SPREAD**2 * variance.mean()
+    root = axes[:, order] * np.sqrt(np.maximum(variance[order], least))
+    return {
+        "latent_mean": real.mean(axis=0).astype(np.float32),
+        "latent_root": root.astype(np.float32),
+    }
+
+
+def regress_on_quick_look(
+    shapes: CanonicalShapes, gaussian: dict[str, NDArray[np.float32]], trained: TrainedAtlas
+) -> NDArray[np.float32]:
+    """(Q + 1, c) whitened latents from the PCA's modes of the same shape, the last row constant.
+
+    The quick look is a PCA of the same training shapes; a ridge regression starts every fit.
+    """
+    modes = train_modes(shapes.surfaces, shapes.rms_radius)
+    fields = np.stack([modes.grid.signed_distance(s, modes.clamp).ravel() for s in shapes.surfaces])
+    basis = modes.fields.astype(np.float64)
+    seen = np.linalg.lstsq(basis[:, 1:], (fields - basis[:, 0]).T, rcond=None)[0].T
+    real = trained.latents[: trained.real_count] - gaussian["latent_mean"]
+    whitened = real @ np.linalg.pinv(gaussian["latent_root"]).T
+    rows = np.column_stack([seen, np.ones(len(seen))])
+    ridge = RIDGE * np.diag([*np.ones(seen.shape[1]), 0.0])
+    found = np.linalg.solve(rows.T @ rows + ridge, rows.T @ whitened)
+    return np.asarray(found, dtype=np.float32)
+
+
+def learn_parts(
+    trained: TrainedAtlas, labels: Sequence[Volume], poses: Sequence[Pose]
+) -> NDArray[np.uint8] | None:
+    """(m, X, Y, Z) the most frequent part on nodes of every template's box.
+
+    Every voxel of a training label votes where it lies on the template of its shape; nodes
+    without a vote take the nearest one's.
+
+    Returns:
+        None where all labels have one value only.
+    """
+    values = sorted({int(v) for label in labels for v in np.unique(label.array) if v > 0})
+    if len(values) < 2:
+        return None
+    decoder = trained.decoder
+    nodes = np.array(decoder.sizes.nodes())
+    box = decoder.box.cpu().numpy().astype(np.float64)
+    votes = np.zeros((decoder.sizes.templates, *nodes, len(values)), dtype=np.float32)
+    for latent, label, pose in zip(trained.latents, labels, poses, strict=False):
+        kji = np.argwhere(np.asarray(label.array) > 0)
+        points = pose.invert(label.to_ras(kji[:, ::-1].astype(np.float64)))
+        h = torch.from_numpy(latent)[None]
+        with torch.no_grad():
+            place = torch.as_tensor(points, dtype=torch.float32)[None]
+            maps = decoder.deformation_net.maps(h)
+            moved = (place + decoder.deformation(maps, place))[0].numpy()
+            template = int(decoder.choice(h).argmax())
+        index = np.round((np.clip(moved / box, -1, 1) + 1) * 0.5 * (nodes - 1)).astype(int)
+        part = np.searchsorted(values, np.asarray(label.array)[tuple(kji.T)])
+        np.add.at(votes[template], (*index.T, part), 1.0)
+    return np.stack([_voted(v, votes.sum(axis=0), values) for v in votes])
+
+
+def _voted(
+    votes: NDArray[np.float32], pooled: NDArray[np.float32], values: Sequence[int]
+) -> NDArray[np.uint8]:
+    """(X, Y, Z) winners of (X, Y, Z, parts) votes, smoothed a little; a template without votes
+    takes those of all."""
+    used = votes if votes.sum() > 0 else pooled
+    smooth = ndimage.gaussian_filter(used, (0.7, 0.7, 0.7, 0.0))
+    known = smooth.sum(axis=-1) > 1e-3
+    nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
+    winners = np.array(values, dtype=np.uint8)[smooth.argmax(axis=-1)]
+    return np.asarray(winners[tuple(nearest)])

@@ -21,7 +21,8 @@ from model_server.training.pose_prior import learn_pose_prior
 from model_server.training.shapes import Case, split_cases
 
 Progress = Callable[[str, float, dict[str, Any]], None]
-METHODS = ("pca", "dals", "deepsdf")
+METHODS = ("pca", "dals", "atlas", "deepsdf")
+ALIASES = {"implicit-atlas": "atlas"}
 # Settings of the fit that differ from the defaults, chosen on validation cases.
 SOLVERS: dict[str, dict[str, float | bool]] = {
     "hippocampus": {
@@ -34,6 +35,8 @@ SOLVERS: dict[str, dict[str, float | bool]] = {
     "liver": {"guide_points": 30.0},
     "pancreas": {"local_spread": 0.25, "noise": 0.03},
 }
+# The same for ImplicitAtlas.
+ATLAS_SOLVERS: dict[str, dict[str, float]] = {}
 LATENT_MODES = 100  # K of the latents' Gaussian
 WORKERS = min(4, os.cpu_count() or 1)
 
@@ -126,7 +129,7 @@ def train(
     An interrupted training goes on from its checkpoint when it is started again.
 
     Args:
-        method: "pca", "dals" or "deepsdf".
+        method: "pca", "dals", "atlas" (ImplicitAtlas) or "deepsdf".
         organ: names the prior.
         data: folder with ``labels/``.
         output: folder of priors.
@@ -140,6 +143,7 @@ def train(
     Raises:
         ShapePriorError: unknown method, too few or unreadable cases.
     """
+    method = ALIASES.get(method, method)
     if method not in METHODS:
         raise ShapePriorError(
             f"There is no method '{method}' to train.", f"Choose one of: {', '.join(METHODS)}."
@@ -151,10 +155,15 @@ def train(
     prepared = prepare(data, source.mirrors, only, progress)
     card = _card(method, organ, prepared, source, _command(method, organ, data, only, chosen))
     folder = output / card.name
-    trainers = {"pca": _train_pca, "dals": _train_dals, "deepsdf": _train_deepsdf}
+    trainers = {
+        "pca": _train_pca,
+        "dals": _train_dals,
+        "atlas": _train_atlas,
+        "deepsdf": _train_deepsdf,
+    }
     card, weights = trainers[method](card, prepared, chosen, device, folder, progress)
     weights["rms_radius"] = np.array([prepared.canonical.rms_radius], dtype=np.float32)
-    if method in ("pca", "dals"):
+    if method != "deepsdf":
         if progress:
             progress("learning the pose prior", 0.0, {})
         weights |= learn_pose_prior(*prepared.unmirrored()).arrays()
@@ -260,6 +269,46 @@ def _train_dals(
             "solver": SOLVERS.get(card.organ, {}),
         },
     ), arrays
+
+
+def _train_atlas(
+    card: PriorCard,
+    prepared: Prepared,
+    options: dict[str, Any],
+    device: str,
+    folder: Path,
+    progress: Progress | None,
+) -> tuple[PriorCard, dict[str, NDArray[Any]]]:
+    from model_server.priors.dals import choose_device
+    from model_server.priors.implicit_atlas import pack_networks
+    from model_server.training import implicit_atlas as atlas
+
+    preset = atlas.FEW_SHOT if len(prepared.training) <= atlas.FEW else atlas.AtlasTraining()
+    config = replace(preset, **options)
+    shapes = prepared.canonical
+    labels = [case.label() for case in prepared.training]
+    surfaces = atlas.dense_surfaces(labels, shapes.poses)
+    measured = atlas.atlas_shapes(surfaces, shapes.rms_radius, config, progress)
+    trainer = atlas.AtlasTrainer(
+        measured,
+        len(surfaces),
+        shapes.rms_radius,
+        config,
+        str(choose_device(device)),
+        folder / "checkpoint.pt",
+    )
+    trained = trainer.run(progress)
+    arrays: dict[str, NDArray[Any]] = pack_networks(trained.decoder.cpu())
+    gaussian = atlas.latent_gaussian(trained, real_only=config.augmentations == 0)
+    arrays |= gaussian
+    arrays["latents"] = trained.latents[: trained.real_count].astype(np.float16)
+    arrays["from_quick"] = atlas.regress_on_quick_look(shapes, gaussian, trained)
+    parts = atlas.learn_parts(trained, labels, shapes.poses)
+    if parts is not None:
+        arrays["parts"] = parts
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    training = asdict(config) | {"base": list(trainer.sizes.base)}
+    return _with(card, {"training": training, "solver": ATLAS_SOLVERS.get(card.organ, {})}), arrays
 
 
 def _train_deepsdf(

@@ -47,7 +47,7 @@ class AtlasSettings:
         effective_points: so many independent points do outlines count as (neighbors say the same).
         latent_weight: weight of the latents' Gaussian.
         guide_points: so many independent points does the quick look's surface count as.
-        guide_noise: its standard deviation, in those of the annotations.
+        guide_noise: its standard deviation, in RMS radii.
         templates_tried: the likeliest templates, fitted side by side.
         local_noise: standard deviation of the annotations in the local stage, in RMS radii.
         local_spread: standard deviation of what the latent leaves over, in RMS radii.
@@ -63,7 +63,7 @@ class AtlasSettings:
     effective_points: float = 100.0
     latent_weight: float = 1.0
     guide_points: float = 0.0
-    guide_noise: float = 2.0
+    guide_noise: float = 0.04
     templates_tried: int = 1
     local_noise: float = 0.02
     local_spread: float = 0.03
@@ -100,19 +100,19 @@ class Evidence:
         points: (N, 3) on the boundary, then inside, then outside.
         counts: (N,) so many independent measurements does each stand for.
         sides: (N,) 0 on the boundary, -1 inside, 1 outside.
-        loose: (N,) how many times the noise of an annotation a point's own is.
+        own: (N,) standard deviation of a point beside the noise of annotations, canonical units.
     """
 
     points: Array
     counts: Array
     sides: NDArray[np.int64]
-    loose: Array | float = 1.0
+    own: Array | float = 0.0
 
     def every(self, step: int) -> Evidence:
         """Each ``step``-th of boundary points alone."""
         return Evidence(self.points[::step], self.counts[::step], self.sides[::step])
 
-    def joined(self, guide: Array, counted: float, loose: float) -> Evidence:
+    def joined(self, guide: Array, counted: float, own: float) -> Evidence:
         """With (G, 3) points of a guessed surface that count as ``counted`` together."""
         if not len(guide) or not counted:
             return self
@@ -121,7 +121,7 @@ class Evidence:
             np.concatenate([self.points, guide]),
             np.concatenate([self.counts, ones * min(1.0, counted / len(guide))]),
             np.concatenate([self.sides, np.zeros(len(guide), dtype=np.int64)]),
-            np.concatenate([np.ones(len(self.points)), loose * ones]),
+            np.concatenate([np.zeros(len(self.points)), own * ones]),
         )
 
 
@@ -348,7 +348,7 @@ class AtlasSolver:
     def _weights(self, distance: Array, evidence: Evidence, noise: float) -> tuple[Array, float]:
         """(N,) weights of the least squares, and twice the negative log likelihood."""
         wrong = (evidence.sides == 0) | (evidence.sides * distance < 0)
-        sigma = noise * evidence.loose
+        sigma = np.hypot(noise, evidence.own)
         ratio = (distance / (ROBUST * sigma)) ** 2
         counts = evidence.counts * wrong
         weight = counts / (1.0 + ratio) / sigma**2
@@ -389,14 +389,16 @@ class AtlasSolver:
         chosen = self.settings
         found = self.linearize(state, evidence.points, None)
         wrong = (evidence.sides == 0) | (evidence.sides * found.distance < 0)
-        noise = chosen.local_noise * self.rms_radius
-        counts = evidence.counts * wrong / (1.0 + (found.distance / (ROBUST * 3.0 * noise)) ** 2)
+        noise = np.hypot(chosen.local_noise * self.rms_radius, evidence.own + 0.0 * evidence.counts)
+        spread = chosen.local_spread * self.rms_radius / np.sqrt(strength)
+        ratio = found.distance / (ROBUST * np.hypot(noise, spread))
+        counts = evidence.counts * wrong / (1.0 + ratio**2)
         keep = counts > 1e-3
         return Kriging.of(
             state.pose.invert(evidence.points[keep]),
             found.distance[keep],
-            noise**2 / counts[keep],
-            chosen.local_spread * self.rms_radius / np.sqrt(strength),
+            noise[keep] ** 2 / counts[keep],
+            spread,
             chosen.local_length * self.rms_radius,
         )
 

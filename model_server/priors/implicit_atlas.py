@@ -398,13 +398,14 @@ class _Run:
         """Gauss-Newton on pose and latent, from the likeliest templates."""
         chosen = self.solver.settings
         strength = self.settings.prior_strength
-        self.evidence = _evidence(self.samples, chosen)
-        guided = self.evidence.joined(self.guide, chosen.guide_points, chosen.guide_noise)
+        own = chosen.guide_noise * self.prior.rms_radius
+        evidence = _evidence(self.samples, chosen)
+        self.evidence = evidence.joined(self.guide, chosen.guide_points, own)
         likely = self.solver.likely_templates(self.state.latent)
         tried = likely[:1] if self.warm else likely[: chosen.templates_tried]
         states = [
             self.solver.solve(
-                replace(self.state, template=k), guided, self.covariance, strength, self.warm
+                replace(self.state, template=k), self.evidence, self.covariance, strength, self.warm
             )
             for k in tried
         ]

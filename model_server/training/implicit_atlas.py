@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ Progress = Callable[[str, float, dict[str, float]], None]
 MARGIN = 1.12  # of the box around all shapes
 STRIDE = 4  # distance nodes in a cell of the sub-grid, along each axis
 LEAST_SPREAD = 0.05
+WARM_UP = 0.1  # share of the steps until the learning rate is at its peak
 RIDGE = 3.0  # of the regression on the quick look's modes
 NEAR_SHARES = (0.02, 0.08)  # standard deviation of samples near a surface, in RMS radii
 
@@ -264,15 +265,6 @@ class AtlasTrainer:
         self.latent_optimizer = torch.optim.SparseAdam(
             list(self.latents.parameters()), lr=config.latent_rate
         )
-        self.schedules = [
-            torch.optim.lr_scheduler.OneCycleLR(
-                optimizer, rate, total_steps=config.steps + 1, pct_start=0.1
-            )
-            for optimizer, rate in (
-                (self.optimizer, config.learning_rate),
-                (self.latent_optimizer, config.latent_rate),
-            )
-        ]
         self.step = 0
         self.rng = np.random.default_rng(config.seed)
         self.history: list[dict[str, float]] = []
@@ -310,12 +302,15 @@ class AtlasTrainer:
         latents = self.latents.weight.detach().cpu().numpy()
         return TrainedAtlas(self.decoder.eval(), latents, self.real_count, self.history)
 
-    def _batches(self) -> Any:
+    def _batches(self) -> Iterator[NDArray[np.int64]]:
+        """Index batches; every real shape comes up three times as often as a warped one."""
         count, size = len(self.grid), self.config.batch
+        every = np.arange(count)
+        if count > self.real_count:
+            every = np.concatenate([np.repeat(every[: self.real_count], 2), every])
+        every = np.tile(every, -(-size // len(every)))
         while self.step < self.config.steps:
-            order = self.rng.permutation(count)
-            if count < size:
-                order = np.concatenate([self.rng.permutation(count) for _ in range(size)])[:size]
+            order = self.rng.permutation(every)
             for first in range(0, len(order) - size + 1, size):
                 if self.step >= self.config.steps:
                     return
@@ -336,6 +331,13 @@ class AtlasTrainer:
             -1
         )
         return points, self.grid[chosen].flatten(1).gather(1, flat), shape
+
+    def _rate(self) -> float:
+        """Share of the peak learning rate: linear warm-up, then a cosine to nearly nothing."""
+        at = self.step / self.config.steps
+        if at < WARM_UP:
+            return 0.05 + 0.95 * at / WARM_UP
+        return 0.002 + 0.998 * 0.5 * (1.0 + math.cos(math.pi * (at - WARM_UP) / (1.0 - WARM_UP)))
 
     def _train_step(self, order: NDArray[np.int64]) -> dict[str, float]:
         config = self.config
@@ -366,14 +368,17 @@ class AtlasTrainer:
             + config.smooth_weight * smooth
             + config.deformation_weight * spread
         )
-        self.optimizer.zero_grad()
-        self.latent_optimizer.zero_grad()
+        share = self._rate()
+        for optimizer, peak in (
+            (self.optimizer, config.learning_rate),
+            (self.latent_optimizer, config.latent_rate),
+        ):
+            optimizer.param_groups[0]["lr"] = share * peak
+            optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), 1.0)
         self.optimizer.step()
         self.latent_optimizer.step()
-        for schedule in self.schedules:
-            schedule.step()
         return {
             "occupancy": float(task.detach() - floor.mean()),
             "deformation": float(spread.detach()),
@@ -388,7 +393,6 @@ class AtlasTrainer:
             "decoder": self.decoder.state_dict(),
             "latents": self.latents.state_dict(),
             "optimizers": [self.optimizer.state_dict(), self.latent_optimizer.state_dict()],
-            "schedules": [s.state_dict() for s in self.schedules],
             "step": self.step,
             "history": self.history,
         }
@@ -404,8 +408,6 @@ class AtlasTrainer:
             (self.optimizer, self.latent_optimizer), state["optimizers"], strict=True
         ):
             optimizer.load_state_dict(kept)
-        for schedule, kept in zip(self.schedules, state["schedules"], strict=True):
-            schedule.load_state_dict(kept)
         self.step, self.history = state["step"], state["history"]
 
 

@@ -299,7 +299,7 @@ def _train_atlas(
     )
     trained = trainer.run(progress)
     arrays: dict[str, NDArray[Any]] = pack_networks(trained.decoder.cpu())
-    gaussian = atlas.latent_gaussian(trained, real_only=config.augmentations == 0)
+    gaussian = atlas.latent_gaussian(trained, real_only=len(labels) > atlas.FEW)
     arrays |= gaussian
     arrays["latents"] = trained.latents[: trained.real_count].astype(np.float16)
     arrays["from_quick"] = atlas.regress_on_quick_look(shapes, gaussian, trained)

@@ -283,9 +283,16 @@ def _outcome_table(outcomes: Sequence[Outcome]) -> Table:
 @app.command()
 @guarded
 def train(
-    method: Annotated[str, typer.Argument(help="pca, dals, implicit-atlas or deepsdf.")],
-    organ: Annotated[str, typer.Option(help="Names the prior, e.g. liver.")],
-    data: Annotated[Path, typer.Option(help="Folder of label volumes (or with labels/ in it).")],
+    method: Annotated[str, typer.Argument(help="pca, dals, implicit-atlas or deepsdf.")] = "",
+    organ: Annotated[str, typer.Option(help="Names the prior, e.g. liver.")] = "",
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of label volumes; every tenth validates.")
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Your own label volumes, five or more: checked, trained, measured."),
+    ] = None,
+    method_option: Annotated[str, typer.Option("--method", help="The same as METHOD.")] = "",
     output_folder: Annotated[
         Path, typer.Option("--output", help="Folder of priors; the prior gets one in it.")
     ] = Path("runs"),
@@ -299,24 +306,35 @@ def train(
 ) -> None:
     """Train a prior from label volumes; started again, it goes on from its checkpoint."""
     _check_device(device)
-    if not data.is_dir():
-        raise ShapePriorError(f"There is no folder '{data}'.", "Check --data.", "no-data")
+    method = _training_choices(method or method_option, organ, data, labels)
     options = dict(_parsed_option(text) for text in option or [])
-    from model_server.training.run import train as run_training
-
+    common: dict[str, Any] = {"device": device, "steps": steps, "options": options}
     with TrainingProgress(quiet) as progress:
-        card = run_training(
-            method,
-            organ,
-            data,
-            output_folder,
-            only=only,
-            device=device,
-            steps=steps,
-            progress=progress,
-            options=options,
-        )
+        if labels is not None:
+            from model_server.training.own import train_own
+
+            card = train_own(method, organ, labels, output_folder, progress=progress, **common)
+        else:
+            from model_server.training.run import train as run_training
+
+            assert data is not None
+            card = run_training(
+                method, organ, data, output_folder, only=only, progress=progress, **common
+            )
     output.print(f"Trained {card.name} in {output_folder / card.name}.", markup=False)
+
+
+def _training_choices(method: str, organ: str, data: Path | None, labels: Path | None) -> str:
+    """The method, if what is needed to train was given."""
+    if not method:
+        raise ShapePriorError("No method was named.", "Give --method implicit-atlas, dals or pca.")
+    if not organ:
+        raise ShapePriorError("The organ has no name.", "Give --organ, e.g. --organ liver.")
+    if (data is None) == (labels is None):
+        raise ShapePriorError("Label volumes are needed.", "Give either --labels or --data.")
+    if data is not None and not data.is_dir():
+        raise ShapePriorError(f"There is no folder '{data}'.", "Check --data.", "no-data")
+    return method
 
 
 def _parsed_option(text: str) -> tuple[str, Any]:

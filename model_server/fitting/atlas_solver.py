@@ -42,7 +42,8 @@ class AtlasSettings:
         steps: Gauss-Newton steps; the derivatives of the feature maps are renewed after every
             ``renew`` of them.
         renew: see there.
-        modes: latent axes that are fitted, the widest first.
+        modes: latent axes that are fitted, the widest first, from dense annotations.
+        few_modes: the same from few.
         noise_start, noise: standard deviation of the annotations in RMS radii, annealed.
         effective_points: so many independent points do outlines count as (neighbors say the same).
         latent_weight: weight of the latents' Gaussian.
@@ -58,16 +59,17 @@ class AtlasSettings:
     steps: int = 6
     renew: int = 3
     modes: int = 100
+    few_modes: int = 40
     noise_start: float = 0.08
     noise: float = 0.03
     effective_points: float = 100.0
     latent_weight: float = 1.0
-    guide_points: float = 0.0
-    guide_noise: float = 0.04
+    guide_points: float = 400.0
+    guide_noise: float = 0.03
     templates_tried: int = 1
     local_noise: float = 0.02
-    local_spread: float = 0.03
-    local_length: float = 0.2
+    local_spread: float = 0.06
+    local_length: float = 0.3
     grid: int = 40
 
 
@@ -80,6 +82,7 @@ class AtlasState:
         latent: (K,) whitened.
         template: number of the template.
         moved: (7,) pose step from the expected pose.
+        tables: the last ``AtlasSolver.derivatives``.
         covariance: (7 + K, 7 + K) Laplace covariance after the last step.
         energy: negative log posterior there.
     """
@@ -88,6 +91,7 @@ class AtlasState:
     latent: Array
     template: int
     moved: Array
+    tables: tuple[Tensor, ...] = ()
     covariance: Array | None = None
     energy: float = np.inf
 
@@ -199,6 +203,7 @@ class AtlasSolver:
         rms_radius: of canonical shapes.
         softness: of the occupancy, in RMS radii.
         settings: see there.
+        templates: (m, nodes, hidden) ``decoder.template_maps()``.
     """
 
     def __init__(
@@ -208,7 +213,8 @@ class AtlasSolver:
         latent_root: Array,
         rms_radius: float,
         softness: float,
-        settings: AtlasSettings = AtlasSettings(),
+        settings: AtlasSettings,
+        templates: Tensor,
     ) -> None:
         self.decoder = decoder
         self.device = decoder.template_latents.device
@@ -216,8 +222,7 @@ class AtlasSolver:
         self.rms_radius = rms_radius
         self.least_slope = LEAST_SLOPE / (softness * rms_radius)
         self.settings = settings
-        with torch.no_grad():
-            self.templates = decoder.template_maps()
+        self.templates = templates
 
     # --- decoding -----------------------------------------------------------------------------
 
@@ -240,7 +245,7 @@ class AtlasSolver:
             found: Tensor = self.decoder.deformation_net.maps(self.latents(state.latent))
         return found
 
-    def derivatives(self, state: AtlasState) -> list[Tensor]:
+    def derivatives(self, state: AtlasState) -> tuple[Tensor, ...]:
         """Changes of the feature maps by the whitened latents, in chunks (nodes, k * hidden)."""
         count = len(state.latent)
         tables = []
@@ -254,7 +259,7 @@ class AtlasSolver:
                 maps = self.decoder.deformation_net.maps(self.latents(moved))
                 change = (maps - here) / DIFFERENCE
                 tables.append(change.transpose(0, 1).flatten(1).contiguous())
-        return tables
+        return tuple(tables)
 
     def deform(self, state: AtlasState, points: Array, maps: Tensor | None = None) -> Array:
         """(N, 3) canonical points -> p + D(p), where they lie on the template."""
@@ -292,7 +297,7 @@ class AtlasSolver:
         )
 
     def linearize(
-        self, state: AtlasState, points: Array, tables: list[Tensor] | None
+        self, state: AtlasState, points: Array, tables: tuple[Tensor, ...] | None
     ) -> Linearized:
         """Signed distances of RAS points, and their changes; without tables not by latents."""
         canonical = state.pose.invert(points)
@@ -306,7 +311,9 @@ class AtlasSolver:
             by_latent = -found / length[:, None]
         return Linearized(-logit / length, by_pose, by_latent)
 
-    def _by_latent(self, canonical: Array, by_features: Tensor, tables: list[Tensor]) -> Array:
+    def _by_latent(
+        self, canonical: Array, by_features: Tensor, tables: tuple[Tensor, ...]
+    ) -> Array:
         """(N, K) change of the logits at canonical points."""
         nodes, hidden = self.decoder.sizes.nodes(), self.decoder.sizes.hidden
         place = self._tensor(canonical)[None] / self.decoder.box
@@ -337,13 +344,13 @@ class AtlasSolver:
         prior = np.zeros((7 + len(state.latent),) * 2)
         prior[:7, :7] = np.linalg.inv(spread)
         prior[7:, 7:] = strength * chosen.latent_weight * np.eye(len(state.latent))
-        tables: list[Tensor] = []
+        tables: tuple[Tensor, ...] = ()
         for index, noise in enumerate(np.geomspace(first, chosen.noise, steps)):
             check()
             if index % chosen.renew == 0:
                 tables = self.derivatives(state)
             state = self._step(state, evidence, prior, float(noise) * self.rms_radius, tables)
-        return state
+        return replace(state, tables=tables)
 
     def _weights(self, distance: Array, evidence: Evidence, noise: float) -> tuple[Array, float]:
         """(N,) weights of the least squares, and twice the negative log likelihood."""
@@ -360,7 +367,7 @@ class AtlasSolver:
         evidence: Evidence,
         prior: Array,
         noise: float,
-        tables: list[Tensor],
+        tables: tuple[Tensor, ...],
     ) -> AtlasState:
         found = self.linearize(state, evidence.points, tables)
         weight, misfit = self._weights(found.distance, evidence, noise)
@@ -405,7 +412,7 @@ class AtlasSolver:
     def variance(self, state: AtlasState, points: Array, leftover: Kriging | None) -> Array:
         """(N,) variance along the normal of canonical surface points: Laplace, then leftovers."""
         assert state.covariance is not None
-        found = self.linearize(state, state.pose.apply(points), self.derivatives(state))
+        found = self.linearize(state, state.pose.apply(points), state.tables)
         rows = np.concatenate([found.by_pose, found.by_latent], axis=1)
         variance = np.einsum("vi,ij,vj->v", rows, state.covariance, rows, optimize=True)
         variance = np.maximum(variance, 0.0)

@@ -52,14 +52,16 @@ from model_server.reconstruction import Provenance, Reconstruction, Surface
 from model_server.training.shapes import standardization
 
 Array = NDArray[np.float64]
-GUIDE_POINTS = 200  # samples of the quick look's surface
+GUIDE_POINTS = 400  # samples of the quick look's surface
 SPREAD_POINTS = 600  # vertices at which the uncertainty is computed; others take their nearest's
 INVERSE_STEPS = 20  # of the fixed point that inverts p + D(p)
 INVERSE_TOLERANCE = 1e-4  # canonical units
+MANY_POINTS = 200  # annotated points from which all modes are fitted
 DENSE_POINTS = 4000  # of a label volume's surface
+FINE_GRID = 64  # nodes along the shortest edge of the box for the surface of a label volume
 DENSE = AtlasSettings(
-    steps=5, renew=1, noise_start=0.05, noise=0.02, local_noise=0.01, local_spread=0.03,
-    local_length=0.12,
+    steps=6, renew=2, noise_start=0.04, noise=0.01, local_noise=0.005, local_spread=0.03,
+    local_length=0.06,
 )  # fmt: skip
 # A label volume tells center and size: so far may they be off (mm in RMS radii, log, radians).
 DENSE_POSE = np.array([0.1, 0.1, 0.1, 0.05, 0.15, 0.15, 0.15])
@@ -157,25 +159,27 @@ class ImplicitAtlasPrior:
             yield run.reconstruction("local" if settings.local else "global")
         yield run.final()
 
-    @cached_property
-    def solver(self) -> AtlasSolver:
-        """The algebra with this prior's settings: the widest axes of the latents alone."""
-        return self._solver(self.latent_root[:, : self.fitted], self.solver_settings)
+    def solver(self, points: int) -> AtlasSolver:
+        """The algebra for so many annotated points: few may use the widest axes alone."""
+        chosen = self.solver_settings
+        modes = chosen.modes if points >= MANY_POINTS else chosen.few_modes
+        return self._solver(self.latent_root[:, :modes], chosen)
 
     @cached_property
     def full_solver(self) -> AtlasSolver:
         """The algebra of all latent axes, for dense data."""
         return self._solver(self.latent_root, DENSE)
 
-    @property
-    def fitted(self) -> int:
-        """K, the number of latent axes that sparse annotations may use."""
-        return min(self.solver_settings.modes, self.latent_root.shape[1])
-
     def _solver(self, root: Array, settings: AtlasSettings) -> AtlasSolver:
         return AtlasSolver(
-            self.decoder, self.latent_mean, root, self.rms_radius, self.softness, settings
-        )
+            self.decoder, self.latent_mean, root, self.rms_radius, self.softness, settings,
+            self._template_maps,
+        )  # fmt: skip
+
+    @cached_property
+    def _template_maps(self) -> torch.Tensor:
+        with torch.no_grad():
+            return self.decoder.template_maps()
 
     def whiten(self, latents: Array) -> Array:
         """(..., c) latents -> (..., c) in units of their standard deviations, widest first."""
@@ -185,12 +189,11 @@ class ImplicitAtlasPrior:
     def _inverse_root(self) -> Array:
         return np.asarray(np.linalg.pinv(self.latent_root))
 
-    def encode(self, label: Volume, local: bool = True) -> Encoded:
+    def encode(self, label: Volume) -> Encoded:
         """The latents of a full label volume (the reconstruction of known and unknown shapes).
 
         Args:
             label: any non-zero voxel of the largest component is organ.
-            local: whether leftovers of the latent count for the surface.
 
         Raises:
             ShapePriorError: the volume is empty.
@@ -206,8 +209,14 @@ class ImplicitAtlasPrior:
         solver = self.full_solver
         state = solver.solve(state, evidence, spread, 1.0, warm=False)
         leftover = solver.leftover(state, evidence, 1.0)
-        fine = solver.surface(state, leftover if local else None, 64)
+        fine = solver.surface(state, leftover, FINE_GRID)
         return Encoded(state, leftover, Surface(state.pose.apply(fine.points), fine.triangles))
+
+    def plain_surface(self, encoded: Encoded) -> Surface:
+        """RAS mm surface of pose and latent alone."""
+        state = encoded.state
+        fine = self.full_solver.surface(state, None, FINE_GRID)
+        return Surface(state.pose.apply(fine.points), fine.triangles)
 
     def _best_template(self, pose: Pose, evidence: Evidence, spread: Array) -> AtlasState:
         """A few steps with few latents and a tenth of the points from every template."""
@@ -263,7 +272,7 @@ class ImplicitAtlasPrior:
         """A template, canonical frame."""
         from model_server.fitting.atlas_solver import level_set
 
-        field, axes = self.solver.template_field(number)
+        field, axes = self.full_solver.template_field(number)
         return level_set(field, axes)
 
     def nearest_training(self, latents: Array, count: int = 3) -> list[tuple[str, float]]:
@@ -319,8 +328,8 @@ class _Run:
         self, prior: ImplicitAtlasPrior, observations: Observations, settings: FitSettings
     ) -> None:
         self.prior, self.observations, self.settings = prior, observations, settings
-        self.solver = prior.solver
         self.samples: BoundarySamples = boundary_samples(observations)
+        self.solver = prior.solver(len(self.samples.points))
         self.guide = np.empty((0, 3))
         self.state: AtlasState
         self.leftover: Kriging | None = None
@@ -347,7 +356,7 @@ class _Run:
         found = quick.solve(self.observations, self.settings)
         coarse = quick.decode(found.latents)
         seen = np.append(found.latents[: len(self.prior.from_quick) - 1], 1.0)
-        guessed = (seen @ self.prior.from_quick)[: self.prior.fitted]
+        guessed = (seen @ self.prior.from_quick)[: self.solver.latent_root.shape[1]]
         self._enter(found.pose, guessed)
         drawn = sample_surface(coarse, GUIDE_POINTS, np.random.default_rng(0))
         self.guide = self.state.pose.apply(drawn)
@@ -369,7 +378,8 @@ class _Run:
     def begin_from(self, start: Reconstruction) -> None:
         """Start from an earlier pose and latent."""
         self.warm = True
-        self._enter(start.pose, self.prior.whiten(start.latents)[: self.prior.fitted])
+        axes = self.solver.latent_root.shape[1]
+        self._enter(start.pose, self.prior.whiten(start.latents)[:axes])
         quick = self.prior.quick
         found = quick.solve(self.observations, self.settings)
         if found.pose.mirrored == self.mirrored:

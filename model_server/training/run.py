@@ -18,7 +18,7 @@ from model_server.priors.card import PriorCard, save_prior
 from model_server.reconstruction import Surface
 from model_server.training.canonical import CanonicalShapes, canonical_shapes, load_surfaces
 from model_server.training.pose_prior import learn_pose_prior
-from model_server.training.shapes import Case, split_cases
+from model_server.training.shapes import Case, Split, split_cases
 
 Progress = Callable[[str, float, dict[str, Any]], None]
 METHODS = ("pca", "dals", "atlas", "deepsdf")
@@ -88,7 +88,11 @@ class Prepared:
 
 
 def prepare(
-    data: Path, mirrors: bool, only: str = "", progress: Progress | None = None
+    data: Path,
+    mirrors: bool,
+    only: str = "",
+    progress: Progress | None = None,
+    hold_out: bool = True,
 ) -> Prepared:
     """Read, standardize and align the training shapes of a data folder.
 
@@ -96,11 +100,16 @@ def prepare(
         data: folder with ``labels/``.
         mirrors: one prior for both sides of a paired organ.
         only: keep cases whose name contains this.
+        progress: told stage and share done.
+        hold_out: whether every tenth patient validates; else all train.
 
     Raises:
         ShapePriorError: fewer than five training cases.
     """
     split = split_cases(data, only)
+    if not hold_out:
+        every = sorted(split.training + split.validation, key=lambda case: case.name)
+        split = Split(tuple(every), ())
     if len(split.training) < 5:
         raise ShapePriorError(
             f"'{data}' has {len(split.training)} training label volumes.", "Give at least five."
@@ -123,6 +132,7 @@ def train(
     steps: int | None = None,
     progress: Progress | None = None,
     options: dict[str, Any] | None = None,
+    hold_out: bool = True,
 ) -> PriorCard:
     """Train a prior and write it to ``output / f"{organ}-{method}"``.
 
@@ -139,6 +149,7 @@ def train(
         progress: called with stage, share done and current figures.
         options: method's own hyperparameters (fields of ``DalsTraining``; ``grid`` and ``modes``
             of the PCA).
+        hold_out: whether every tenth patient validates; else all train.
 
     Raises:
         ShapePriorError: unknown method, too few or unreadable cases.
@@ -152,7 +163,7 @@ def train(
     chosen = dict(options or {})
     if steps is not None:
         chosen["steps"] = steps
-    prepared = prepare(data, source.mirrors, only, progress)
+    prepared = prepare(data, source.mirrors, only, progress, hold_out)
     card = _card(method, organ, prepared, source, _command(method, organ, data, only, chosen))
     folder = output / card.name
     trainers = {

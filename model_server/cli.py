@@ -425,6 +425,34 @@ def evaluate(
         print_table(table)
 
 
+# --- explore ------------------------------------------------------------------------------------
+
+
+@app.command()
+@guarded
+def explore(
+    prior: Annotated[str, typer.Option(help="Name of a prior (see 'priors'), or its folder.")],
+    output_folder: Annotated[
+        Path, typer.Option("--output", help="Folder for meshes and picture; made if missing.")
+    ] = Path("explore"),
+    samples: Annotated[int, typer.Option(min=1, help="Random shapes.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of the random shapes.")] = 0,
+    first: Annotated[Path | None, typer.Option(help="Label volume to go from ...")] = None,
+    second: Annotated[Path | None, typer.Option(help="... and to.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "cpu",
+) -> None:
+    """Write a prior's mean, main modes, templates, random and in-between shapes, and a picture."""
+    _check_device(device)
+    if (first is None) != (second is None):
+        raise ShapePriorError("Only one end was named.", "Give both --first and --second.")
+    from model_server.explore import explore as run_explore
+    from model_server.priors.registry import load_prior
+
+    between = (first, second) if first is not None and second is not None else None
+    files = run_explore(load_prior(prior, device), output_folder, samples, between, seed)
+    output.print(f"Wrote {len(files)} files into {output_folder}.", markup=False)
+
+
 # --- serve --------------------------------------------------------------------------------------
 
 

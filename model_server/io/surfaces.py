@@ -81,6 +81,12 @@ def surface_bytes(reconstruction: Reconstruction, suffix: str) -> bytes:
     raise ValueError(f"no surface format: {suffix}")
 
 
+def surface_file(surface: Surface, suffix: str) -> bytes:
+    """A bare surface, RAS mm, as the content of an STL, PLY or OBJ file (LPS mm)."""
+    writers = {".stl": _stl, ".ply": _ply, ".obj": _obj}
+    return writers[suffix](Surface(surface.points * LPS, surface.triangles))
+
+
 def correspondence_table(reconstruction: Reconstruction) -> str:
     """Every vertex with its place on the template, as CSV: LPS mm as in surface files, then
     template coordinates and number, then uncertainty (mm) and part where they are known."""

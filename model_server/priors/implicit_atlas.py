@@ -212,6 +212,10 @@ class ImplicitAtlasPrior:
         fine = solver.surface(state, leftover, FINE_GRID)
         return Encoded(state, leftover, Surface(state.pose.apply(fine.points), fine.triangles))
 
+    def latents_of(self, encoded: Encoded) -> Array:
+        """(c,) latents of an encoded volume."""
+        return np.asarray(self.latent_mean + self.latent_root @ encoded.state.latent)
+
     def plain_surface(self, encoded: Encoded) -> Surface:
         """RAS mm surface of pose and latent alone."""
         state = encoded.state

@@ -348,7 +348,7 @@ def read_reconstruction(
         ),
         uncertainty_mm=spread,
         warnings=tuple(str(w) for w in field(message, "warnings", list)),
-        template=int(message.get("template", 0)),
+        template=int(field(message, "template", int)) if "template" in message else 0,
         parts=parts,
     )
 

@@ -283,9 +283,16 @@ def _outcome_table(outcomes: Sequence[Outcome]) -> Table:
 @app.command()
 @guarded
 def train(
-    method: Annotated[str, typer.Argument(help="pca, dals or deepsdf.")],
-    organ: Annotated[str, typer.Option(help="Names the prior, e.g. liver.")],
-    data: Annotated[Path, typer.Option(help="Folder of label volumes (or with labels/ in it).")],
+    method: Annotated[str, typer.Argument(help="pca, dals, implicit-atlas or deepsdf.")] = "",
+    organ: Annotated[str, typer.Option(help="Names the prior, e.g. liver.")] = "",
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of label volumes; every tenth validates.")
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Your own label volumes, five or more: checked, trained, measured."),
+    ] = None,
+    method_option: Annotated[str, typer.Option("--method", help="The same as METHOD.")] = "",
     output_folder: Annotated[
         Path, typer.Option("--output", help="Folder of priors; the prior gets one in it.")
     ] = Path("runs"),
@@ -299,24 +306,35 @@ def train(
 ) -> None:
     """Train a prior from label volumes; started again, it goes on from its checkpoint."""
     _check_device(device)
-    if not data.is_dir():
-        raise ShapePriorError(f"There is no folder '{data}'.", "Check --data.", "no-data")
+    method = _training_choices(method or method_option, organ, data, labels)
     options = dict(_parsed_option(text) for text in option or [])
-    from model_server.training.run import train as run_training
-
+    common: dict[str, Any] = {"device": device, "steps": steps, "options": options}
     with TrainingProgress(quiet) as progress:
-        card = run_training(
-            method,
-            organ,
-            data,
-            output_folder,
-            only=only,
-            device=device,
-            steps=steps,
-            progress=progress,
-            options=options,
-        )
+        if labels is not None:
+            from model_server.training.own import train_own
+
+            card = train_own(method, organ, labels, output_folder, progress=progress, **common)
+        else:
+            from model_server.training.run import train as run_training
+
+            assert data is not None
+            card = run_training(
+                method, organ, data, output_folder, only=only, progress=progress, **common
+            )
     output.print(f"Trained {card.name} in {output_folder / card.name}.", markup=False)
+
+
+def _training_choices(method: str, organ: str, data: Path | None, labels: Path | None) -> str:
+    """The method, if what is needed to train was given."""
+    if not method:
+        raise ShapePriorError("No method was named.", "Give --method implicit-atlas, dals or pca.")
+    if not organ:
+        raise ShapePriorError("The organ has no name.", "Give --organ, e.g. --organ liver.")
+    if (data is None) == (labels is None):
+        raise ShapePriorError("Label volumes are needed.", "Give either --labels or --data.")
+    if data is not None and not data.is_dir():
+        raise ShapePriorError(f"There is no folder '{data}'.", "Check --data.", "no-data")
+    return method
 
 
 def _parsed_option(text: str) -> tuple[str, Any]:
@@ -405,6 +423,34 @@ def evaluate(
     )
     for table in result.tables():
         print_table(table)
+
+
+# --- explore ------------------------------------------------------------------------------------
+
+
+@app.command()
+@guarded
+def explore(
+    prior: Annotated[str, typer.Option(help="Name of a prior (see 'priors'), or its folder.")],
+    output_folder: Annotated[
+        Path, typer.Option("--output", help="Folder for meshes and picture; made if missing.")
+    ] = Path("explore"),
+    samples: Annotated[int, typer.Option(min=1, help="Random shapes.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of the random shapes.")] = 0,
+    first: Annotated[Path | None, typer.Option(help="Label volume to go from ...")] = None,
+    second: Annotated[Path | None, typer.Option(help="... and to.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "cpu",
+) -> None:
+    """Write a prior's mean, main modes, templates, random and in-between shapes, and a picture."""
+    _check_device(device)
+    if (first is None) != (second is None):
+        raise ShapePriorError("Only one end was named.", "Give both --first and --second.")
+    from model_server.explore import explore as run_explore
+    from model_server.priors.registry import load_prior
+
+    between = (first, second) if first is not None and second is not None else None
+    files = run_explore(load_prior(prior, device), output_folder, samples, between, seed)
+    output.print(f"Wrote {len(files)} files into {output_folder}.", markup=False)
 
 
 # --- serve --------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from model_server.errors import ShapePriorError
 
 Array = NDArray[np.float64]
+LEAST_SIDE_GAP_MM = 0.5  # between a point inside and a point outside
 MAX_OUT_OF_PLANE_MM = 1.0
 CROSSING_POINTS = 2000
 DECIMALS = 6  # of coordinates in mm
@@ -224,6 +225,7 @@ class Observations:
         Raises:
             ShapePriorError: nothing at all, one plane alone, or fewer than four boundary points.
         """
+        self._require_consistent_sides()
         if self.label_map is not None:
             return
         clicks = len(self.boundary_points())
@@ -249,6 +251,24 @@ class Observations:
             raise ShapePriorError(
                 "All boundary points lie in one spot.", "Spread them over the organ's boundary."
             )
+
+    def _require_consistent_sides(self) -> None:
+        """Raise where a point inside and a point outside are the same place.
+
+        Raises:
+            ShapePriorError: two such points, by their numbers.
+        """
+        for within in self.inside:
+            for beyond in self.outside:
+                gap = np.linalg.norm(within.points[:, None] - beyond.points[None], axis=2)
+                i, j = np.unravel_index(int(gap.argmin()), gap.shape)
+                if gap[i, j] < LEAST_SIDE_GAP_MM:
+                    raise ShapePriorError(
+                        f"Point {i + 1} of '{within.name}' shall be inside and point {j + 1} of "
+                        f"'{beyond.name}' outside, but they are {gap[i, j]:.2f} mm apart.",
+                        "Move or delete one of them.",
+                        "contradiction",
+                    )
 
     def planes(self) -> list[list[PlanarOutline]]:
         """Outlines grouped by plane (normals within 2 degrees, offset within 0.5 mm)."""

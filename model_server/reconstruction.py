@@ -70,6 +70,8 @@ class Reconstruction:
         provenance: prior, device, seconds and iterations for each stage.
         uncertainty_mm: (V,) standard deviation along the normal, mm (Laplace), or None.
         warnings: sentences for the user.
+        template: number of the template, of priors that have several.
+        parts: (V,) number of the part each vertex belongs to, or None.
     """
 
     surface: Surface
@@ -81,3 +83,5 @@ class Reconstruction:
     provenance: Provenance
     uncertainty_mm: Array | None = None
     warnings: tuple[str, ...] = ()
+    template: int = 0
+    parts: NDArray[np.uint8] | None = None

@@ -119,6 +119,10 @@ def test_every_format_is_written_at_once(tmp_path):
     for path in paths:
         if path.suffix in (".stl", ".ply", ".obj", ".vtp"):
             assert read_surface(path)[0].volume() == pytest.approx(1000.0, rel=1e-5)
+        elif path.suffix == ".csv":
+            lines = path.read_text().splitlines()
+            assert lines[0].startswith("x_lps_mm,y_lps_mm,z_lps_mm,template_x")
+            assert len(lines) == 1 + len(cube().surface.points)
         else:
             assert np.count_nonzero(read_volume(path).array) == pytest.approx(1000, abs=331)
 

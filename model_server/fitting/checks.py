@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from model_server.errors import ShapePriorError
+from model_server.fitting.attachment import attach_points
 from model_server.observations import Observations
 from model_server.priors.card import PriorCard
-from model_server.reconstruction import Residual
+from model_server.reconstruction import Residual, Surface
 
 RADIUS_FACTOR = 1.35  # a fitted organ so much larger or smaller than any in training is refused
 SIZE_FACTOR = 2.0  # beyond the largest or smallest training shape by this factor is an error
 TOO_FAR = 0.6  # mean residual as a share of the organ's RMS radius: these do not belong together
+BARE = 0.35  # share of the surface without a click within the RMS radius, for a warning
 FAR = 0.2  # the same, for a warning
 
 
@@ -82,6 +86,38 @@ def check_fit(
             "All outlines are parallel: the organ's two ends are guessed from the prior. Add an "
             "outline across them."
         )
+    return tuple(warnings)
+
+
+def point_warnings(observations: Observations, surface: Surface, radius: float) -> tuple[str, ...]:
+    """What clicked points say against a fit: points left on the wrong side, clicks that leave most
+    of the organ to the prior.
+
+    Args:
+        observations: what was fitted.
+        surface: RAS mm.
+        radius: RMS radius of the fitted organ, mm.
+    """
+    warnings = []
+    for sets, inside in ((observations.inside, True), (observations.outside, False)):
+        for points in sets:
+            within = attach_points(surface, points.points).residuals > 0
+            wrong = np.flatnonzero(within != inside)
+            if len(wrong):
+                listed = ", ".join(str(i + 1) for i in wrong[:5])
+                side = "inside" if inside else "outside"
+                warnings.append(
+                    f"Point(s) {listed} of '{points.name}' shall be {side}, but the surface says "
+                    "otherwise: check them, or add boundary points nearby."
+                )
+    clicks = observations.boundary_points()
+    if len(clicks) and not observations.outlines:
+        bare = np.linalg.norm(surface.points[:, None] - clicks[None], axis=2).min(axis=1) > radius
+        if bare.mean() > BARE:
+            warnings.append(
+                f"{bare.mean():.0%} of the surface lies far from every click and is guessed from "
+                "the prior: click on the other side, too."
+            )
     return tuple(warnings)
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from model_server.errors import ShapePriorError
-from model_server.io.surfaces import SURFACE_FORMATS, surface_bytes
+from model_server.io.surfaces import SURFACE_FORMATS, correspondence_table, surface_bytes
 from model_server.io.volumes import (
     VOLUME_FORMATS,
     geometry_around,
@@ -21,7 +21,8 @@ from model_server.io.volumes import (
 from model_server.observations import Volume
 from model_server.reconstruction import Reconstruction
 
-FORMATS = (*SURFACE_FORMATS, *VOLUME_FORMATS)
+TABLE_FORMAT = ".csv"  # of correspondences
+FORMATS = (*SURFACE_FORMATS, *VOLUME_FORMATS, TABLE_FORMAT)
 PART = ".part-"  # begins the names of files that are being written
 Write = Callable[[Path], None]
 
@@ -32,7 +33,7 @@ def format_of(path: Path) -> str:
     Raises:
         ShapePriorError: none of them.
     """
-    for suffix in (*VOLUME_FORMATS, *SURFACE_FORMATS):
+    for suffix in (*VOLUME_FORMATS, *SURFACE_FORMATS, TABLE_FORMAT):
         if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):
             return suffix
     raise ShapePriorError(
@@ -142,6 +143,8 @@ def write_outputs(
 def _writer(
     reconstruction: Reconstruction, suffix: str, reference: Volume | None, organ: str
 ) -> Write:
+    if suffix == TABLE_FORMAT:
+        return partial(_write_bytes, correspondence_table(reconstruction).encode())
     if suffix in SURFACE_FORMATS:
         return lambda path: _write_bytes(surface_bytes(reconstruction, suffix), path)
     surface = reconstruction.surface

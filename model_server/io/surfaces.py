@@ -21,6 +21,8 @@ HEADER = "ShapePriorSlicer output. SPACE=LPS"
 SURFACE_FORMATS = (".stl", ".ply", ".obj", ".vtp")
 TEMPLATE_ARRAY = "TemplateCoordinates"
 UNCERTAINTY_ARRAY = "UncertaintyMm"
+TEMPLATE_ID_ARRAY = "TemplateId"
+PART_ARRAY = "Part"
 
 
 def to_polydata(surface: Surface) -> Any:
@@ -55,7 +57,8 @@ def surface_bytes(reconstruction: Reconstruction, suffix: str) -> bytes:
     """A surface file's content, in LPS mm.
 
     Args:
-        reconstruction: its surface, RAS mm; VTP also takes template coordinates and uncertainty.
+        reconstruction: its surface, RAS mm; VTP also takes template coordinates and number,
+            uncertainty and parts.
         suffix: one of ``SURFACE_FORMATS``.
     """
     # LPS is RAS turned by half a turn: triangles keep their orientation.
@@ -68,11 +71,43 @@ def surface_bytes(reconstruction: Reconstruction, suffix: str) -> bytes:
     if suffix == ".obj":
         return _obj(surface)
     if suffix == ".vtp":
-        arrays = {TEMPLATE_ARRAY: reconstruction.template_coordinates}
+        arrays: dict[str, NDArray[Any]] = {TEMPLATE_ARRAY: reconstruction.template_coordinates}
         if reconstruction.uncertainty_mm is not None:
             arrays[UNCERTAINTY_ARRAY] = reconstruction.uncertainty_mm
+        arrays[TEMPLATE_ID_ARRAY] = np.full(len(surface.points), reconstruction.template)
+        if reconstruction.parts is not None:
+            arrays[PART_ARRAY] = reconstruction.parts
         return _vtp(surface, arrays)
     raise ValueError(f"no surface format: {suffix}")
+
+
+def surface_file(surface: Surface, suffix: str) -> bytes:
+    """A bare surface, RAS mm, as the content of an STL, PLY or OBJ file (LPS mm)."""
+    writers = {".stl": _stl, ".ply": _ply, ".obj": _obj}
+    return writers[suffix](Surface(surface.points * LPS, surface.triangles))
+
+
+def correspondence_table(reconstruction: Reconstruction) -> str:
+    """Every vertex with its place on the template, as CSV: LPS mm as in surface files, then
+    template coordinates and number, then uncertainty (mm) and part where they are known."""
+    columns = {
+        name: column
+        for names, values in (
+            ("x_lps_mm y_lps_mm z_lps_mm", reconstruction.surface.points * LPS),
+            ("template_x template_y template_z", reconstruction.template_coordinates),
+        )
+        for name, column in zip(names.split(), values.T, strict=True)
+    }
+    columns["template"] = np.full(len(reconstruction.surface.points), reconstruction.template)
+    if reconstruction.uncertainty_mm is not None:
+        columns["uncertainty_mm"] = reconstruction.uncertainty_mm
+    if reconstruction.parts is not None:
+        columns["part"] = reconstruction.parts
+    whole = ("template", "part")
+    forms = ["%d" if name in whole else "%.5f" for name in columns]
+    rows = zip(*columns.values(), strict=True)
+    lines = [",".join(f % v for f, v in zip(forms, row, strict=True)) for row in rows]
+    return "\n".join([",".join(columns), *lines]) + "\n"
 
 
 def _stl(surface: Surface) -> bytes:
@@ -105,7 +140,7 @@ def _obj(surface: Surface) -> bytes:
     return f"# {HEADER}\n{points}\n{faces}\n".encode()
 
 
-def _vtp(surface: Surface, arrays: dict[str, Array]) -> bytes:
+def _vtp(surface: Surface, arrays: dict[str, NDArray[Any]]) -> bytes:
     import vtk
     from vtk.util.numpy_support import numpy_to_vtk
 

@@ -15,6 +15,7 @@ from model_server.priors.protocol import ShapePrior
 METHODS = {
     "pca": ("model_server.priors.pca", "PcaPrior"),
     "dals": ("model_server.priors.dals", "DalsPrior"),
+    "atlas": ("model_server.priors.implicit_atlas", "ImplicitAtlasPrior"),
     "deepsdf": ("model_server.priors.deepsdf", "DeepSdfPrior"),
 }
 # Baselines that need no training: name -> module and class, constructed without arguments.

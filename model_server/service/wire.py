@@ -315,6 +315,8 @@ def reconstruction_map(reconstruction: Reconstruction, triangles: bool = True) -
         "triangles": surface.triangles.astype(np.int32) if triangles else None,
         "template_coordinates": reconstruction.template_coordinates.astype(np.float32),
         "uncertainty_mm": None if spread is None else spread.astype(np.float32),
+        "template": int(reconstruction.template),
+        "parts": None if reconstruction.parts is None else reconstruction.parts.astype(np.uint8),
         "pose": {
             "translation": pose.translation,
             "scale": float(pose.scale),
@@ -355,6 +357,9 @@ def read_reconstruction(
     spread = None
     if message.get("uncertainty_mm") is not None:
         spread = _shaped(message, "uncertainty_mm", (len(points),)).astype(np.float64)
+    parts = None
+    if message.get("parts") is not None:
+        parts = _shaped(message, "parts", (len(points),)).astype(np.uint8)
     coordinates = _shaped(message, "template_coordinates", (len(points), 3))
     return Reconstruction(
         surface=Surface(points, triangles),
@@ -372,6 +377,8 @@ def read_reconstruction(
         ),
         uncertainty_mm=spread,
         warnings=tuple(str(w) for w in field(message, "warnings", list)),
+        template=int(field(message, "template", int)) if "template" in message else 0,
+        parts=parts,
     )
 
 

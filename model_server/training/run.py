@@ -18,10 +18,11 @@ from model_server.priors.card import PriorCard, save_prior
 from model_server.reconstruction import Surface
 from model_server.training.canonical import CanonicalShapes, canonical_shapes, load_surfaces
 from model_server.training.pose_prior import learn_pose_prior
-from model_server.training.shapes import Case, split_cases
+from model_server.training.shapes import Case, Split, split_cases
 
 Progress = Callable[[str, float, dict[str, Any]], None]
-METHODS = ("pca", "dals", "deepsdf")
+METHODS = ("pca", "dals", "atlas", "deepsdf")
+ALIASES = {"implicit-atlas": "atlas"}
 # Settings of the fit that differ from the defaults, chosen on validation cases.
 SOLVERS: dict[str, dict[str, float | bool]] = {
     "hippocampus": {
@@ -34,6 +35,8 @@ SOLVERS: dict[str, dict[str, float | bool]] = {
     "liver": {"guide_points": 30.0},
     "pancreas": {"local_spread": 0.25, "noise": 0.03},
 }
+# The same for ImplicitAtlas.
+ATLAS_SOLVERS: dict[str, dict[str, float]] = {}
 LATENT_MODES = 100  # K of the latents' Gaussian
 WORKERS = min(4, os.cpu_count() or 1)
 
@@ -85,7 +88,11 @@ class Prepared:
 
 
 def prepare(
-    data: Path, mirrors: bool, only: str = "", progress: Progress | None = None
+    data: Path,
+    mirrors: bool,
+    only: str = "",
+    progress: Progress | None = None,
+    hold_out: bool = True,
 ) -> Prepared:
     """Read, standardize and align the training shapes of a data folder.
 
@@ -93,11 +100,16 @@ def prepare(
         data: folder with ``labels/``.
         mirrors: one prior for both sides of a paired organ.
         only: keep cases whose name contains this.
+        progress: told stage and share done.
+        hold_out: whether every tenth patient validates; else all train.
 
     Raises:
         ShapePriorError: fewer than five training cases.
     """
     split = split_cases(data, only)
+    if not hold_out:
+        every = sorted(split.training + split.validation, key=lambda case: case.name)
+        split = Split(tuple(every), ())
     if len(split.training) < 5:
         raise ShapePriorError(
             f"'{data}' has {len(split.training)} training label volumes.", "Give at least five."
@@ -120,13 +132,14 @@ def train(
     steps: int | None = None,
     progress: Progress | None = None,
     options: dict[str, Any] | None = None,
+    hold_out: bool = True,
 ) -> PriorCard:
     """Train a prior and write it to ``output / f"{organ}-{method}"``.
 
     An interrupted training goes on from its checkpoint when it is started again.
 
     Args:
-        method: "pca", "dals" or "deepsdf".
+        method: "pca", "dals", "atlas" (ImplicitAtlas) or "deepsdf".
         organ: names the prior.
         data: folder with ``labels/``.
         output: folder of priors.
@@ -136,10 +149,12 @@ def train(
         progress: called with stage, share done and current figures.
         options: method's own hyperparameters (fields of ``DalsTraining``; ``grid`` and ``modes``
             of the PCA).
+        hold_out: whether every tenth patient validates; else all train.
 
     Raises:
         ShapePriorError: unknown method, too few or unreadable cases.
     """
+    method = ALIASES.get(method, method)
     if method not in METHODS:
         raise ShapePriorError(
             f"There is no method '{method}' to train.", f"Choose one of: {', '.join(METHODS)}."
@@ -148,13 +163,18 @@ def train(
     chosen = dict(options or {})
     if steps is not None:
         chosen["steps"] = steps
-    prepared = prepare(data, source.mirrors, only, progress)
+    prepared = prepare(data, source.mirrors, only, progress, hold_out)
     card = _card(method, organ, prepared, source, _command(method, organ, data, only, chosen))
     folder = output / card.name
-    trainers = {"pca": _train_pca, "dals": _train_dals, "deepsdf": _train_deepsdf}
+    trainers = {
+        "pca": _train_pca,
+        "dals": _train_dals,
+        "atlas": _train_atlas,
+        "deepsdf": _train_deepsdf,
+    }
     card, weights = trainers[method](card, prepared, chosen, device, folder, progress)
     weights["rms_radius"] = np.array([prepared.canonical.rms_radius], dtype=np.float32)
-    if method in ("pca", "dals"):
+    if method != "deepsdf":
         if progress:
             progress("learning the pose prior", 0.0, {})
         weights |= learn_pose_prior(*prepared.unmirrored()).arrays()
@@ -260,6 +280,46 @@ def _train_dals(
             "solver": SOLVERS.get(card.organ, {}),
         },
     ), arrays
+
+
+def _train_atlas(
+    card: PriorCard,
+    prepared: Prepared,
+    options: dict[str, Any],
+    device: str,
+    folder: Path,
+    progress: Progress | None,
+) -> tuple[PriorCard, dict[str, NDArray[Any]]]:
+    from model_server.priors.dals import choose_device
+    from model_server.priors.implicit_atlas import pack_networks
+    from model_server.training import implicit_atlas as atlas
+
+    preset = atlas.FEW_SHOT if len(prepared.training) <= atlas.FEW else atlas.AtlasTraining()
+    config = replace(preset, **options)
+    shapes = prepared.canonical
+    labels = [case.label() for case in prepared.training]
+    surfaces = atlas.dense_surfaces(labels, shapes.poses)
+    measured = atlas.atlas_shapes(surfaces, shapes.rms_radius, config, progress)
+    trainer = atlas.AtlasTrainer(
+        measured,
+        len(surfaces),
+        shapes.rms_radius,
+        config,
+        str(choose_device(device)),
+        folder / "checkpoint.pt",
+    )
+    trained = trainer.run(progress)
+    arrays: dict[str, NDArray[Any]] = pack_networks(trained.decoder.cpu())
+    gaussian = atlas.latent_gaussian(trained, real_only=len(labels) > atlas.FEW)
+    arrays |= gaussian
+    arrays["latents"] = trained.latents[: trained.real_count].astype(np.float16)
+    arrays["from_quick"] = atlas.regress_on_quick_look(shapes, gaussian, trained)
+    parts = atlas.learn_parts(trained, labels, shapes.poses)
+    if parts is not None:
+        arrays["parts"] = parts
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    training = asdict(config) | {"base": list(trainer.sizes.base)}
+    return _with(card, {"training": training, "solver": ATLAS_SOLVERS.get(card.organ, {})}), arrays
 
 
 def _train_deepsdf(

@@ -28,6 +28,9 @@ SAME_PATIENT = (
 )
 
 
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl")  # of label volumes
+
+
 @dataclass(frozen=True)
 class Case:
     """One label volume of a data folder."""
@@ -75,8 +78,8 @@ def split_cases(folder: Path, only: str = "") -> Split:
         only: keep cases whose name contains this, e.g. "lits".
     """
     labels = folder / "labels" if (folder / "labels").is_dir() else folder
-    paths = sorted(p for p in labels.iterdir() if p.name.endswith((".nii.gz", ".nrrd", ".nii")))
-    names = [re.sub(r"\.(nii\.gz|nii|nrrd|seg\.nrrd)$", "", p.name) for p in paths]
+    paths = sorted(p for p in labels.iterdir() if p.name.endswith(ENDINGS))
+    names = [re.sub(r"(\.seg)?\.(nii\.gz|[a-z]+)$", "", p.name) for p in paths]
     # The split counts all cases of the folder, so that a subset never moves a case across.
     # Of cases that share a patient the first decides.
     held_out = {n for n in list(_numbered(names))[::10] if _patient(n) == n}

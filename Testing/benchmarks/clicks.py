@@ -1,0 +1,80 @@
+"""Completion from clicks on the boundary, pose unknown (ImplicitAtlas, Figure 6, and fewer).
+
+    python Testing/benchmarks/clicks.py [--counts 20 64] [--limit 5]
+
+0.25 mm jitter. Writes clicks_<organ>.md and .png, and clicks_<organ>_<count>.json for each count.
+"""
+
+from __future__ import annotations
+
+from common import chosen_methods, console, load, number, parser, provenance, show, tell, verdict
+
+from model_server.evaluation.harness import evaluate
+from model_server.evaluation.plots import plot_curves
+from model_server.evaluation.results import EvaluationResult
+
+COUNTS = [10, 20, 64, 256, 1024]
+BARS = {20: 0.86, 64: 0.90, 256: 0.92, 1024: 0.93}
+HEADER = ["clicks", "method", "Dice", "NSD", "HD95 mm", "first s", "final s", "failed", "bar"]
+
+
+def row(count: int, method: str, result: EvaluationResult, bar: float | None) -> list[str]:
+    """One line of the table."""
+    dice = result.mean(method, "dice")
+    summary = result.summary()[method]
+    return [
+        str(count),
+        method,
+        number(dice, ".4f"),
+        number(result.mean(method, "nsd"), ".4f"),
+        number(result.mean(method, "hd95_mm"), ".2f"),
+        number(summary["seconds_first"], ".3f"),
+        number(summary["seconds_final"], ".2f"),
+        str(sum(r.error is not None for r in result.records if r.method == method)),
+        "" if bar is None else f">= {bar:g}: {verdict(dice, '≥', bar)}",
+    ]
+
+
+def main() -> None:
+    """Run every count, then print one table and draw one plot."""
+    arguments = parser(__doc__, ["atlas", "dals", "pca", "rbf", "poisson"])
+    arguments.add_argument("--organ", default="hippocampus")
+    arguments.add_argument("--counts", nargs="+", type=int, default=COUNTS)
+    chosen = arguments.parse_args()
+    methods = chosen_methods(chosen.methods, chosen.organ)
+    rows: list[list[str]] = []
+    results: dict[int, EvaluationResult] = {}
+    for count in chosen.counts:
+        name = f"clicks_{chosen.organ}_{count}"
+        result = results[count] = evaluate(
+            *(chosen.organ, chosen.data, methods, f"clicks-{count}", chosen.split, chosen.limit),
+            output=chosen.output / f"{name}.json",
+            device=chosen.device,
+            threads=chosen.threads,
+            only=chosen.only,
+            repeats=chosen.repeats,
+            load=load,
+            progress=tell,
+        )
+        for remark in result.remarks():
+            console.print(remark, style="bold red", markup=False)
+        for index, method in enumerate(methods):
+            bar = BARS.get(count) if index == 0 and chosen.organ == "hippocampus" else None
+            rows.append(row(count, method.label, result, bar))
+    path = chosen.output / f"clicks_{chosen.organ}.md"
+    path.unlink(missing_ok=True)
+    show(f"{chosen.organ}: clicks, pose unknown", HEADER, rows, path)
+    with path.open("a") as file:
+        file.write("\n" + provenance(result))
+    curves = {
+        metric: {
+            m.label: {n: list(r.values(m.label, metric).values()) for n, r in results.items()}
+            for m in methods
+        }
+        for metric in ("dice", "nsd")
+    }
+    plot_curves(curves, ("dice", "nsd"), path.with_suffix(".png"), "clicks")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The algebra of the ImplicitAtlas fit, on small untrained networks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from model_server.fitting.atlas_solver import (
+    AtlasSettings,
+    AtlasSolver,
+    AtlasState,
+    Evidence,
+    Kriging,
+    level_set,
+)
+from model_server.fitting.interrupt import Interrupted, stop_when
+from model_server.pose import Pose
+from model_server.priors.implicit_atlas_decoder import AtlasDecoder, AtlasSizes
+
+SIZES = AtlasSizes(6, 2, (3, 3, 3), (8, 8), 8)
+POSE = Pose(np.array([10.0, -20.0, 30.0]), 25.0, Rotation.from_rotvec([0.2, -0.3, 0.4]).as_matrix())
+
+
+@pytest.fixture(scope="module")
+def solver() -> AtlasSolver:
+    torch.manual_seed(1)
+    decoder = AtlasDecoder(SIZES, (1.0, 1.0, 1.0))
+    with torch.no_grad():  # a deformation worth the name
+        decoder.deformation_net.last.weight.mul_(100.0)
+    decoder.eval().requires_grad_(False)
+    root = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 6)))[0]
+    maps = decoder.template_maps()
+    return AtlasSolver(decoder, np.zeros(6), root, 0.5, 0.02, AtlasSettings(), maps)
+
+
+@pytest.fixture(scope="module")
+def state() -> AtlasState:
+    latent = np.random.default_rng(1).normal(0.0, 0.5, 6)
+    return AtlasState(POSE, latent, 1, np.zeros(7))
+
+
+def patient_points(count: int = 20) -> np.ndarray:
+    return POSE.apply(np.random.default_rng(2).uniform(-0.8, 0.8, (count, 3)))
+
+
+def test_logits_follow_the_pose(solver, state):
+    points = patient_points()
+    canonical = state.pose.invert(points)
+    logit, slope, _ = solver.slopes(state, canonical, solver.maps(state))
+    assert logit == pytest.approx(solver.logits(state, canonical), abs=1e-4)
+    length = np.maximum(np.linalg.norm(slope, axis=1), solver.least_slope)
+    found = solver.linearize(state, points, None)
+    for index in range(7):
+        delta = 1e-3 * np.eye(7)[index]
+        ahead, behind = (
+            solver.logits(state, state.pose.perturbed(d[:3], d[3], d[4:]).invert(points))
+            for d in (delta, -delta)
+        )
+        slopes = -(ahead - behind) / 2e-3 / length
+        assert np.corrcoef(found.by_pose[:, index], slopes)[0, 1] > 0.97
+
+
+def test_logits_follow_the_latents(solver, state):
+    points = patient_points()
+    found = solver.linearize(state, points, solver.derivatives(state))
+    _, slope, _ = solver.slopes(state, state.pose.invert(points), solver.maps(state))
+    length = np.maximum(np.linalg.norm(slope, axis=1), solver.least_slope)
+    for index in range(6):
+        step = 0.02 * np.eye(6)[index]
+        ahead, behind = (
+            solver.logits(replace(state, latent=state.latent + d), state.pose.invert(points))
+            for d in (step, -step)
+        )
+        slopes = -(ahead - behind) / 0.04 / length
+        assert np.corrcoef(found.by_latent[:, index], slopes)[0, 1] > 0.97
+
+
+def test_the_inverse_of_the_deformation_returns(solver, state):
+    points = np.random.default_rng(3).uniform(-0.5, 0.5, (50, 3))
+    places = solver.deform(state, points)
+    back, error = solver.undeform(state, places, 40, 1e-5)
+    assert solver.deform(state, back) == pytest.approx(places, abs=1e-3 + error.max())
+    assert np.median(error) < 1e-3
+
+
+def test_steps_approach_the_points_and_leave_a_covariance(solver, state):
+    points = patient_points(40)
+    evidence = Evidence(points, np.ones(40), np.zeros(40, dtype=np.int64))
+    spread = np.diag([4.0] * 3 + [0.01] * 4)
+    found = solver.solve(state, evidence, spread, 1.0, warm=True)
+    before, after = (
+        np.median(np.abs(solver.linearize(s, points, None).distance)) for s in (state, found)
+    )
+    assert after <= before
+    assert np.linalg.eigvalsh(found.covariance).min() > 0
+
+
+def test_a_fit_stops_between_steps(solver, state):
+    points = patient_points(10)
+    evidence = Evidence(points, np.ones(10), np.zeros(10, dtype=np.int64))
+    with stop_when(lambda: True), pytest.raises(Interrupted):
+        solver.solve(state, evidence, np.eye(7), 1.0, False)
+
+
+def test_leftovers_are_met_where_they_were_seen_and_fade_elsewhere():
+    rng = np.random.default_rng(4)
+    places, values = rng.uniform(-0.5, 0.5, (30, 3)), rng.normal(0.0, 0.02, 30)
+    field = Kriging.of(places, values, np.full(30, 1e-8), 0.02, 0.1)
+    assert field.at(places) == pytest.approx(values, abs=1e-4)
+    assert np.sqrt(field.variance(places)).max() < 1e-3
+    far = np.array([[5.0, 5.0, 5.0]])
+    assert abs(field.at(far)[0]) < 1e-6
+    assert np.sqrt(field.variance(far)[0]) == pytest.approx(0.02, rel=1e-3)
+
+
+def test_points_on_the_right_side_do_not_pull(solver, state):
+    points = patient_points(30)
+    distance = solver.linearize(state, points, None).distance
+    sides = np.where(distance > 0, 1, -1)
+    weight, misfit = solver._weights(distance, Evidence(points, np.ones(30), sides), 0.02)
+    assert weight.max() == 0.0
+    assert misfit == 0.0
+
+
+def test_a_level_set_is_closed_and_of_one_part():
+    import trimesh
+
+    axes = [np.linspace(-1.0, 1.0, 25)] * 3
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    large = 0.6 - np.linalg.norm(grid, axis=-1)
+    small = 0.15 - np.linalg.norm(grid - 0.85, axis=-1)
+    surface = level_set(20.0 * np.maximum(large, small), axes)
+    mesh = trimesh.Trimesh(surface.points, surface.triangles, process=False)
+    assert mesh.is_watertight
+    assert surface.volume() == pytest.approx(4 / 3 * np.pi * 0.6**3, rel=0.02)
+
+
+def test_a_field_without_an_inside_still_gives_a_surface():
+    surface = level_set(np.full((5, 5, 5), -3.0), [np.linspace(-1, 1, 5)] * 3)
+    assert len(surface.triangles) > 0

@@ -1,0 +1,95 @@
+"""The networks of ImplicitAtlas: what they read is what the paper's Figure 3b says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from model_server.priors.implicit_atlas_decoder import (
+    AtlasDecoder,
+    AtlasSizes,
+    FeatureDecoder,
+    base_nodes,
+    sample,
+)
+
+SIZES = AtlasSizes(8, 3, (3, 4, 3), (8, 8, 8), 8)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def test_samples_are_those_of_torch_and_follow_places_and_maps() -> None:
+    nodes = (5, 7, 4)
+    maps = torch.randn(2, 5 * 7 * 4, 3, requires_grad=True)
+    places = (2.0 * torch.rand(2, 11, 3) - 1.0).requires_grad_()
+    volume = maps.transpose(1, 2).unflatten(2, nodes)
+    # grid_sample wants (z, y, x) of its last axis first.
+    grid = places.flip(-1)[:, :, None, None]
+    expected = functional.grid_sample(volume, grid, align_corners=True)[..., 0, 0].transpose(1, 2)
+    found = sample(maps, places, nodes)
+    assert torch.allclose(found, expected, atol=1e-5)
+    weight = torch.randn_like(found)
+    for a, b in zip(
+        torch.autograd.grad((found * weight).sum(), [maps, places]),
+        torch.autograd.grad((expected * weight).sum(), [maps, places]),
+        strict=True,
+    ):
+        assert torch.allclose(a, b, atol=1e-4)
+
+
+def test_places_beyond_the_box_read_its_border() -> None:
+    maps = torch.randn(1, 8, 2)
+    corner = sample(maps, torch.tensor([[[3.0, 1.5, 9.0]]]), (2, 2, 2))
+    assert torch.allclose(corner[0, 0], maps[0, -1])
+
+
+def test_one_read_of_one_map_is_a_read_at_every_scale() -> None:
+    net = FeatureDecoder(SIZES, 3)
+    latents = torch.randn(2, 8)
+    places = 2.0 * torch.rand(2, 20, 3) - 1.0
+    # As the paper has it: features of each scale at the place, concatenated with the place.
+    features = net.shuffle(net.first(latents))
+    rows = [places]
+    weights = [net.place.weight]
+    bias = net.place.bias
+    for index, (block, read) in enumerate(zip(net.blocks, net.reads, strict=True)):
+        if index:
+            size = [2 * n - 1 for n in features.shape[2:]]
+            features = functional.interpolate(features, size, mode="trilinear", align_corners=True)
+        features = block(features)
+        nodes = tuple(features.shape[2:])
+        rows.append(sample(features.flatten(2).transpose(1, 2), places, nodes))
+        weights.append(read.weight.flatten(1))
+        bias = bias + read.bias
+    expected = net.finish(torch.cat(rows, dim=-1) @ torch.cat(weights, dim=1).T + bias)
+    assert torch.allclose(net.read(net.maps(latents), places), expected, atol=1e-4)
+
+
+def test_the_choice_is_hard_but_learns() -> None:
+    decoder = AtlasDecoder(SIZES, (1.0, 1.0, 1.0))
+    latents = torch.randn(5, 8)
+    chosen = decoder.choose(latents)
+    assert torch.equal(chosen.detach().round(), chosen.detach().round().clamp(0, 1))
+    assert torch.allclose(chosen.sum(dim=1), torch.ones(5))
+    (chosen * torch.randn(5, 3)).sum().backward()
+    assert decoder.choice.weight.grad is not None
+    assert decoder.choice.weight.grad.abs().max() > 0
+
+
+def test_an_untrained_deformation_is_nearly_none_and_outside_is_outside() -> None:
+    decoder = AtlasDecoder(SIZES, (0.5, 0.8, 0.5))
+    points = torch.rand(1, 30, 3) - 0.5
+    logits, moved = decoder(torch.randn(1, 8), points)
+    assert logits.shape == (1, 30)
+    assert moved.abs().max() < 0.05
+    far, _ = decoder(torch.randn(1, 8), torch.full((1, 1, 3), 5.0))
+    assert far.item() < -100.0
+
+
+def test_cells_of_the_base_are_nearly_cubes() -> None:
+    assert base_nodes((1.0, 1.0, 1.0)) == (3, 3, 3)
+    assert base_nodes((0.5, 1.0, 0.6)) == (3, 5, 3)

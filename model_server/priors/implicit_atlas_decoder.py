@@ -1,0 +1,222 @@
+"""The networks of ImplicitAtlas (Yang et al., section 3): templates and their deformation.
+
+An occupancy logit is T(t(h), p + D(d(h), p)). T and D are the same convolutional decoder
+(Figure 3b). Its MLP begins with a linear layer on the concatenated features of every scale and the
+coordinates. Trilinear sampling is linear too, and each scale's nodes are a subset of the next
+one's, so that layer acts on the nodes before the sampling: one read of one map replaces a read at
+every scale, with the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+SLOPE = 0.1  # of the leaky ReLU
+LOGIT_SCALE = 10.0  # logits for one unit of the template network's output
+OUTSIDE_SLOPE = 200.0  # logits lost for each canonical unit beyond the box
+
+
+@dataclass(frozen=True)
+class AtlasSizes:
+    """How large the networks are.
+
+    Attributes:
+        latent_size: c, of h, t and d.
+        templates: m.
+        base: nodes of the coarsest feature map along x, y, z; each scale has 2n - 1.
+        channels: of the feature map at each scale.
+        hidden: width of the MLP.
+    """
+
+    latent_size: int = 256
+    templates: int = 5
+    base: tuple[int, int, int] = (3, 5, 3)
+    channels: tuple[int, ...] = (64, 64, 32, 16)
+    hidden: int = 32
+
+    def nodes(self) -> tuple[int, int, int]:
+        """Nodes of the finest feature map along x, y, z."""
+        fold = 2 ** (len(self.channels) - 1)
+        x, y, z = (fold * (n - 1) + 1 for n in self.base)
+        return x, y, z
+
+
+def base_nodes(box: Sequence[float], least: int = 3) -> tuple[int, int, int]:
+    """Nodes of the coarsest map along x, y, z, so that cells of a box (3,) are nearly cubes."""
+    cell = min(box) / (least - 1)
+    x, y, z = (max(least, 1 + round(edge / cell)) for edge in box)
+    return x, y, z
+
+
+class PixelShuffle3d(nn.Module):
+    """(B, C * X * Y * Z) -> (B, C, X, Y, Z): the first upsampling, from one node to the base."""
+
+    def __init__(self, nodes: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.nodes = nodes
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Channels become places."""
+        return features.unflatten(1, (-1, *self.nodes))
+
+
+class FeatureDecoder(nn.Module):
+    """Latent -> first-layer features of the MLP on the finest nodes -> output at points.
+
+    Args:
+        sizes: of the networks.
+        outputs: 1 for the template network, 3 for the deformation network.
+    """
+
+    grid: Tensor
+
+    def __init__(self, sizes: AtlasSizes, outputs: int) -> None:
+        super().__init__()
+        self.sizes = sizes
+        channels = sizes.channels
+        x, y, z = sizes.base
+        self.first = nn.Linear(sizes.latent_size, channels[0] * x * y * z)
+        self.shuffle = PixelShuffle3d(sizes.base)
+        before = (channels[0], *channels[:-1])
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv3d(a, b, 3, padding=1), nn.GroupNorm(max(1, b // 8), b), nn.LeakyReLU(SLOPE)
+            )
+            for a, b in zip(before, channels, strict=True)
+        )
+        self.reads = nn.ModuleList(nn.Conv3d(b, sizes.hidden, 1) for b in channels)
+        self.place = nn.Linear(3, sizes.hidden)
+        self.middle = nn.Linear(sizes.hidden, sizes.hidden)
+        self.last = nn.Linear(sizes.hidden, outputs)
+        axes = [torch.linspace(-1.0, 1.0, n) for n in sizes.nodes()]
+        grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+        self.register_buffer("grid", grid, persistent=False)
+
+    def maps(self, latents: Tensor) -> Tensor:
+        """Latents (B, c) -> features (B, nodes, hidden) on the finest nodes."""
+        features = self.shuffle(self.first(latents))
+        total: Tensor | None = None
+        for index, (block, read) in enumerate(zip(self.blocks, self.reads, strict=True)):
+            if index:
+                features = _finer(features)
+            features = block(features)
+            seen = read(features)
+            total = seen if total is None else _finer(total) + seen
+        assert total is not None
+        places = self.place(self.grid)
+        return total.float().flatten(2).transpose(1, 2) + places.flatten(0, 2)
+
+    def read(self, maps: Tensor, places: Tensor) -> Tensor:
+        """The MLP at places.
+
+        Args:
+            maps: (B, nodes, hidden).
+            places: (B, N, 3), -1 to 1 across the box.
+
+        Returns:
+            (B, N, outputs).
+        """
+        return self.finish(sample(maps, places, self.sizes.nodes()))
+
+    def finish(self, features: Tensor) -> Tensor:
+        """The MLP after its first layer: (..., hidden) -> (..., outputs)."""
+        features = functional.leaky_relu(features, SLOPE)
+        features = functional.leaky_relu(self.middle(features), SLOPE)
+        outputs: Tensor = self.last(features)
+        return outputs
+
+
+def _finer(features: Tensor) -> Tensor:
+    """Trilinear: n nodes along an edge become 2n - 1, the old ones among them."""
+    size = [2 * n - 1 for n in features.shape[2:]]
+    return functional.interpolate(features, size, mode="trilinear", align_corners=True)
+
+
+def sample(maps: Tensor, places: Tensor, nodes: tuple[int, int, int]) -> Tensor:
+    """Trilinear values at places, differentiable by both.
+
+    Args:
+        maps: (B, nodes, C), x slowest.
+        places: (B, N, 3), -1 to 1; beyond, the border's value.
+        nodes: along x, y, z.
+
+    Returns:
+        (B, N, C).
+    """
+    batch, count = places.shape[:2]
+    last = places.new_tensor([n - 1 for n in nodes])
+    index = ((places.clamp(-1.0, 1.0) + 1.0) * (0.5 * last)).clamp_min(0.0)
+    low = torch.minimum(index.detach().floor(), last - 1.0)
+    share = index - low
+    strides = torch.tensor([nodes[1] * nodes[2], nodes[2], 1], device=places.device)
+    first = (low.long() * strides).sum(-1)
+    first = first + torch.arange(batch, device=places.device)[:, None] * maps.shape[1]
+    x, y, z = ((1.0 - share[..., a], share[..., a]) for a in range(3))
+    corners = [(i, j, k) for i in (0, 1) for j in (0, 1) for k in (0, 1)]
+    offsets = torch.tensor(corners, device=places.device) @ strides
+    weights = torch.stack([x[i] * y[j] * z[k] for i, j, k in corners], dim=-1)
+    found = functional.embedding_bag(
+        (first[..., None] + offsets).reshape(-1, 8),
+        maps.reshape(-1, maps.shape[-1]),
+        per_sample_weights=weights.reshape(-1, 8),
+        mode="sum",
+    )
+    return found.view(batch, count, -1)
+
+
+class AtlasDecoder(nn.Module):
+    """Templates, the choice among them, and the deformation (Equation 3).
+
+    Args:
+        sizes: of the networks.
+        box: half edges of the box around all canonical shapes, along x, y, z.
+    """
+
+    box: Tensor
+
+    def __init__(self, sizes: AtlasSizes, box: Sequence[float]) -> None:
+        super().__init__()
+        self.sizes = sizes
+        c = sizes.latent_size
+        self.template_latents = nn.Parameter(torch.randn(sizes.templates, c) / c**0.5)
+        self.choice = nn.Linear(c, sizes.templates)
+        self.template_net = FeatureDecoder(sizes, 1)
+        self.deformation_net = FeatureDecoder(sizes, 3)
+        nn.init.normal_(self.deformation_net.last.weight, std=1e-3)
+        nn.init.zeros_(self.deformation_net.last.bias)
+        self.register_buffer("box", torch.as_tensor(box, dtype=torch.float32))
+
+    def template_maps(self) -> Tensor:
+        """(m, nodes, hidden) features of every template."""
+        maps: Tensor = self.template_net.maps(self.template_latents)
+        return maps
+
+    def choose(self, latents: Tensor) -> Tensor:
+        """(B, m) one-hot choice of a template, with the gradient of the softmax."""
+        soft = torch.softmax(self.choice(latents), dim=-1)
+        hard = functional.one_hot(soft.argmax(dim=-1), self.sizes.templates).to(soft)
+        return hard + soft - soft.detach()
+
+    def deformation(self, maps: Tensor, points: Tensor) -> Tensor:
+        """(B, N, 3) D at canonical points (B, N, 3), in canonical units."""
+        moved: Tensor = self.deformation_net.read(maps, points / self.box)
+        return moved
+
+    def template_logit(self, maps: Tensor, points: Tensor) -> Tensor:
+        """(B, N) occupancy logit of the templates at canonical points (B, N, 3)."""
+        places = points / self.box
+        beyond = (places.abs() - 1.0).clamp_min(0.0).norm(dim=-1)
+        inside = LOGIT_SCALE * self.template_net.read(maps, places).squeeze(-1)
+        return inside - OUTSIDE_SLOPE * beyond
+
+    def forward(self, latents: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Occupancy logit (B, N) and deformation (B, N, 3) of latents (B, c) at (B, N, 3)."""
+        moved = self.deformation(self.deformation_net.maps(latents), points)
+        templates = self.template_maps()
+        chosen = torch.einsum("bm,mnh->bnh", self.choose(latents), templates)
+        return self.template_logit(chosen, points + moved), moved

@@ -5,6 +5,10 @@ An occupancy logit is T(t(h), p + D(d(h), p)). T and D are the same convolutiona
 coordinates. Trilinear sampling is linear too, and each scale's nodes are a subset of the next
 one's, so that layer acts on the nodes before the sampling: one read of one map replaces a read at
 every scale, with the same result.
+
+The paper's baselines are the same model with parts left out or replaced: ``AtlasSizes.network``
+"mlp" is the decoder of DeepSDF in place of the convolutional one, without templates an occupancy
+logit is F(h, p), without ``deforms`` it is T(t(h), p).
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ from torch.nn import functional
 
 SLOPE = 0.1  # of the leaky ReLU
 LOGIT_SCALE = 10.0  # logits for one unit of the template network's output
+MLP_WIDTH = 256
+MLP_SKIP = 4  # the layer that sees the input again
 OUTSIDE_SLOPE = 200.0  # logits lost for each canonical unit beyond the box
 
 
@@ -27,17 +33,21 @@ class AtlasSizes:
 
     Attributes:
         latent_size: c, of h, t and d.
-        templates: m.
+        templates: m; 0 for a baseline without templates.
         base: nodes of the coarsest feature map along x, y, z; each scale has 2n - 1.
         channels: of the feature map at each scale.
         hidden: width of the MLP.
+        network: "conv", or "mlp" for a baseline with DeepSDF's decoder.
+        deforms: False for a baseline that only chooses a template.
     """
 
     latent_size: int = 256
     templates: int = 5
-    base: tuple[int, int, int] = (3, 5, 3)
-    channels: tuple[int, ...] = (64, 64, 32, 16)
+    base: tuple[int, int, int] = (4, 6, 4)
+    channels: tuple[int, ...] = (32, 64, 32, 16)
     hidden: int = 32
+    network: str = "conv"
+    deforms: bool = True
 
     def nodes(self) -> tuple[int, int, int]:
         """Nodes of the finest feature map along x, y, z."""
@@ -46,7 +56,7 @@ class AtlasSizes:
         return x, y, z
 
 
-def base_nodes(box: Sequence[float], least: int = 3) -> tuple[int, int, int]:
+def base_nodes(box: Sequence[float], least: int = 4) -> tuple[int, int, int]:
     """Nodes of the coarsest map along x, y, z, so that cells of a box (3,) are nearly cubes."""
     cell = min(box) / (least - 1)
     x, y, z = (max(least, 1 + round(edge / cell)) for edge in box)
@@ -131,10 +141,62 @@ class FeatureDecoder(nn.Module):
         return outputs
 
 
+class MlpDecoder(nn.Module):
+    """DeepSDF's decoder, for baselines: (latent, point) -> output, the input fed in again halfway.
+
+    Its "maps" are the latents themselves: it has no places.
+
+    Args:
+        sizes: of the networks.
+        outputs: 1 for the template network, 3 for the deformation network.
+    """
+
+    def __init__(self, sizes: AtlasSizes, outputs: int) -> None:
+        super().__init__()
+        given = sizes.latent_size + 3
+        wide = given + MLP_WIDTH
+        enters = [given, MLP_WIDTH, MLP_WIDTH, MLP_WIDTH, wide, MLP_WIDTH, MLP_WIDTH, MLP_WIDTH]
+        self.layers = nn.ModuleList(nn.Linear(size, MLP_WIDTH) for size in enters)
+        self.last = nn.Linear(MLP_WIDTH, outputs)
+
+    def maps(self, latents: Tensor) -> Tensor:
+        """(B, c) -> (B, 1, c)."""
+        return latents[:, None]
+
+    def read(self, maps: Tensor, places: Tensor) -> Tensor:
+        """(B, 1, c), (B, N, 3) -> (B, N, outputs)."""
+        given = torch.cat([maps.expand(-1, places.shape[1], -1), places], dim=-1)
+        features = given
+        for index, layer in enumerate(self.layers):
+            if index == MLP_SKIP:
+                features = torch.cat([features, given], dim=-1)
+            features = functional.relu(layer(features))
+        outputs: Tensor = self.last(features)
+        return outputs.float()
+
+
+def network(sizes: AtlasSizes, outputs: int) -> FeatureDecoder | MlpDecoder:
+    """T or D."""
+    return MlpDecoder(sizes, outputs) if sizes.network == "mlp" else FeatureDecoder(sizes, outputs)
+
+
 def _finer(features: Tensor) -> Tensor:
     """Trilinear: n nodes along an edge become 2n - 1, the old ones among them."""
-    size = [2 * n - 1 for n in features.shape[2:]]
-    return functional.interpolate(features, size, mode="trilinear", align_corners=True)
+    if features.dtype != torch.bfloat16:
+        size = [2 * n - 1 for n in features.shape[2:]]
+        return functional.interpolate(features, size, mode="trilinear", align_corners=True)
+    # Of half precision, PyTorch's interpolation takes four times as long as this on a CPU.
+    for axis in (4, 3, 2):
+        n = features.shape[axis]
+        middle = 0.5 * (features.narrow(axis, 0, n - 1) + features.narrow(axis, 1, n - 1))
+        longer = features.new_empty(
+            [2 * n - 1 if a == axis else size for a, size in enumerate(features.shape)]
+        )
+        here = [slice(None)] * 5
+        longer[(*here[:axis], slice(0, None, 2), *here[axis + 1 :])] = features
+        longer[(*here[:axis], slice(1, None, 2), *here[axis + 1 :])] = middle
+        features = longer
+    return features
 
 
 def sample(maps: Tensor, places: Tensor, nodes: tuple[int, int, int]) -> Tensor:
@@ -183,12 +245,14 @@ class AtlasDecoder(nn.Module):
         super().__init__()
         self.sizes = sizes
         c = sizes.latent_size
-        self.template_latents = nn.Parameter(torch.randn(sizes.templates, c) / c**0.5)
-        self.choice = nn.Linear(c, sizes.templates)
-        self.template_net = FeatureDecoder(sizes, 1)
-        self.deformation_net = FeatureDecoder(sizes, 3)
-        nn.init.normal_(self.deformation_net.last.weight, std=1e-3)
-        nn.init.zeros_(self.deformation_net.last.bias)
+        if sizes.templates:
+            self.template_latents = nn.Parameter(torch.randn(sizes.templates, c) / c**0.5)
+            self.choice = nn.Linear(c, sizes.templates)
+        self.template_net = network(sizes, 1)
+        if sizes.deforms and sizes.templates:
+            self.deformation_net = network(sizes, 3)
+            nn.init.normal_(self.deformation_net.last.weight, std=1e-3)
+            nn.init.zeros_(self.deformation_net.last.bias)
         self.register_buffer("box", torch.as_tensor(box, dtype=torch.float32))
 
     def template_maps(self) -> Tensor:
@@ -214,9 +278,29 @@ class AtlasDecoder(nn.Module):
         inside = LOGIT_SCALE * self.template_net.read(maps, places).squeeze(-1)
         return inside - OUTSIDE_SLOPE * beyond
 
-    def forward(self, latents: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Occupancy logit (B, N) and deformation (B, N, 3) of latents (B, c) at (B, N, 3)."""
-        moved = self.deformation(self.deformation_net.maps(latents), points)
-        templates = self.template_maps()
-        chosen = torch.einsum("bm,mnh->bnh", self.choose(latents), templates)
+    def fields(self, latents: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features of the chosen templates and, if there is one, of the deformation.
+
+        Args:
+            latents: (B, c).
+
+        Returns:
+            (B, nodes, hidden) each.
+        """
+        if not self.sizes.templates:
+            return self.template_net.maps(latents), None
+        chosen = torch.einsum("bm,mnh->bnh", self.choose(latents), self.template_maps())
+        if not self.sizes.deforms:
+            return chosen, None
+        return chosen, self.deformation_net.maps(latents)
+
+    def evaluate(
+        self, chosen: Tensor, maps: Tensor | None, points: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Occupancy logits (B, N) and deformations (B, N, 3) at canonical points (B, N, 3)."""
+        moved = torch.zeros_like(points) if maps is None else self.deformation(maps, points)
         return self.template_logit(chosen, points + moved), moved
+
+    def forward(self, latents: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Occupancy logits (B, N) and deformations (B, N, 3) of latents (B, c) at (B, N, 3)."""
+        return self.evaluate(*self.fields(latents), points)

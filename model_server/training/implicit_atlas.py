@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
+import trimesh
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.nn import functional
 
+from model_server.geometry.icosphere import icosphere
 from model_server.geometry.labels import oriented, spline_surface, voxelize
 from model_server.observations import Volume
 from model_server.pose import Pose
@@ -24,14 +30,24 @@ from model_server.training.canonical import CanonicalShapes
 from model_server.training.pca import train_modes
 from model_server.training.pointwolf import PointWolf
 from model_server.training.shapes import standardization
+from model_server.training.wrapping import wrap
 
 Array = NDArray[np.float64]
 Progress = Callable[[str, float, dict[str, float]], None]
+WORKERS = min(4, os.cpu_count() or 1)
 MARGIN = 1.12  # of the box around all shapes
 STRIDE = 4  # distance nodes in a cell of the sub-grid, along each axis
 LEAST_SPREAD = 0.05
 WARM_UP = 0.1  # share of the steps until the learning rate is at its peak
+WRAP_LEVEL = 4  # of the icosphere
+TAUGHT = 0.4  # share of the steps in which D learns the rough correspondences
+LESSON_SPREAD = 0.06  # standard deviation of its places beside the surface, in RMS radii
+LESSON_WEIGHT = 10.0
+TEMPLATES_FIRST = 0.1  # share of the steps in which nothing is deformed
 RIDGE = 3.0  # of the regression on the quick look's modes
+BUMP_HEIGHT = 0.05  # largest standard deviation of the copies' bumps, in RMS radii
+BUMP_LENGTHS = (0.15, 0.5)  # over which bumps are alike, in RMS radii
+BUMP_WAVES = 64
 NEAR_SHARES = (0.02, 0.08)  # standard deviation of samples near a surface, in RMS radii
 
 
@@ -42,8 +58,10 @@ class AtlasTraining:
     Attributes:
         latent_size: c.
         templates: m; the paper's is 5.
+        base: nodes of the coarsest feature map; by default from the box.
         channels: of the feature maps, coarse to fine.
         hidden: width of the MLP.
+        network, deforms: for baselines, see ``AtlasSizes``.
         steps: optimizer steps.
         batch: shapes in a step.
         near_points: of each shape in each step, near its surface, beside the sub-grid.
@@ -58,11 +76,14 @@ class AtlasTraining:
 
     latent_size: int = 256
     templates: int = 5
-    channels: tuple[int, ...] = (64, 64, 32, 16)
+    base: tuple[int, int, int] | None = None
+    channels: tuple[int, ...] = (32, 64, 32, 16)
     hidden: int = 32
+    network: str = "conv"
+    deforms: bool = True
     steps: int = 6000
     batch: int = 16
-    near_points: int = 2048
+    near_points: int = 3072
     augmentations: int = 0
     softness: float = 0.02
     latent_weight: float = 1e-3
@@ -101,11 +122,13 @@ class AtlasShapes:
         box: (3,) half edges around all shapes, canonical units.
         grid: (S, X, Y, Z) signed distance on nodes from -box to box.
         near: (S, P, 4) points near each surface and their signed distance.
+        wrapped: (S, V, 3) the sphere of DALS wrapped around each surface, or None.
     """
 
     box: Array
     grid: NDArray[np.float32]
     near: NDArray[np.float32]
+    wrapped: NDArray[np.float32] | None = None
 
 
 def vertex_normals(surface: Surface) -> Array:
@@ -137,7 +160,8 @@ def grid_distances(surface: Surface, box: Array, nodes: Sequence[int]) -> NDArra
     inside = voxelize(surface, place, (z, y, x)).transpose(2, 1, 0)
     axes = [np.linspace(-b, b, n) for b, n in zip(box, nodes, strict=True)]
     points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
-    gap, _ = cKDTree(surface.points).query(points.reshape(-1, 3))
+    # Far from the surface nobody asks for exact distances, and they take most of the time.
+    gap, _ = cKDTree(surface.points).query(points.reshape(-1, 3), eps=0.01)
     return np.where(inside, -1.0, 1.0) * gap.reshape(x, y, z)  # type: ignore[no-any-return]
 
 
@@ -147,11 +171,28 @@ def box_of(surfaces: Sequence[Surface]) -> Array:
     return np.asarray(MARGIN * reach)
 
 
+def bumped(surface: Surface, rms_radius: float, rng: np.random.Generator) -> Surface:
+    """Moved along its normals by a smooth random field, so that latents learn to tell detail.
+
+    The field is a Gaussian process with a squared exponential kernel, drawn by random Fourier
+    features (Rahimi and Recht).
+    """
+    length = rng.uniform(*BUMP_LENGTHS) * rms_radius
+    waves = rng.standard_normal((3, BUMP_WAVES)) / length
+    phases = rng.uniform(0.0, 2.0 * np.pi, BUMP_WAVES)
+    field = np.cos(surface.points @ waves + phases).mean(axis=1) * np.sqrt(2.0 * BUMP_WAVES)
+    height = rng.uniform(0.0, BUMP_HEIGHT) * rms_radius
+    return replace(
+        surface, points=surface.points + height * field[:, None] * vertex_normals(surface)
+    )
+
+
 def warped(
     surface: Surface, rms_radius: float, wolf: PointWolf, rng: np.random.Generator
 ) -> Surface:
-    """A warped copy, centered and scaled as the real shapes are."""
+    """A warped copy with bumps, centered and scaled as the real shapes are."""
     points = wolf.warp(surface.points, rng)
+    points = bumped(Surface(points, surface.triangles), rms_radius, rng).points
     moved = oriented(Surface(points, surface.triangles))
     found = standardization(moved)
     return Surface((points - found.center) * (rms_radius / found.rms_radius), moved.triangles)
@@ -173,34 +214,119 @@ def atlas_shapes(
         progress: told the share done.
         near: samples near each surface.
     """
-    rng = np.random.default_rng(config.seed)
-    copies = [
-        warped(s, rms_radius, config.wolf, rng)
-        for _ in range(config.augmentations)
-        for s in surfaces
-    ]
-    every = [*surfaces, *copies]
-    box = box_of(every)
-    x, y, z = AtlasSizes(base=base_nodes(box.tolist())).nodes()
-    nodes = (2 * x - 1, 2 * y - 1, 2 * z - 1)
-    grids, clouds = [], []
-    for index, surface in enumerate(every):
-        grids.append(grid_distances(surface, box, nodes).astype(np.float32))
-        clouds.append(near_samples(surface, rms_radius, near, rng))
-        if progress:
-            progress("measuring shapes", (index + 1) / len(every), {})
-    return AtlasShapes(box, np.stack(grids), np.stack(clouds))
+    seeds = np.random.SeedSequence(config.seed).generate_state(len(surfaces))
+    box = box_of(surfaces)
+    nodes = tuple(2 * n - 1 for n in AtlasSizes(base=base_nodes(box.tolist(), 3)).nodes())
+    measure = partial(
+        _measured,
+        rms_radius=rms_radius,
+        copies=config.augmentations,
+        wolf=config.wolf,
+        box=box,
+        nodes=nodes,
+        near=near,
+    )
+    found: list[list[tuple[NDArray[np.float32], ...]]] = []
+    with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
+        for each in pool.map(measure, surfaces, seeds.tolist()):
+            found.append(each)
+            if progress:
+                progress("measuring shapes", len(found) / len(surfaces), {})
+    ordered = [each[copy] for copy in range(config.augmentations + 1) for each in found]
+    grids, clouds, wrapped = (np.stack(part) for part in zip(*ordered, strict=True))
+    return AtlasShapes(box, grids, clouds, wrapped)
 
 
-def starting_latents(grids: NDArray[np.float32], size: int, clamp: float) -> NDArray[np.float32]:
-    """(S, size) principal components of the clamped distances; total variance 1."""
-    described = np.clip(grids, -clamp, clamp).reshape(len(grids), -1)
-    described = described - described.mean(axis=0)
-    values, vectors = np.linalg.eigh(described @ described.T)
+def _measured(
+    surface: Surface,
+    seed: int,
+    rms_radius: float,
+    copies: int,
+    wolf: PointWolf,
+    box: Array,
+    nodes: Sequence[int],
+    near: int,
+) -> list[tuple[NDArray[np.float32], ...]]:
+    """Grid distances, near samples and wrapped sphere of a shape and of its copies."""
+    rng = np.random.default_rng(seed)
+    sphere = wrap(surface, WRAP_LEVEL)
+    nearest = cKDTree(surface.points).query(sphere)[1]
+    found = []
+    for copy in range(copies + 1):
+        shape = warped(surface, rms_radius, wolf, rng) if copy else surface
+        around = sphere + shape.points[nearest] - surface.points[nearest]
+        grid = grid_distances(shape, box, nodes).astype(np.float32)
+        cloud = near_samples(shape, rms_radius, near, rng)
+        found.append((grid, cloud, around.astype(np.float32)))
+    return found
+
+
+def starting_latents(described: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """(S, size) principal components of what describes the shapes (S, ...); total variance 1.
+
+    Their standard deviations are square roots of the true ones: unscaled, the decoder would learn
+    fine modes much later than coarse ones.
+    """
+    rows = described.reshape(len(described), -1).astype(np.float64)
+    rows = rows - rows.mean(axis=0)
+    values, vectors = np.linalg.eigh(rows @ rows.T)
     keep = np.argsort(values)[::-1][:size]
-    latents = np.zeros((len(grids), size), np.float32)
-    latents[:, : len(keep)] = vectors[:, keep] * np.sqrt(np.maximum(values[keep], 0.0))
+    latents = np.zeros((len(rows), size), np.float32)
+    latents[:, : len(keep)] = vectors[:, keep] * np.maximum(values[keep], 0.0) ** 0.25
     return np.asarray(latents / np.sqrt((latents**2).sum(axis=1).mean()), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Rough correspondences that D learns first, and the templates they lead to.
+
+    The sphere wrapped around every shape gives a place on each template: the mean of the wrapped
+    spheres of the shapes that start with it.
+
+    Attributes:
+        wrapped, normals: (S, V, 3) of the shapes.
+        middle, middle_normals: (m, V, 3) of the templates.
+        grid: (m, X, Y, Z) signed distance of the templates, as ``AtlasShapes.grid``.
+        template: (S,) of each shape.
+    """
+
+    wrapped: Tensor
+    normals: Tensor
+    middle: Tensor
+    middle_normals: Tensor
+    grid: Tensor
+    template: Tensor
+
+    @classmethod
+    def of(cls, shapes: AtlasShapes, template: NDArray[np.int64], count: int) -> Lesson:
+        """From shapes that were wrapped, and the template each of them starts with."""
+        assert shapes.wrapped is not None
+        triangles = icosphere(WRAP_LEVEL).triangles
+        members = [shapes.wrapped[template == k] for k in range(count)]
+        middles = [
+            (m if len(m) else shapes.wrapped).mean(axis=0, dtype=np.float64) for m in members
+        ]
+        grids = [
+            grid_distances(subdivided(Surface(m, triangles)), shapes.box, shapes.grid.shape[1:])
+            for m in middles
+        ]
+        normals = [vertex_normals(Surface(w.astype(np.float64), triangles)) for w in shapes.wrapped]
+        around = [vertex_normals(Surface(m, triangles)) for m in middles]
+        found = (shapes.wrapped, np.stack(normals), np.stack(middles), np.stack(around))
+        tensors = [torch.from_numpy(np.asarray(a, dtype=np.float32)) for a in (*found, grids)]
+        return cls(*tensors, torch.from_numpy(template))
+
+    def to(self, device: torch.device) -> Lesson:
+        """The same on a device."""
+        return Lesson(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+
+def subdivided(surface: Surface) -> Surface:
+    """Every triangle in four, twice: distances are taken to vertices."""
+    points, triangles = surface.points, surface.triangles
+    for _ in range(2):
+        points, triangles = trimesh.remesh.subdivide(points, triangles)
+    return Surface(np.asarray(points), np.asarray(triangles))
 
 
 # --- losses -------------------------------------------------------------------------------------
@@ -220,6 +346,26 @@ def deformation_loss(moved: Tensor) -> Tensor:
 
 
 # --- training -----------------------------------------------------------------------------------
+
+
+def predict(
+    decoder: AtlasDecoder, latents: Tensor, points: Tensor, half: bool, deformed: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Occupancy logits (B, N) and deformations (B, N, 3) of latents (B, c) at (B, N, 3).
+
+    Args:
+        decoder: the networks.
+        latents: with a gradient.
+        points: canonical.
+        half: bfloat16 where it saves time: not for the few small layers at points.
+        deformed: False leaves the deformation out.
+    """
+    kind = points.device.type
+    with torch.autocast(kind, torch.bfloat16, enabled=half):
+        chosen, maps = decoder.fields(latents)
+    with torch.autocast(kind, torch.bfloat16, enabled=half and decoder.sizes.network == "mlp"):
+        logits, moved = decoder.evaluate(chosen.float(), maps if deformed else None, points)
+    return logits.float(), moved.float()
 
 
 class AtlasTrainer:
@@ -251,13 +397,25 @@ class AtlasTrainer:
         self.sizes = AtlasSizes(
             config.latent_size,
             config.templates,
-            base_nodes(shapes.box.tolist()),
+            config.base or base_nodes(shapes.box.tolist()),
             config.channels,
             config.hidden,
+            config.network,
+            config.deforms,
         )
         self.decoder = AtlasDecoder(self.sizes, shapes.box.tolist()).to(self.device)
-        start = starting_latents(shapes.grid, config.latent_size, 0.5 * rms_radius)
+        clamp = 0.5 * rms_radius
+        described = (
+            np.clip(shapes.grid, -clamp, clamp) if shapes.wrapped is None else shapes.wrapped
+        )
+        start = starting_latents(described, config.latent_size)
         self._choose_by_clusters(torch.from_numpy(start).to(self.device))
+        self.lesson: Lesson | None = None
+        if shapes.wrapped is not None and self.sizes.templates and config.deforms:
+            with torch.no_grad():
+                chosen = self.decoder.choice(torch.from_numpy(start).to(self.device)).argmax(1)
+            lesson = Lesson.of(shapes, chosen.cpu().numpy(), self.sizes.templates)
+            self.lesson = lesson.to(self.device)
         self.latents = torch.nn.Embedding.from_pretrained(
             torch.from_numpy(start), freeze=False, sparse=True
         ).to(self.device)
@@ -274,7 +432,7 @@ class AtlasTrainer:
     def _choose_by_clusters(self, latents: Tensor) -> None:
         """Start the choice of templates by the nearest of m cluster centers (k-means)."""
         m = self.sizes.templates
-        if m == 1:
+        if m < 2:
             return
         from scipy.cluster.vq import kmeans2
 
@@ -316,21 +474,21 @@ class AtlasTrainer:
                     return
                 yield np.sort(order[first : first + size])
 
-    def _sub_grid(self, chosen: Tensor) -> tuple[Tensor, Tensor, tuple[int, int, int]]:
-        """A random node of every cell of the distance grid: points (B, N, 3), distances (B, N)."""
-        nodes = self.grid.shape[1:]
+    def _sub_grid(self, grids: Tensor) -> tuple[Tensor, Tensor, tuple[int, int, int]]:
+        """A random node of every cell of distance grids: points (B, N, 3), distances (B, N)."""
+        nodes = grids.shape[1:]
         cells = [(n - 1) // STRIDE for n in nodes]
         shape = (cells[0], cells[1], cells[2])
         index = torch.stack(torch.meshgrid(*[torch.arange(n) for n in shape], indexing="ij"), -1)
         index = index.to(self.device)[None] * STRIDE
-        index = index + torch.randint(STRIDE, (len(chosen), *shape, 3), device=self.device)
+        index = index + torch.randint(STRIDE, (len(grids), *shape, 3), device=self.device)
         index = index.flatten(1, 3)
         last = torch.tensor([n - 1 for n in nodes], device=self.device)
         points = (2.0 * index / last - 1.0) * self.decoder.box
         flat = (index * torch.tensor([nodes[1] * nodes[2], nodes[2], 1], device=self.device)).sum(
             -1
         )
-        return points, self.grid[chosen].flatten(1).gather(1, flat), shape
+        return points, grids.flatten(1).gather(1, flat), shape
 
     def _rate(self) -> float:
         """Share of the peak learning rate: linear warm-up, then a cosine to nearly nothing."""
@@ -340,38 +498,16 @@ class AtlasTrainer:
         return 0.002 + 0.998 * 0.5 * (1.0 + math.cos(math.pi * (at - WARM_UP) / (1.0 - WARM_UP)))
 
     def _train_step(self, order: NDArray[np.int64]) -> dict[str, float]:
-        config = self.config
         chosen = torch.from_numpy(order).to(self.device)
-        points, distance, shape = self._sub_grid(chosen)
-        count = points.shape[1]
-        pick = torch.randint(self.near.shape[1], (config.near_points,), device=self.device)
-        near = self.near[chosen][:, pick]
-        points = torch.cat([points, near[..., :3]], dim=1)
-        distance = torch.cat([distance, near[..., 3]], dim=1)
         latents = self.latents(chosen)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.half):
-            maps = self.decoder.deformation_net.maps(latents)
-            templates = self.decoder.template_maps()
-        mixed = torch.einsum("bm,mnh->bnh", self.decoder.choose(latents), templates)
-        moved = self.decoder.deformation(maps, points)
-        logits = self.decoder.template_logit(mixed, points + moved)
-        target = torch.sigmoid(-distance / (config.softness * self.rms_radius))
-        task = functional.binary_cross_entropy_with_logits(logits, target)
-        # What no network can go below: the entropy of the soft occupancy itself.
-        floor = -torch.xlogy(target, target) - torch.xlogy(1 - target, 1 - target)
-        smooth = laplacian_loss(logits[:, :count].unflatten(1, shape))
-        spread = deformation_loss(moved[:, :count])
+        taught = self.lesson is not None and self.step < TAUGHT * self.config.steps
+        loss, figures = (self._lesson_loss if taught else self._loss)(chosen, latents)
         length = latents.norm(dim=1).mean()
-        loss = (
-            task
-            + config.latent_weight * length
-            + config.smooth_weight * smooth
-            + config.deformation_weight * spread
-        )
+        loss = loss + self.config.latent_weight * length
         share = self._rate()
         for optimizer, peak in (
-            (self.optimizer, config.learning_rate),
-            (self.latent_optimizer, config.latent_rate),
+            (self.optimizer, self.config.learning_rate),
+            (self.latent_optimizer, self.config.latent_rate),
         ):
             optimizer.param_groups[0]["lr"] = share * peak
             optimizer.zero_grad()
@@ -379,11 +515,57 @@ class AtlasTrainer:
         torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), 1.0)
         self.optimizer.step()
         self.latent_optimizer.step()
-        return {
-            "occupancy": float(task.detach() - floor.mean()),
-            "deformation": float(spread.detach()),
-            "latents": float(length.detach()),
-        }
+        return {name: float(value.detach()) for name, value in figures.items()}
+
+    def _loss(self, chosen: Tensor, latents: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Equations 5 and 7, for shapes (B,) with latents (B, c)."""
+        config = self.config
+        points, distance, shape = self._sub_grid(self.grid[chosen])
+        count = points.shape[1]
+        pick = torch.randint(self.near.shape[1], (config.near_points,), device=self.device)
+        near = self.near[chosen][:, pick]
+        points = torch.cat([points, near[..., :3]], dim=1)
+        distance = torch.cat([distance, near[..., 3]], dim=1)
+        # Without a deformation, templates first become what is common to their shapes.
+        deformed = self.lesson is not None or self.step >= TEMPLATES_FIRST * config.steps
+        logits, moved = predict(self.decoder, latents, points, config.half, deformed)
+        task = self._occupancy_loss(logits, distance)
+        smooth = laplacian_loss(logits[:, :count].unflatten(1, shape))
+        spread = deformation_loss(moved[:, :count])
+        loss = task + config.smooth_weight * smooth + config.deformation_weight * spread
+        return loss, {"occupancy": task, "deformation": spread, "miss": torch.zeros(())}
+
+    def _occupancy_loss(self, logits: Tensor, distance: Tensor) -> Tensor:
+        """Binary cross entropy (Eq. 5) with soft occupancies, without what no network can
+        explain: the entropy of the soft occupancy itself."""
+        target = torch.sigmoid(-distance / (self.config.softness * self.rms_radius))
+        floor = -torch.xlogy(target, target) - torch.xlogy(1 - target, 1 - target)
+        return functional.binary_cross_entropy_with_logits(logits, target) - floor.mean()
+
+    def _lesson_loss(self, chosen: Tensor, latents: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """How far D misses the rough correspondences, and T the templates they lead to."""
+        lesson, config = self.lesson, self.config
+        assert lesson is not None
+        template = lesson.template[chosen]
+        pick = torch.randint(lesson.wrapped.shape[1], (config.near_points,), device=self.device)
+        aside = torch.randn(len(chosen), config.near_points, 1, device=self.device)
+        aside = aside * LESSON_SPREAD * self.rms_radius
+        start = lesson.wrapped[chosen][:, pick] + aside * lesson.normals[chosen][:, pick]
+        goal = lesson.middle[template][:, pick] + aside * lesson.middle_normals[template][:, pick]
+        points, distance, _ = self._sub_grid(lesson.grid[template])
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.half):
+            maps = self.decoder.deformation_net.maps(latents)
+            templates = self.decoder.template_maps()
+        moved = self.decoder.deformation(maps, torch.cat([start, points], dim=1))
+        miss = (start + moved[:, : config.near_points] - goal) / self.rms_radius
+        near = functional.smooth_l1_loss(miss, torch.zeros_like(miss), beta=config.softness)
+        spread = deformation_loss(moved[:, config.near_points :])
+        logits = self.decoder.template_logit(
+            templates[template].float(), torch.cat([goal, points], dim=1)
+        )
+        task = self._occupancy_loss(logits, torch.cat([aside[..., 0], distance], dim=1))
+        loss = task + LESSON_WEIGHT * near + config.deformation_weight * spread
+        return loss, {"occupancy": task, "deformation": spread, "miss": near}
 
     # --- checkpoints --------------------------------------------------------------------------
 

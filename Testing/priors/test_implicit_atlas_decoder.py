@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional
@@ -11,6 +13,7 @@ from model_server.priors.implicit_atlas_decoder import (
     AtlasSizes,
     FeatureDecoder,
     base_nodes,
+    finer,
     sample,
 )
 
@@ -91,5 +94,28 @@ def test_an_untrained_deformation_is_nearly_none_and_outside_is_outside() -> Non
 
 
 def test_cells_of_the_base_are_nearly_cubes() -> None:
-    assert base_nodes((1.0, 1.0, 1.0)) == (3, 3, 3)
-    assert base_nodes((0.5, 1.0, 0.6)) == (3, 5, 3)
+    assert base_nodes((1.0, 1.0, 1.0)) == (4, 4, 4)
+    assert base_nodes((0.5, 1.0, 0.6)) == (4, 7, 5)
+    assert base_nodes((0.5, 1.0, 0.6), 3) == (3, 5, 3)
+
+
+def test_half_precision_upsampling_is_the_same_trilinear_one() -> None:
+    features = torch.randn(2, 3, 4, 5, 3)
+    expected = finer(features)
+    assert torch.allclose(finer(features.bfloat16()).float(), expected, atol=0.05)
+    assert torch.equal(expected[:, :, ::2, ::2, ::2], features)
+
+
+@pytest.mark.parametrize("network", ["conv", "mlp"])
+@pytest.mark.parametrize(("templates", "deforms"), [(0, True), (1, True), (3, True), (3, False)])
+def test_the_baselines_are_the_model_with_parts_left_out(network, templates, deforms) -> None:
+    sizes = replace(SIZES, network=network, templates=templates, deforms=deforms)
+    decoder = AtlasDecoder(sizes, (1.0, 1.0, 1.0))
+    latents = torch.randn(2, 8, requires_grad=True)
+    points = torch.rand(2, 30, 3) - 0.5
+    logits, moved = decoder(latents, points)
+    assert logits.shape == (2, 30)
+    assert hasattr(decoder, "deformation_net") == (templates > 0 and deforms)
+    assert (moved.abs().max() > 0) == (templates > 0 and deforms)
+    (logits * torch.randn(2, 30)).sum().backward()
+    assert latents.grad.abs().max() > 0

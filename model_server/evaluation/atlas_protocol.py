@@ -8,25 +8,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
+from skimage import measure
 from torch import Tensor
 from torch.nn import functional
 
 from model_server.evaluation.volume_protocol import SIZE, Mask, border_overlap, volume_overlap
+from model_server.geometry.labels import oriented
 from model_server.priors.implicit_atlas_decoder import AtlasDecoder
-from model_server.training.implicit_atlas import AtlasShapes, AtlasTraining, TrainedAtlas, predict
+from model_server.reconstruction import Surface
+from model_server.training.implicit_atlas import (
+    WRAP_LEVEL,
+    AtlasShapes,
+    AtlasTraining,
+    TrainedAtlas,
+    predict,
+)
+from model_server.training.wrapping import wrap
 
 PAD = 4  # voxels around the box
 REACH = 1.04  # half edges of the networks' box, in those of the voxels'
 NODES = (33, 65, 33)  # of the distance grid: finest where organs are long
 SPREADS = (1.0, 3.0)  # voxels, of samples near the surface
+WRAP_SCALE = 0.65  # brings the shapes into the unit sphere, where wrapping starts
+HALF = SIZE / 2  # voxels in a unit of the networks
 CLAMP = 16.0  # voxels
-NOMINAL_RADIUS = 35.0  # voxels: what an RMS radius is about in this box
+NOMINAL_RADIUS = 35.0 / HALF  # what an RMS radius is about in this box
 ENCODING_RATE = 0.03
 POINTS_AT_ONCE = 60_000
 
@@ -40,14 +54,19 @@ def signed_voxels(inside: Mask) -> NDArray[np.float64]:
 
 
 def volume_shape(
-    inside: Mask, rng: np.random.Generator, near: int = 20_000
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Distances (voxels) of one resized label on the grid, and (near, 4) at points near it.
+    inside: Mask, seed: int, near: int = 20_000
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """A resized label as the networks see it.
 
     Places run from -1 to 1 across the volume, along its own axes (k, j, i).
+
+    Returns:
+        Signed distance, in the same units, on the grid ``NODES`` and at (near, 4) points near the
+        surface, and the (V, 3) sphere of DALS wrapped around it.
     """
+    rng = np.random.default_rng(seed)
     distance = signed_voxels(inside)
-    axes = [(np.linspace(-REACH, REACH, n) + 1.0) * SIZE / 2 - 0.5 + PAD for n in NODES]
+    axes = [(np.linspace(-REACH, REACH, n) + 1.0) * HALF - 0.5 + PAD for n in NODES]
     grid = ndimage.map_coordinates(
         distance, np.stack(np.meshgrid(*axes, indexing="ij")), order=1, mode="nearest"
     )
@@ -55,17 +74,25 @@ def volume_shape(
     points = border[rng.integers(len(border), size=near)] + rng.uniform(-0.5, 0.5, (near, 3))
     points = points + rng.choice(SPREADS, (near, 1)) * rng.standard_normal((near, 3))
     gaps = ndimage.map_coordinates(distance, points.T, order=1, mode="nearest")
-    places = (points - PAD + 0.5) / (SIZE / 2) - 1.0
-    clamped = np.clip(grid, -CLAMP, CLAMP).astype(np.float32)
-    return clamped, np.column_stack([places, gaps]).astype(np.float32)
+    vertices, triangles, _, _ = measure.marching_cubes(distance, 0.0, step_size=2)
+    surface = oriented(Surface(WRAP_SCALE * _places(vertices), triangles.astype(np.int64)))
+    wrapped = wrap(surface, WRAP_LEVEL) / WRAP_SCALE
+    clamped = (np.clip(grid, -CLAMP, CLAMP) / HALF).astype(np.float32)
+    cloud = np.column_stack([_places(points), gaps / HALF]).astype(np.float32)
+    return clamped, cloud, wrapped.astype(np.float32)
 
 
-def volume_shapes(masks: Sequence[Mask], seed: int = 0) -> AtlasShapes:
+def _places(index: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Indices of the padded volume -> -1 to 1 across the volume."""
+    return (index - PAD + 0.5) / HALF - 1.0
+
+
+def volume_shapes(masks: Sequence[Mask], workers: int = 1) -> AtlasShapes:
     """What the networks are trained on, from resized labels."""
-    rng = np.random.default_rng(seed)
-    found = [volume_shape(mask, rng) for mask in masks]
-    grids, near = zip(*found, strict=True)
-    return AtlasShapes(np.full(3, REACH), np.stack(grids), np.stack(near))
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        found = list(pool.map(volume_shape, masks, range(len(masks))))
+    grids, near, wrapped = (np.stack(part) for part in zip(*found, strict=True))
+    return AtlasShapes(np.full(3, REACH), grids, near, wrapped)
 
 
 @dataclass(frozen=True)
@@ -128,7 +155,7 @@ class VolumeEncoder:
 
 def occupied(decoder: AtlasDecoder, latent: Tensor) -> Mask:
     """(128, 128, 128) voxels that lie inside the shape of a latent (c,)."""
-    axis = (torch.arange(SIZE) + 0.5) / (SIZE / 2) - 1.0
+    axis = (torch.arange(SIZE) + 0.5) / HALF - 1.0
     points = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).flatten(0, 2)
     with torch.no_grad():
         fields = decoder.fields(latent[None])

@@ -113,10 +113,10 @@ class FeatureDecoder(nn.Module):
         total: Tensor | None = None
         for index, (block, read) in enumerate(zip(self.blocks, self.reads, strict=True)):
             if index:
-                features = _finer(features)
+                features = finer(features)
             features = block(features)
             seen = read(features)
-            total = seen if total is None else _finer(total) + seen
+            total = seen if total is None else finer(total) + seen
         assert total is not None
         places = self.place(self.grid)
         return total.float().flatten(2).transpose(1, 2) + places.flatten(0, 2)
@@ -180,7 +180,7 @@ def network(sizes: AtlasSizes, outputs: int) -> FeatureDecoder | MlpDecoder:
     return MlpDecoder(sizes, outputs) if sizes.network == "mlp" else FeatureDecoder(sizes, outputs)
 
 
-def _finer(features: Tensor) -> Tensor:
+def finer(features: Tensor) -> Tensor:
     """Trilinear: n nodes along an edge become 2n - 1, the old ones among them."""
     if features.dtype != torch.bfloat16:
         size = [2 * n - 1 for n in features.shape[2:]]

@@ -1,0 +1,137 @@
+"""ImplicitAtlas, its baselines and its parts by the paper's protocol (Tables 2, 3 and 4).
+
+    python Testing/benchmarks/atlas_tables.py --work /tmp/tables [--methods "conv decoder" "D+MT"]
+    python Testing/benchmarks/atlas_tables.py --work /tmp/tables --few
+
+Every method is trained with the same steps, points and optimizer on the same training cases. Known
+shapes are decoded from their trained latents, unknown ones (the validation cases) from latents
+optimized with the networks fixed. Finished trainings in --work are not repeated, interrupted ones
+go on.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import RESULTS, parser, show
+
+from model_server.evaluation.atlas_protocol import (
+    NOMINAL_RADIUS,
+    VolumeEncoder,
+    scores,
+    volume_shapes,
+)
+from model_server.evaluation.harness import cases_of, use_threads
+from model_server.evaluation.results import machine
+from model_server.evaluation.volume_protocol import ResizedLabel
+from model_server.training.implicit_atlas import AtlasShapes, AtlasTrainer, AtlasTraining
+
+PLAIN = AtlasTraining(
+    base=(3, 5, 3), steps=800, near_points=1536, smooth_weight=0, deformation_weight=0
+)
+REGULAR = {"smooth_weight": 1e-3, "deformation_weight": 1e-2}
+METHODS = {
+    "MLP decoder": replace(PLAIN, network="mlp", templates=0),
+    "MLP + template": replace(PLAIN, network="mlp", templates=1),
+    "conv decoder": replace(PLAIN, templates=0),
+    "D": replace(PLAIN, templates=1),
+    "MT": replace(PLAIN, deforms=False),
+    "D+MT (ImplicitAtlas)": PLAIN,
+    "D+MT, LS": replace(PLAIN, smooth_weight=1e-3),
+    "D+MT, DP": replace(PLAIN, deformation_weight=1e-2),
+    "D+MT, LS, DP (ImplicitAtlas + reg.)": replace(PLAIN, **REGULAR),
+}
+FEW = 5
+FEW_STEPS = 400
+SHOWN = 30  # known shapes that are scored
+HEADER = ["method", "known DSC", "known NSD", "unknown DSC", "unknown NSD", "minutes"]
+
+
+def shapes_of(chosen, split: str) -> tuple[AtlasShapes, list]:  # type: ignore[no-untyped-def,type-arg]
+    """Shapes of a split and their masks, kept in --work."""
+    path: Path = chosen.work / f"{chosen.organ}-{split}.npz"
+    if not path.is_file():
+        cases = cases_of(chosen.organ, chosen.data, split, chosen.only)
+        masks = [ResizedLabel.of(case.label()).inside for case in cases]
+        found = volume_shapes(masks, chosen.workers)
+        packed = np.stack([np.packbits(m) for m in masks])
+        np.savez(
+            path,
+            box=found.box,
+            grid=found.grid,
+            near=found.near,
+            wrapped=found.wrapped,
+            masks=packed,
+        )
+    kept = np.load(path)
+    masks = [np.unpackbits(m).reshape(128, 128, 128).astype(bool) for m in kept["masks"]]
+    return AtlasShapes(*(kept[k] for k in ("box", "grid", "near", "wrapped"))), masks
+
+
+def measured(name: str, config: AtlasTraining, chosen, known, unknown) -> dict[str, float]:  # type: ignore[no-untyped-def]
+    """Train one method and score it; kept in --work."""
+    import time
+
+    slug = "".join(c if c.isalnum() else "-" for c in name) + ("-few" if chosen.few else "")
+    result: Path = chosen.work / f"{chosen.organ}-{slug}.json"
+    if result.is_file():
+        return json.loads(result.read_text())  # type: ignore[no-any-return]
+    shapes, masks = known
+    start = time.perf_counter()
+    trainer = AtlasTrainer(
+        shapes, len(masks), NOMINAL_RADIUS, config, checkpoint=result.with_suffix(".pt")
+    )
+    trained = trainer.run(
+        lambda stage, share, figures: print(f"{name}: {share:.0%} {figures}", flush=True)
+    )
+    minutes = (time.perf_counter() - start) / 60
+    every = max(1, len(masks) // SHOWN)
+    remembered = torch.from_numpy(trained.latents[: len(masks) : every])
+    seen = scores(trained.decoder, remembered, masks[::every])
+    latents = VolumeEncoder(shapes, trained, config).encode(unknown[0])
+    unseen = scores(trained.decoder, latents, unknown[1])
+    row = {"known": seen, "unknown": unseen, "minutes": minutes, "steps": config.steps}
+    result.write_text(json.dumps(row))
+    return row
+
+
+def main() -> None:
+    """Print and write the table."""
+    arguments = parser(__doc__, list(METHODS))
+    arguments.add_argument("--organ", default="hippocampus")
+    arguments.add_argument("--work", type=Path, required=True, help="folder for what is trained")
+    arguments.add_argument("--workers", type=int, default=2, help="processes that read labels")
+    arguments.add_argument("--few", action="store_true", help="train on the first five cases only")
+    arguments.add_argument("--steps", type=int, help="of every training")
+    chosen = arguments.parse_args()
+    use_threads(chosen.threads)
+    chosen.work.mkdir(parents=True, exist_ok=True)
+    (shapes, masks), unknown = (shapes_of(chosen, s) for s in ("training", "validation"))
+    if chosen.few:
+        masks = masks[:FEW]
+        shapes = AtlasShapes(shapes.box, shapes.grid[:FEW], shapes.near[:FEW], shapes.wrapped[:FEW])
+    steps = chosen.steps or (FEW_STEPS if chosen.few else PLAIN.steps)
+    rows = []
+    for name in chosen.methods:
+        config = replace(METHODS[name], steps=steps)
+        row = measured(name, config, chosen, (shapes, masks), unknown)
+        figures = [row[k][f] for k in ("known", "unknown") for f in ("dsc", "nsd")]
+        rows.append([name, *(f"{v:.2f}" for v in figures), f"{row['minutes']:.0f}"])
+        print(rows[-1], flush=True)
+    m = machine(chosen.device, chosen.threads)
+    kind = "few" if chosen.few else "full"
+    title = (
+        f"{chosen.organ}, {len(masks)} training and {len(unknown[1])} validation cases, "
+        f"{steps} steps ({m['cpu']}, {m['date']}, commit {m['commit']})"
+    )
+    path = (chosen.output or RESULTS) / f"atlas_tables_{chosen.organ}_{kind}.md"
+    path.unlink(missing_ok=True)
+    show(title, HEADER, rows, path)
+
+
+if __name__ == "__main__":
+    main()

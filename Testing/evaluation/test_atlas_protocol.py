@@ -1,0 +1,64 @@
+"""The paper's protocol: shapes in a box, latents of unknown ones by optimization."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from model_server.evaluation.atlas_protocol import (
+    NOMINAL_RADIUS,
+    VolumeEncoder,
+    scores,
+    signed_voxels,
+    volume_shapes,
+)
+from model_server.training.implicit_atlas import AtlasTrainer, AtlasTraining
+
+TINY = AtlasTraining(
+    latent_size=8, templates=2, base=(3, 3, 3), channels=(16, 16, 8), hidden=16,
+    steps=150, batch=4, near_points=512,
+)  # fmt: skip
+
+
+def ellipsoid(index: int) -> np.ndarray:
+    """A mask that fills its box but for one dented side."""
+    axis = (np.arange(128) + 0.5) / 64 - 1
+    z, y, x = np.meshgrid(axis, axis, axis, indexing="ij")
+    dent = (x - 1.0) ** 2 + y**2 + z**2 < (0.3 + 0.08 * index) ** 2
+    return (x**2 + y**2 + z**2 < 1) & ~dent
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    return volume_shapes([ellipsoid(i) for i in range(6)])
+
+
+def test_distances_are_zero_between_voxels():
+    mask = np.zeros((6, 6, 6), bool)
+    mask[2:4] = True
+    column = signed_voxels(mask)[4:10, 6, 6]
+    assert column.tolist() == [1.5, 0.5, -0.5, -0.5, 0.5, 1.5]
+
+
+def test_shapes_are_described_in_places_and_voxels(shapes):
+    near = shapes.near[0]
+    clear = (np.abs(near[:, 3]) > 1.0 / 64) & (near[:, 2] < 0.3)
+    radius = np.linalg.norm(near[:, :3], axis=1)
+    outside = radius > 1
+    assert np.abs((radius - 1.0) - near[:, 3])[clear].mean() < 0.02
+    assert ((near[:, 3] > 0) == outside)[clear].mean() > 0.98
+    assert np.linalg.norm(shapes.wrapped[0], axis=1).max() < 1.1
+    assert shapes.grid[0][shapes.grid.shape[1] // 2, 32, 5] < 0
+
+
+def test_known_and_unknown_shapes_are_reconstructed(shapes):
+    trainer = AtlasTrainer(shapes, 6, NOMINAL_RADIUS, TINY)
+    trained = trainer.run()
+    encoder = VolumeEncoder(shapes, trained, TINY, steps=60)
+    unknown = ellipsoid(2)
+    new = volume_shapes([unknown])
+    found = scores(trained.decoder, encoder.encode(new), [unknown])
+    assert found["dsc"] > 95
+    assert found["nsd"] > 50
+    other = scores(trained.decoder, encoder.encode(new), [~unknown])
+    assert other["dsc"] < 50

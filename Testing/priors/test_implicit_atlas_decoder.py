@@ -51,7 +51,7 @@ def test_places_beyond_the_box_read_its_border() -> None:
 
 
 def test_one_read_of_one_map_is_a_read_at_every_scale() -> None:
-    net = FeatureDecoder(SIZES, 3)
+    net = FeatureDecoder(SIZES, 8, 3)
     latents = torch.randn(2, 8)
     places = 2.0 * torch.rand(2, 20, 3) - 1.0
     # As the paper has it: features of each scale at the place, concatenated with the place.
@@ -94,9 +94,9 @@ def test_an_untrained_deformation_is_nearly_none_and_outside_is_outside() -> Non
 
 
 def test_cells_of_the_base_are_nearly_cubes() -> None:
-    assert base_nodes((1.0, 1.0, 1.0)) == (4, 4, 4)
-    assert base_nodes((0.5, 1.0, 0.6)) == (4, 7, 5)
-    assert base_nodes((0.5, 1.0, 0.6), 3) == (3, 5, 3)
+    assert base_nodes((1.0, 1.0, 1.0)) == (6, 6, 6)
+    assert base_nodes((0.59, 0.95, 0.67)) == (5, 7, 6)
+    assert base_nodes((0.5, 1.0, 0.5), 60) == (3, 5, 3)
 
 
 def test_half_precision_upsampling_is_the_same_trilinear_one() -> None:

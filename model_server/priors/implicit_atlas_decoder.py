@@ -32,7 +32,8 @@ class AtlasSizes:
     """How large the networks are.
 
     Attributes:
-        latent_size: c, of h, t and d.
+        latent_size: c, of h and d.
+        template_size: of t: a few templates need no long ones.
         templates: m; 0 for a baseline without templates.
         base: nodes of the coarsest feature map along x, y, z; each scale has 2n - 1.
         channels: of the feature map at each scale.
@@ -41,13 +42,14 @@ class AtlasSizes:
         deforms: False for a baseline that only chooses a template.
     """
 
-    latent_size: int = 256
+    latent_size: int = 384
     templates: int = 5
-    base: tuple[int, int, int] = (4, 6, 4)
-    channels: tuple[int, ...] = (32, 64, 32, 16)
+    base: tuple[int, int, int] = (5, 7, 6)
+    channels: tuple[int, ...] = (16, 32, 16)
     hidden: int = 32
     network: str = "conv"
     deforms: bool = True
+    template_size: int = 32
 
     def nodes(self) -> tuple[int, int, int]:
         """Nodes of the finest feature map along x, y, z."""
@@ -56,11 +58,23 @@ class AtlasSizes:
         return x, y, z
 
 
-def base_nodes(box: Sequence[float], least: int = 4) -> tuple[int, int, int]:
-    """Nodes of the coarsest map along x, y, z, so that cells of a box (3,) are nearly cubes."""
-    cell = min(box) / (least - 1)
-    x, y, z = (max(least, 1 + round(edge / cell)) for edge in box)
-    return x, y, z
+def base_nodes(box: Sequence[float], most: int = 220) -> tuple[int, int, int]:
+    """Nodes of the coarsest map along x, y, z.
+
+    As many as ``most`` allows, in cells that are nearly cubes: the latents are linear there, so
+    what they can tell apart depends on it.
+
+    Args:
+        box: (3,) edges.
+        most: nodes in all.
+    """
+    found = (2, 2, 2)
+    for least in range(3, most):
+        x, y, z = (1 + round((least - 1) * edge / min(box)) for edge in box)
+        if x * y * z > most:
+            break
+        found = (x, y, z)
+    return found
 
 
 class PixelShuffle3d(nn.Module):
@@ -80,17 +94,18 @@ class FeatureDecoder(nn.Module):
 
     Args:
         sizes: of the networks.
+        latent_size: of its latents.
         outputs: 1 for the template network, 3 for the deformation network.
     """
 
     grid: Tensor
 
-    def __init__(self, sizes: AtlasSizes, outputs: int) -> None:
+    def __init__(self, sizes: AtlasSizes, latent_size: int, outputs: int) -> None:
         super().__init__()
         self.sizes = sizes
         channels = sizes.channels
         x, y, z = sizes.base
-        self.first = nn.Linear(sizes.latent_size, channels[0] * x * y * z)
+        self.first = nn.Linear(latent_size, channels[0] * x * y * z)
         self.shuffle = PixelShuffle3d(sizes.base)
         before = (channels[0], *channels[:-1])
         self.blocks = nn.ModuleList(
@@ -147,13 +162,13 @@ class MlpDecoder(nn.Module):
     Its "maps" are the latents themselves: it has no places.
 
     Args:
-        sizes: of the networks.
+        latent_size: of its latents.
         outputs: 1 for the template network, 3 for the deformation network.
     """
 
-    def __init__(self, sizes: AtlasSizes, outputs: int) -> None:
+    def __init__(self, latent_size: int, outputs: int) -> None:
         super().__init__()
-        given = sizes.latent_size + 3
+        given = latent_size + 3
         wide = given + MLP_WIDTH
         enters = [given, MLP_WIDTH, MLP_WIDTH, MLP_WIDTH, wide, MLP_WIDTH, MLP_WIDTH, MLP_WIDTH]
         self.layers = nn.ModuleList(nn.Linear(size, MLP_WIDTH) for size in enters)
@@ -175,9 +190,11 @@ class MlpDecoder(nn.Module):
         return outputs.float()
 
 
-def network(sizes: AtlasSizes, outputs: int) -> FeatureDecoder | MlpDecoder:
+def network(sizes: AtlasSizes, latent_size: int, outputs: int) -> FeatureDecoder | MlpDecoder:
     """T or D."""
-    return MlpDecoder(sizes, outputs) if sizes.network == "mlp" else FeatureDecoder(sizes, outputs)
+    if sizes.network == "mlp":
+        return MlpDecoder(latent_size, outputs)
+    return FeatureDecoder(sizes, latent_size, outputs)
 
 
 def finer(features: Tensor) -> Tensor:
@@ -246,11 +263,12 @@ class AtlasDecoder(nn.Module):
         self.sizes = sizes
         c = sizes.latent_size
         if sizes.templates:
-            self.template_latents = nn.Parameter(torch.randn(sizes.templates, c) / c**0.5)
+            t = sizes.template_size
+            self.template_latents = nn.Parameter(torch.randn(sizes.templates, t) / t**0.5)
             self.choice = nn.Linear(c, sizes.templates)
-        self.template_net = network(sizes, 1)
+        self.template_net = network(sizes, sizes.template_size if sizes.templates else c, 1)
         if sizes.deforms and sizes.templates:
-            self.deformation_net = network(sizes, 3)
+            self.deformation_net = network(sizes, c, 3)
             nn.init.normal_(self.deformation_net.last.weight, std=1e-3)
             nn.init.zeros_(self.deformation_net.last.bias)
         self.register_buffer("box", torch.as_tensor(box, dtype=torch.float32))

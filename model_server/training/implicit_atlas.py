@@ -36,11 +36,12 @@ Array = NDArray[np.float64]
 Progress = Callable[[str, float, dict[str, float]], None]
 WORKERS = min(4, os.cpu_count() or 1)
 MARGIN = 1.12  # of the box around all shapes
+CELLS = 16  # distance nodes for every two cells of the coarsest map
 STRIDE = 4  # distance nodes in a cell of the sub-grid, along each axis
 LEAST_SPREAD = 0.05
 WARM_UP = 0.1  # share of the steps until the learning rate is at its peak
 WRAP_LEVEL = 4  # of the icosphere
-TAUGHT = 0.4  # share of the steps in which D learns the rough correspondences
+TAUGHT = 0.5  # share of the steps in which D learns the rough correspondences
 LESSON_SPREAD = 0.06  # standard deviation of its places beside the surface, in RMS radii
 LESSON_WEIGHT = 10.0
 TEMPLATES_FIRST = 0.1  # share of the steps in which nothing is deformed
@@ -74,10 +75,10 @@ class AtlasTraining:
         seed: of everything random.
     """
 
-    latent_size: int = 256
+    latent_size: int = 384
     templates: int = 5
     base: tuple[int, int, int] | None = None
-    channels: tuple[int, ...] = (32, 64, 32, 16)
+    channels: tuple[int, ...] = (16, 32, 16)
     hidden: int = 32
     network: str = "conv"
     deforms: bool = True
@@ -216,7 +217,7 @@ def atlas_shapes(
     """
     seeds = np.random.SeedSequence(config.seed).generate_state(len(surfaces))
     box = box_of(surfaces)
-    nodes = tuple(2 * n - 1 for n in AtlasSizes(base=base_nodes(box.tolist(), 3)).nodes())
+    nodes = tuple(1 + CELLS * round((n - 1) / 2) for n in base_nodes(box.tolist()))
     measure = partial(
         _measured,
         rms_radius=rms_radius,

@@ -27,7 +27,7 @@ from model_server.evaluation.atlas_protocol import (
 )
 from model_server.evaluation.harness import cases_of, use_threads
 from model_server.evaluation.results import machine
-from model_server.evaluation.volume_protocol import ResizedLabel
+from model_server.evaluation.volume_protocol import Mask, ResizedLabel
 from model_server.training.implicit_atlas import AtlasShapes, AtlasTrainer, AtlasTraining
 
 PLAIN = AtlasTraining(
@@ -46,27 +46,25 @@ METHODS = {
     "D+MT, LS, DP (ImplicitAtlas + reg.)": replace(PLAIN, **REGULAR),
 }
 FEW = 5
-FEW_STEPS = 400
+FEW_COPIES = 60
 SHOWN = 30  # known shapes that are scored
 HEADER = ["method", "known DSC", "known NSD", "unknown DSC", "unknown NSD", "minutes"]
 
 
-def shapes_of(chosen, split: str) -> tuple[AtlasShapes, list]:  # type: ignore[no-untyped-def,type-arg]
-    """Shapes of a split and their masks, kept in --work."""
-    path: Path = chosen.work / f"{chosen.organ}-{split}.npz"
+def shapes_of(chosen, split: str) -> tuple[AtlasShapes, list[Mask]]:  # type: ignore[no-untyped-def]
+    """Shapes of a split, with copies for training, and their masks; kept in --work."""
+    known = split == "training"
+    few = known and chosen.few
+    copies = 0 if not known else FEW_COPIES if few else PLAIN.augmentations
+    path: Path = chosen.work / f"{chosen.organ}-{split}{'-few' if few else ''}.npz"
     if not path.is_file():
         cases = cases_of(chosen.organ, chosen.data, split, chosen.only)
+        cases = cases[: FEW if few else None]
         masks = [ResizedLabel.of(case.label()).inside for case in cases]
-        found = volume_shapes(masks, chosen.workers)
+        found = volume_shapes(masks, replace(PLAIN, augmentations=copies))
         packed = np.stack([np.packbits(m) for m in masks])
-        np.savez(
-            path,
-            box=found.box,
-            grid=found.grid,
-            near=found.near,
-            wrapped=found.wrapped,
-            masks=packed,
-        )
+        arrays = {"grid": found.grid, "near": found.near, "wrapped": found.wrapped}
+        np.savez(path, box=found.box, masks=packed, **arrays)
     kept = np.load(path)
     masks = [np.unpackbits(m).reshape(128, 128, 128).astype(bool) for m in kept["masks"]]
     return AtlasShapes(*(kept[k] for k in ("box", "grid", "near", "wrapped"))), masks
@@ -104,17 +102,13 @@ def main() -> None:
     arguments = parser(__doc__, list(METHODS))
     arguments.add_argument("--organ", default="hippocampus")
     arguments.add_argument("--work", type=Path, required=True, help="folder for what is trained")
-    arguments.add_argument("--workers", type=int, default=2, help="processes that read labels")
     arguments.add_argument("--few", action="store_true", help="train on the first five cases only")
     arguments.add_argument("--steps", type=int, help="of every training")
     chosen = arguments.parse_args()
     use_threads(chosen.threads)
     chosen.work.mkdir(parents=True, exist_ok=True)
     (shapes, masks), unknown = (shapes_of(chosen, s) for s in ("training", "validation"))
-    if chosen.few:
-        masks = masks[:FEW]
-        shapes = AtlasShapes(shapes.box, shapes.grid[:FEW], shapes.near[:FEW], shapes.wrapped[:FEW])
-    steps = chosen.steps or (FEW_STEPS if chosen.few else PLAIN.steps)
+    steps = chosen.steps or PLAIN.steps
     rows = []
     for name in chosen.methods:
         config = replace(METHODS[name], steps=steps)

@@ -189,14 +189,20 @@ def bumped(surface: Surface, rms_radius: float, rng: np.random.Generator) -> Sur
 
 
 def warped(
-    surface: Surface, rms_radius: float, wolf: PointWolf, rng: np.random.Generator
+    surface: Surface,
+    rms_radius: float,
+    wolf: PointWolf,
+    rng: np.random.Generator,
+    boxed: bool = False,
 ) -> Surface:
-    """A warped copy with bumps, centered and scaled as the real shapes are."""
+    """A warped copy with bumps, placed as the real shapes are: see ``atlas_shapes``."""
     points = wolf.warp(surface.points, rng)
-    points = bumped(Surface(points, surface.triangles), rms_radius, rng).points
-    moved = oriented(Surface(points, surface.triangles))
+    moved = oriented(bumped(Surface(points, surface.triangles), rms_radius, rng))
+    if boxed:
+        low, high = moved.points.min(axis=0), moved.points.max(axis=0)
+        return replace(moved, points=2.0 * (moved.points - low) / (high - low) - 1.0)
     found = standardization(moved)
-    return Surface((points - found.center) * (rms_radius / found.rms_radius), moved.triangles)
+    return replace(moved, points=(moved.points - found.center) * (rms_radius / found.rms_radius))
 
 
 def atlas_shapes(
@@ -205,6 +211,7 @@ def atlas_shapes(
     config: AtlasTraining,
     progress: Progress | None = None,
     near: int = 24000,
+    boxed: bool = False,
 ) -> AtlasShapes:
     """Distances of the surfaces, first the real ones, then their warped copies.
 
@@ -214,6 +221,8 @@ def atlas_shapes(
         config: augmentations and seed.
         progress: told the share done.
         near: samples near each surface.
+        boxed: shapes reach from -1 to 1 along each axis, as in the paper; else they are centered
+            and have ``rms_radius``.
     """
     seeds = np.random.SeedSequence(config.seed).generate_state(len(surfaces))
     box = box_of(surfaces)
@@ -226,6 +235,7 @@ def atlas_shapes(
         box=box,
         nodes=nodes,
         near=near,
+        boxed=boxed,
     )
     found: list[list[tuple[NDArray[np.float32], ...]]] = []
     with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
@@ -247,14 +257,17 @@ def _measured(
     box: Array,
     nodes: Sequence[int],
     near: int,
+    boxed: bool,
 ) -> list[tuple[NDArray[np.float32], ...]]:
     """Grid distances, near samples and wrapped sphere of a shape and of its copies."""
     rng = np.random.default_rng(seed)
-    sphere = wrap(surface, WRAP_LEVEL)
+    # Wrapping starts from the unit sphere, around the shape.
+    shrink = 1.0 / max(1.0, 1.1 * float(np.linalg.norm(surface.points, axis=1).max()))
+    sphere = wrap(replace(surface, points=shrink * surface.points), WRAP_LEVEL) / shrink
     nearest = cKDTree(surface.points).query(sphere)[1]
     found = []
     for copy in range(copies + 1):
-        shape = warped(surface, rms_radius, wolf, rng) if copy else surface
+        shape = warped(surface, rms_radius, wolf, rng, boxed) if copy else surface
         around = sphere + shape.points[nearest] - surface.points[nearest]
         grid = grid_distances(shape, box, nodes).astype(np.float32)
         cloud = near_samples(shape, rms_radius, near, rng)

@@ -97,6 +97,8 @@ class LossCurve:
         write_together({path: lambda part: figure.savefig(part, format="png", dpi=120)})
 
     def _draw_curves(self, axes: Any) -> None:
+        from matplotlib.ticker import LogFormatter
+
         for name in dict.fromkeys(name for _, figures in self.points for name in figures):
             # A training may change its loss on the way: a curve has the points that know it.
             known = [(100.0 * s, f[name]) for s, f in self.points if name in f]
@@ -104,6 +106,9 @@ class LossCurve:
         axes.set(xlabel="training done (%)", ylabel="loss (canonical units)")
         if self.points:
             axes.set_yscale("log")
+            # Plain figures: powers of ten need fonts that not every machine has.
+            axes.yaxis.set_major_formatter(LogFormatter())
+            axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
             axes.legend(frameon=False)
         axes.grid(alpha=0.3)
 

@@ -128,7 +128,8 @@ def explore(
 ) -> Exploration:
     """Write meshes (PLY, LPS mm) and ``explore.png``.
 
-    Shapes have the size in the middle of those of the training shapes; those between two label volumes have theirs.
+    Shapes have the size in the middle of those of the training shapes; label volumes, and what
+    lies between them, have theirs.
 
     Args:
         prior: with a latent space: ImplicitAtlas, DALS or PCA.

@@ -237,7 +237,7 @@ def _writing(output: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
     except RuntimeError as error:
-        if "PytorchStreamWriter" not in str(error):  # so torch tells that it cannot write
+        if "inline_container" not in str(error):  # so torch tells that it cannot write
             raise
         reason = "the checkpoint was cut off: is the disk full?"
     else:

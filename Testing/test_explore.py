@@ -1,4 +1,4 @@
-"""A look into shape spaces: what is written, and that colors and figures are those of the shapes."""
+"""A look into shape spaces: what is written, and that colors and figures are the shapes' own."""
 
 from __future__ import annotations
 

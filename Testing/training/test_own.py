@@ -294,7 +294,7 @@ def test_bad_labels_leave_no_trace(shape_prior, tmp_path):
     ],
 )
 def test_a_wrong_choice_is_one_sentence(shape_prior, shapes, tmp_path, words, sentence):
-    given = [w for w in command("dals", shapes, tmp_path / "zoo", 100)]
+    given = command("dals", shapes, tmp_path / "zoo", 100)
     for option, value in zip(words[::2], words[1::2], strict=True):
         given += [option, value]
     done = shape_prior(*given)

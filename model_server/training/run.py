@@ -44,7 +44,7 @@ LATENT_MODES = 100  # K of the latents' Gaussian
 WORKERS = min(4, os.cpu_count() or 1)
 FEW = 20  # shapes up to which a training is few-shot
 # Of DALS: warped copies teach how such shapes deform.
-DALS_FEW_SHOT = {"steps": 2500, "augmentations": 60}
+DALS_FEW_SHOT = {"steps": 800, "batch": 16, "augmentations": 40, "wrapped_share": 0.6}
 CHECKSUM = "labels_checksum"  # key among the hyperparameters of a card
 Told = Callable[[str], None]
 
@@ -400,7 +400,10 @@ def _train_dals(
     if progress:
         progress("training", 0.0, {})
     trained = trainer.run(progress)
-    mean, root = latent_gaussian(trained.latents[: trained.real_count])
+    real = trained.latents[: trained.real_count]
+    # Few shapes span few directions: their warped copies tell how far others may lie.
+    mean, root = latent_gaussian(trained.latents if few else real)
+    mean = real.mean(axis=0) if few else mean
     arrays: dict[str, NDArray[Any]] = pack_decoder(trained.decoder)
     arrays["latent_mean"] = mean.astype(np.float32)
     arrays["latent_root"] = root.astype(np.float32)

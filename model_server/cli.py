@@ -27,6 +27,7 @@ from model_server.fit_session import SIDES, Session
 if TYPE_CHECKING:
     from model_server.cohort import Outcome
     from model_server.fit_session import Progress
+    from model_server.priors.card import PriorCard
     from model_server.reconstruction import Reconstruction
 
 EXIT_SOME_FAILED = 1
@@ -293,6 +294,9 @@ def train(
         typer.Option(help="Your own label volumes, five or more: checked, trained, measured."),
     ] = None,
     method_option: Annotated[str, typer.Option("--method", help="The same as METHOD.")] = "",
+    label: Annotated[
+        str, typer.Option(help="With --labels: values that are the organ, e.g. 1 or 1,2.")
+    ] = "",
     output_folder: Annotated[
         Path, typer.Option("--output", help="Folder of priors; the prior gets one in it.")
     ] = Path("runs"),
@@ -307,21 +311,60 @@ def train(
     """Train a prior from label volumes; started again, it goes on from its checkpoint."""
     _check_device(device)
     method = _training_choices(method or method_option, organ, data, labels)
+    values = _label_values(label, labels)
     options = dict(_parsed_option(text) for text in option or [])
     common: dict[str, Any] = {"device": device, "steps": steps, "options": options}
-    with TrainingProgress(quiet) as progress:
+    with _resumable(), TrainingProgress(quiet) as progress:
+        common |= {"progress": progress, "told": progress.tell}
         if labels is not None:
             from model_server.training.own import train_own
 
-            card = train_own(method, organ, labels, output_folder, progress=progress, **common)
+            card = train_own(method, organ, labels, output_folder, values=values, **common)
         else:
             from model_server.training.run import train as run_training
 
             assert data is not None
-            card = run_training(
-                method, organ, data, output_folder, only=only, progress=progress, **common
-            )
+            card = run_training(method, organ, data, output_folder, only=only, **common)
+    if labels is not None:
+        print_table(_score_table(card))
+        if any(score["seen_in_training"] for score in card.scores.values()):
+            output.print("The prior was trained on these very cases: on new ones it does worse.")
     output.print(f"Trained {card.name} in {output_folder / card.name}.", markup=False)
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        errors.print("Interrupted: the same command goes on from the last checkpoint.")
+        raise typer.Exit(EXIT_INTERRUPTED) from error
+
+
+def _score_table(card: PriorCard) -> Table:
+    """What a prior of one's own reaches from simulated annotations."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("annotations", "cases", "quick look Dice", "Dice", "mean distance mm", "failed"):
+        table.add_column(column, justify="left" if column == "annotations" else "right")
+    for name, score in card.scores.items():
+        figures = (score["quick_look_dice"], score["dice"], score["mean_distance_mm"])
+        shown = ["-" if f is None else f"{f:.3f}" for f in figures]
+        table.add_row(name, str(score["cases"]), *shown, str(score["failed"]))
+    return table
+
+
+def _label_values(text: str, labels: Path | None) -> tuple[int, ...]:
+    """ "1,2" -> (1, 2)."""
+    if not text:
+        return ()
+    if labels is None:
+        raise ShapePriorError("--label goes with --labels only.", "Give --labels, or no --label.")
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdigit() and int(word) > 0 for word in words):
+        raise ShapePriorError(
+            f"--label '{text}' is not a list of label values.", "Write e.g. --label 1 or 1,2."
+        )
+    return tuple(sorted({int(word) for word in words}))
 
 
 def _training_choices(method: str, organ: str, data: Path | None, labels: Path | None) -> str:
@@ -348,26 +391,56 @@ def _parsed_option(text: str) -> tuple[str, Any]:
 
 
 class TrainingProgress:
-    """A bar on standard error: stage, share done, latest figures."""
+    """A bar on standard error for each stage: share done, latest figures, time."""
 
     def __init__(self, quiet: bool) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TaskProgressColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description:<24}"),
+            BarColumn(24),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+        )
         self._bar = Progress(*columns, console=errors, disable=quiet)
-        self._task = self._bar.add_task("starting", total=1.0)
+        self._stage = ""
+        self._task: Any = None
 
     def __enter__(self) -> TrainingProgress:
         self._bar.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._finish()
         self._bar.stop()
+
+    def _finish(self) -> None:
+        if self._task is not None:
+            self._bar.update(self._task, completed=1.0)
 
     def __call__(self, stage: str, share: float, figures: dict[str, Any]) -> None:
         """Show where a training stands."""
+        if stage != self._stage:
+            self._finish()
+            self._stage = stage
+            self._task = self._bar.add_task(stage, total=1.0, figures="")
         shown = "  ".join(f"{k} {_short(v)}" for k, v in figures.items())
-        self._bar.update(self._task, description=f"{stage}  {shown}".rstrip(), completed=share)
+        self._bar.update(self._task, completed=share, figures=shown)
+
+    def tell(self, sentence: str) -> None:
+        """Print a sentence above the bars, also when quiet."""
+        errors.print(sentence, markup=False)
 
 
 def _short(value: Any) -> str:
@@ -435,22 +508,38 @@ def explore(
     output_folder: Annotated[
         Path, typer.Option("--output", help="Folder for meshes and picture; made if missing.")
     ] = Path("explore"),
-    samples: Annotated[int, typer.Option(min=1, help="Random shapes.")] = 4,
+    samples: Annotated[int, typer.Option(min=1, max=12, help="Random shapes.")] = 5,
     seed: Annotated[int, typer.Option(help="Of the random shapes.")] = 0,
-    first: Annotated[Path | None, typer.Option(help="Label volume to go from ...")] = None,
+    first: Annotated[
+        Path | None, typer.Option(help="Label volume to go from (to, where it is the only one) ...")
+    ] = None,
     second: Annotated[Path | None, typer.Option(help="... and to.")] = None,
+    templates: Annotated[
+        bool, typer.Option("--templates", help="Only the learned templates.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "cpu",
 ) -> None:
     """Write a prior's mean, main modes, templates, random and in-between shapes, and a picture."""
     _check_device(device)
-    if (first is None) != (second is None):
-        raise ShapePriorError("Only one end was named.", "Give both --first and --second.")
-    from model_server.explore import explore as run_explore
+    if first is None and second is not None:
+        raise ShapePriorError("--second was given alone.", "Give --first, or both.")
+    if templates and first is not None:
+        raise ShapePriorError(
+            "--templates shows no label volumes.", "Leave out --templates, or --first."
+        )
+    from model_server import explore as explorer
     from model_server.priors.registry import load_prior
 
-    between = (first, second) if first is not None and second is not None else None
-    files = run_explore(load_prior(prior, device), output_folder, samples, between, seed)
-    output.print(f"Wrote {len(files)} files into {output_folder}.", markup=False)
+    loaded = load_prior(prior, device)
+    with errors.status(f"Exploring {loaded.card.name} ..."):
+        if templates:
+            found = explorer.explore_templates(loaded, output_folder)
+        else:
+            found = explorer.explore(loaded, output_folder, samples, first, second, seed)
+    for sentence in found.sentences:
+        output.print(sentence, markup=False)
+    count = len(found.files) - 1
+    output.print(f"Wrote {count} meshes and {found.files[-1]}.", markup=False)
 
 
 # --- serve --------------------------------------------------------------------------------------

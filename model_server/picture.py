@@ -6,7 +6,7 @@ lack, and matplotlib's own 3-D axes neither shade smoothly nor hide what lies be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from model_server.reconstruction import Reconstruction, Surface
 
 Array = NDArray[np.float64]
 PIXELS = 1200  # of the rendering, along its longer side, before it is halved against jaggies
+FRAGMENTS = 100_000  # pixels that are looked at in one go
+SIZE_STEP = 3  # pixels; triangles whose boxes differ by less are filled together
 SLICE_MARGIN_MM = 8.0
 SLICE_STEP_MM = 0.2
 TISSUE = np.array([0.87, 0.63, 0.52])
@@ -166,34 +168,58 @@ def vertex_normals(surface: Surface) -> Array:
 def render(surface: Surface, camera: Camera) -> tuple[Array, Array]:
     """Smoothly shaded picture (rows, columns, 4) and heights (rows, columns), -inf where empty.
 
-    Triangles are filled one after the other; each pixel keeps the highest, with its normal
-    interpolated from the vertices.
+    Each pixel keeps the highest triangle, with its normal interpolated from the vertices.
     """
     rows, columns = camera.shape
-    depth = np.full((rows, columns), -np.inf)
-    normal = np.zeros((rows, columns, 3))
+    depth = np.full(rows * columns, -np.inf)
+    normal = np.zeros((rows * columns, 3))
     places = camera.project(surface.points)[surface.triangles]
     normals = (vertex_normals(surface) @ camera.axes.T)[surface.triangles]
+    for triangle, pixel, weights in _fragments(places, rows, columns):
+        height = (weights * places[triangle, :, 2]).sum(axis=1)
+        # Of fragments on one pixel the last one stays: the highest.
+        order = np.argsort(height)
+        order = order[height[order] > depth[pixel[order]]]
+        depth[pixel[order]] = height[order]
+        found = np.einsum("fk,fkc->fc", weights[order], normals[triangle[order]])
+        normal[pixel[order]] = found
+    picture = _shade(normal.reshape(rows, columns, 3), np.isfinite(depth).reshape(rows, columns))
+    return picture, depth.reshape(rows, columns)
+
+
+def _fragments(
+    places: Array, rows: int, columns: int
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], Array]]:
+    """The pixels that triangles cover, in batches of triangles of like size.
+
+    Args:
+        places: (F, 3, 3) column, row and height of each corner.
+        rows, columns: of the picture.
+
+    Yields:
+        triangle (N,), pixel (N,) counted along the rows, barycentric weights (N, 3).
+    """
+    limit = np.array([columns, rows]) - 1
     low = np.maximum(np.floor(places[..., :2].min(axis=1)), 0).astype(int)
-    high = np.ceil(places[..., :2].max(axis=1)).astype(int)
+    high = np.minimum(np.ceil(places[..., :2].max(axis=1)), limit).astype(int)
     (ax, ay), (bx, by), (cx, cy) = places[..., :2].transpose(1, 2, 0)
     doubled = (bx - ax) * (cy - ay) - (cx - ax) * (by - ay)
-    for t in np.flatnonzero(np.abs(doubled) > 1e-9):
-        x = np.arange(low[t, 0], min(high[t, 0], columns - 1) + 1)[None, :]
-        y = np.arange(low[t, 1], min(high[t, 1], rows - 1) + 1)[:, None]
-        b = ((x - ax[t]) * (cy[t] - ay[t]) - (cx[t] - ax[t]) * (y - ay[t])) / doubled[t]
-        c = ((bx[t] - ax[t]) * (y - ay[t]) - (x - ax[t]) * (by[t] - ay[t])) / doubled[t]
-        weights = np.stack([1.0 - b - c, b, c], axis=-1)
-        height = weights @ places[t, :, 2]
-        box = (
-            (slice(y[0, 0], y[-1, 0] + 1), slice(x[0, 0], x[0, -1] + 1)) if x.size * y.size else ()
-        )
-        if not box:
-            continue
-        seen = (weights.min(axis=-1) >= -1e-6) & (height > depth[box])
-        depth[box][seen] = height[seen]
-        normal[box][seen] = (weights @ normals[t])[seen]
-    return _shade(normal, np.isfinite(depth)), depth
+    sides = (high - low + 1).max(axis=1)
+    usable = (high >= low).all(axis=1) & (np.abs(doubled) > 1e-9)
+    sizes = np.where(usable, -(-sides // SIZE_STEP) * SIZE_STEP, 0)
+    for size in np.unique(sizes[usable]):
+        chosen = np.flatnonzero(sizes == size)
+        dy, dx = (d.ravel() for d in np.indices((size, size)))
+        batch = max(1, FRAGMENTS // len(dx))
+        for first in range(0, len(chosen), batch):
+            t = chosen[first : first + batch, None]
+            x, y = low[t, 0] + dx, low[t, 1] + dy
+            b = ((x - ax[t]) * (cy[t] - ay[t]) - (cx[t] - ax[t]) * (y - ay[t])) / doubled[t]
+            c = ((bx[t] - ax[t]) * (y - ay[t]) - (x - ax[t]) * (by[t] - ay[t])) / doubled[t]
+            weights = np.stack([1.0 - b - c, b, c], axis=-1)
+            seen = (weights.min(axis=-1) >= -1e-6) & (x <= high[t, 0]) & (y <= high[t, 1])
+            which, _ = np.nonzero(seen)
+            yield t[which, 0], (y * columns + x)[seen], weights[seen]
 
 
 def _shade(normal: Array, covered: NDArray[np.bool_]) -> Array:

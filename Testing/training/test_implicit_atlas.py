@@ -244,7 +244,7 @@ def test_weights_survive_the_file(prior, trained):
 
 
 def test_good_labels_pass(labels):
-    assert len(check_labels(labels)) == 6
+    assert len(check_labels(labels).files) == 6
 
 
 def test_every_faulty_label_is_named(labels, tmp_path):

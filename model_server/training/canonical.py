@@ -62,6 +62,12 @@ def load_surfaces(
 ) -> list[Surface]:
     """Patient surfaces of the cases, RAS mm, in order."""
     surfaces: list[Surface] = []
+    if workers == 1:
+        for case in cases:
+            surfaces.append(_load(case))
+            if progress:
+                progress("reading label volumes", len(surfaces) / len(cases))
+        return surfaces
     # Spawned, not forked: a fork of a process in which torch has threads may hang.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for surface in pool.map(_load, cases, chunksize=4):

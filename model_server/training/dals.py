@@ -228,13 +228,14 @@ class DalsTrainer:
     def _batches(self):  # type: ignore[no-untyped-def]
         """Index batches; every real shape comes up three times as often as a warped one."""
         count = len(self.clouds)
+        size = min(self.config.batch, count)
         weight = np.where(np.arange(count) < self.real_count, 3.0, 1.0)
         while self.step < self.config.steps:
             order = np.argsort(-(self.rng.random(count) ** (1 / weight)))
-            for at in range(0, count - self.config.batch + 1, self.config.batch):
+            for at in range(0, count - size + 1, size):
                 if self.step >= self.config.steps or at > count * 0.75:
                     break
-                yield torch.from_numpy(order[at : at + self.config.batch]).to(self.device)
+                yield torch.from_numpy(order[at : at + size]).to(self.device)
 
     def _rate(self) -> float:
         """Share of the peak learning rate: linear warm-up, then a cosine to 1 %."""

@@ -2,31 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from model_server.errors import ShapePriorError
-from model_server.io.volumes import read_volume
+from model_server.io.volumes import SIDES, read_volume
 from model_server.observations import Volume
-from model_server.training.shapes import ENDINGS
+from model_server.training.shapes import ENDINGS, case_name, volume_files
 
 LEAST_VOXELS = 50
+LEAST_THICKNESS = 3  # voxels, along each axis
 LEAST_SHARE = 0.7  # of the labeled voxels in the largest component: else several organs
 LEAST_CASES = 5
 HOLD_OUT_FROM = 20  # volumes; of fewer, all train
 UNLIKE = 8.0  # volumes beyond this factor from the median are of another organ, or in other units
+MOST_PARTS = 8  # values in one organ, as the segments of a liver; more are organs, or gray values
+MOST_NAMED = 5  # files in one warning
+
+Told = Callable[[float], None]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with one file."""
+    """What is wrong with one file, and how to mend it.
+
+    Attributes:
+        file: its name.
+        sentence: goes on after the file's name, without a full stop.
+        remedy: the same, an order.
+    """
 
     file: str
     sentence: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"'{self.file}' {self.sentence}: {self.remedy}."
+
+
+@dataclass(frozen=True)
+class CheckedLabels:
+    """A folder of labels that can be trained on.
+
+    Attributes:
+        files: sorted by name.
+        warnings: what may be meant so, a sentence each.
+    """
+
+    files: tuple[Path, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What is compared between files."""
+
+    file: str
+    values: tuple[int, ...]
+    size_mm3: float
+    borders: tuple[str, ...]
+    digest: str
+
+
+class _FaultError(Exception):
+    """A volume is unfit: a finding's sentence and remedy."""
 
 
 def label_files(folder: Path) -> list[Path]:
@@ -37,69 +85,24 @@ def label_files(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise ShapePriorError(f"There is no folder '{folder}'.", "Check --labels.", "no-data")
-    inside = folder / "labels" if (folder / "labels").is_dir() else folder
-    return sorted(p for p in inside.iterdir() if p.name.endswith(ENDINGS))
+    return volume_files(folder)
 
 
-def findings(files: Sequence[Path]) -> list[Finding]:
-    """Everything that is wrong with these files, in their order."""
-    found: list[Finding] = []
-    sizes: dict[str, float] = {}
-    for path in files:
-        try:
-            label = read_volume(path)
-        except ShapePriorError as error:
-            found.append(Finding(path.name, error.what))
-            continue
-        sentence = _fault(label)
-        if sentence:
-            found.append(Finding(path.name, sentence))
-            continue
-        voxel = abs(float(np.linalg.det(label.ijk_to_ras[:3, :3])))
-        sizes[path.name] = voxel * int(np.count_nonzero(label.array))
-    return found + _outliers(sizes)
-
-
-def _fault(label: Volume) -> str | None:
-    """What is wrong with a volume by itself."""
-    values = np.asarray(label.array)
-    if not np.issubdtype(values.dtype, np.integer) and np.any(values != np.round(values)):
-        return "holds fractions: it is an image, not a label volume"
-    inside = values > 0
-    count = int(np.count_nonzero(inside))
-    if count == 0:
-        return "is empty: no voxel has a label"
-    if count < LEAST_VOXELS:
-        return f"has only {count} labeled voxels"
-    if count == inside.size:
-        return "is labeled everywhere"
-    parts, number = ndimage.label(inside, structure=np.ones((3, 3, 3)))
-    largest = int(np.bincount(parts.ravel())[1:].max())
-    if largest < LEAST_SHARE * count:
-        return (
-            f"holds {number} separate parts, the largest with {largest / count:.0%} of the voxels"
-        )
-    return None
-
-
-def _outliers(sizes: dict[str, float]) -> list[Finding]:
-    if not sizes:
-        return []
-    middle = float(np.median(list(sizes.values())))
-    return [
-        Finding(
-            name,
-            f"encloses {size / 1000:.3g} ml where the others enclose about {middle / 1000:.3g} ml",
-        )
-        for name, size in sizes.items()
-        if not middle / UNLIKE <= size <= middle * UNLIKE
-    ]
-
-
-def check_labels(folder: Path, least: int = LEAST_CASES) -> list[Path]:
+def check_labels(
+    folder: Path,
+    least: int = LEAST_CASES,
+    values: Sequence[int] = (),
+    told: Told | None = None,
+) -> CheckedLabels:
     """The label files of a folder, if they are fit to train on.
 
     Volumes of different orientations may be mixed: their headers tell them apart.
+
+    Args:
+        folder: holds label volumes, or ``labels/`` with them.
+        least: so many volumes are needed.
+        values: of the voxels that are the organ; by default all above zero.
+        told: the share of the files that were looked at.
 
     Raises:
         ShapePriorError: too few files, or faulty ones, each named with what is wrong.
@@ -108,16 +111,266 @@ def check_labels(folder: Path, least: int = LEAST_CASES) -> list[Path]:
     if len(files) < least:
         raise ShapePriorError(
             f"'{folder}' has {len(files)} label volume(s); at least {least} are needed.",
-            f"Add segmentations of more patients ({', '.join(ENDINGS)}).",
+            f"Add segmentations of more patients, a file each ({', '.join(ENDINGS)}).",
             "too-few",
         )
-    wrong = findings(files)
+    found, facts = _looked_at(files, values, told)
+    wrong = [*found, *_outliers(facts), *_twice(facts), *_same_name(files)]
     if wrong:
-        listed = "; ".join(f"'{f.file}' {f.sentence}" for f in wrong[:8])
-        more = f" (and {len(wrong) - 8} more)" if len(wrong) > 8 else ""
+        named = len({f.file for f in wrong})
+        listed = "\n".join(f"  {f}" for f in sorted(wrong, key=lambda f: f.file))
         raise ShapePriorError(
-            f"{len(wrong)} of {len(files)} label volumes cannot be used: {listed}{more}.",
-            "Mend or remove them; nothing was trained.",
+            f"{named} of {len(files)} label volumes in '{folder}' cannot be used:\n{listed}\n",
+            "Nothing was trained.",
             "bad-labels",
         )
-    return files
+    return CheckedLabels(tuple(files), (*_differing(facts, values), *_cut(facts)))
+
+
+def _looked_at(
+    files: Sequence[Path], values: Sequence[int], told: Told | None
+) -> tuple[list[Finding], list[_Facts]]:
+    found: list[Finding] = []
+    facts: list[_Facts] = []
+    for index, path in enumerate(files):
+        try:
+            facts.append(_facts(path, values))
+        except _FaultError as fault:
+            found.append(Finding(path.name, *fault.args))
+        if told:
+            told((index + 1) / len(files))
+    return found, facts
+
+
+# --- one file ------------------------------------------------------------------------------------
+
+
+def _facts(path: Path, chosen: Sequence[int]) -> _Facts:
+    """What is to be known of one file.
+
+    Raises:
+        _FaultError: it is unfit.
+    """
+    try:
+        label = read_volume(path)
+    except ShapePriorError as error:
+        if error.code == "unreadable":
+            raise _FaultError(
+                "cannot be read", "export the segmentation again, or remove the file"
+            ) from error
+        raise _FaultError(
+            "is not a 3-D volume of single values", "export one volume with one segment"
+        ) from error
+    array = np.asarray(label.array)
+    values = _values(array)
+    inside = _organ(array, values, chosen)
+    box = tuple(
+        slice(int(i[0]), int(i[-1]) + 1)
+        for i in (np.flatnonzero(inside.any(axis=_others(a))) for a in range(3))
+    )
+    crop = inside[box]
+    _check_extent(crop, inside)
+    kept = tuple(v for v in values if v in chosen or not chosen)
+    _check_pieces(crop, array[box], kept)
+    _check_geometry(label)
+    voxel = abs(float(np.linalg.det(label.ijk_to_ras[:3, :3])))
+    return _Facts(
+        path.name, kept, voxel * int(np.count_nonzero(crop)), _borders(label, box),
+        _digest(label, crop),
+    )  # fmt: skip
+
+
+def _others(axis: int) -> tuple[int, ...]:
+    return tuple(a for a in range(3) if a != axis)
+
+
+def _values(array: NDArray[Any]) -> tuple[int, ...]:
+    """The values above zero.
+
+    Raises:
+        _FaultError: this is an image.
+    """
+    export = "give the segmentation instead, exported as a labelmap"
+    if np.issubdtype(array.dtype, np.floating):
+        if not np.isfinite(array).all():
+            raise _FaultError("holds values that are not numbers (NaN or infinite)", export)
+        rounded = np.round(array)
+        if np.any(array != rounded):
+            raise _FaultError(
+                "holds fractions: it is an image or a map of probabilities, no label volume", export
+            )
+    elif not np.issubdtype(array.dtype, np.integer):
+        raise _FaultError("holds values that are no whole numbers", export)
+    lowest = array.min()
+    if lowest < 0:
+        raise _FaultError(
+            f"holds values down to {lowest:g}: it is an image, no label volume", export
+        )
+    return tuple(int(v) for v in np.unique(array[array > 0]))
+
+
+def _organ(array: NDArray[Any], values: Sequence[int], chosen: Sequence[int]) -> Mask:
+    """Where the organ is.
+
+    Raises:
+        _FaultError: nowhere, or in too many values to be one organ.
+    """
+    if not values:
+        raise _FaultError("is empty: no voxel has a label", "segment the organ, or remove the file")
+    if not chosen:
+        if len(values) > MOST_PARTS:
+            raise _FaultError(
+                f"holds {len(values)} different values, more than parts of one organ are",
+                f"name those of the organ, e.g. --label {values[0]}, or give the segmentation "
+                "if this is the image",
+            )
+        return np.asarray(array > 0)
+    if not set(values) & set(chosen):
+        raise _FaultError(
+            f"has no voxel with the label {_listed(chosen)}; it holds {_listed(values)}",
+            "choose another --label, or remove the file",
+        )
+    return np.asarray(np.isin(array, chosen))
+
+
+def _check_extent(crop: Mask, inside: Mask) -> None:
+    count = int(np.count_nonzero(crop))
+    if count == inside.size:
+        raise _FaultError(
+            "is labeled everywhere", "leave room around the organ, and label only the organ"
+        )
+    if count < LEAST_VOXELS:
+        raise _FaultError(
+            f"has only {count} labeled voxels", "segment the whole organ, in finer voxels"
+        )
+    if min(crop.shape) < LEAST_THICKNESS:
+        raise _FaultError(
+            f"is labeled on {min(crop.shape)} slice(s) only", "segment the organ on all its slices"
+        )
+
+
+def _check_pieces(crop: Mask, array: NDArray[Any], values: Sequence[int]) -> None:
+    """Refuse what is several organs: far apart, or a value each."""
+    pieces, number = ndimage.label(crop, structure=np.ones((3, 3, 3)))
+    sizes = np.bincount(pieces.ravel())[1:]
+    share = float(sizes.max() / sizes.sum())
+    if share >= LEAST_SHARE:
+        return
+    if len(values) > 1:
+        raise _FaultError(
+            f"holds several organs: the values {_listed(values)} lie apart",
+            f"choose those of one organ, e.g. --label {values[0]}",
+        )
+    raise _FaultError(
+        f"holds {number} separate pieces, the largest with {share:.0%} of the voxels",
+        "keep one organ in the file (a pair of organs: a file each, ending in _left and _right)",
+    )
+
+
+def _check_geometry(label: Volume) -> None:
+    directions = label.ijk_to_ras[:3, :3] / label.spacing
+    if not np.isfinite(directions).all() or abs(np.linalg.det(directions)) < 0.5:
+        raise _FaultError(
+            "has a header whose axes do not span space", "export it again with spacing and axes"
+        )
+
+
+def _borders(label: Volume, box: Sequence[slice]) -> tuple[str, ...]:
+    """The sides of the patient on which the organ reaches the volume's border."""
+    sides = []
+    for axis in range(3):  # i, j, k
+        along = box[2 - axis]
+        direction = label.ijk_to_ras[:3, axis]
+        main = int(np.argmax(np.abs(direction)))
+        toward = int(direction[main] > 0)
+        if along.start == 0:
+            sides.append(SIDES[main][1 - toward])
+        if along.stop == label.array.shape[2 - axis]:
+            sides.append(SIDES[main][toward])
+    return tuple(sorted(sides))
+
+
+def _digest(label: Volume, crop: Mask) -> str:
+    """The same for the same mask in another format, orientation or field of view."""
+    axes = label.ijk_to_ras[:3, :3][:, ::-1]  # of k, j, i
+    order = np.argmax(np.abs(axes), axis=1)
+    if len(set(order)) == 3:
+        flips = tuple(
+            slice(None, None, 1 if axes[world, own] > 0 else -1) for world, own in enumerate(order)
+        )
+        crop = crop.transpose(order)[flips]
+    spacing = np.round(np.linalg.norm(axes, axis=0)[order], 3)
+    packed = np.packbits(np.ascontiguousarray(crop))
+    return hashlib.sha256(packed.tobytes() + repr((crop.shape, *spacing)).encode()).hexdigest()
+
+
+# --- between files -------------------------------------------------------------------------------
+
+
+def _outliers(facts: Sequence[_Facts]) -> list[Finding]:
+    if not facts:
+        return []
+    middle = float(np.median([f.size_mm3 for f in facts]))
+    return [
+        Finding(
+            f.file,
+            f"encloses {f.size_mm3 / 1000:.3g} ml where the others enclose about "
+            f"{middle / 1000:.3g} ml",
+            "check that it is the same organ, and the spacing in its header",
+        )
+        for f in facts
+        if not middle / UNLIKE <= f.size_mm3 <= middle * UNLIKE
+    ]
+
+
+def _twice(facts: Sequence[_Facts]) -> list[Finding]:
+    first: dict[str, str] = {}
+    return [
+        Finding(f.file, f"holds the same mask as '{first[f.digest]}'", "remove one of them")
+        for f in facts
+        if first.setdefault(f.digest, f.file) != f.file
+    ]
+
+
+def _same_name(files: Sequence[Path]) -> list[Finding]:
+    first: dict[str, str] = {}
+    return [
+        Finding(p.name, f"has the same name as '{first[case_name(p)]}'", "rename one of them")
+        for p in files
+        if first.setdefault(case_name(p), p.name) != p.name
+    ]
+
+
+def _differing(facts: Sequence[_Facts], chosen: Sequence[int]) -> tuple[str, ...]:
+    """Files whose values are not those of most."""
+    sets = Counter(f.values for f in facts)
+    usual = tuple(chosen) or sets.most_common(1)[0][0]
+    odd = [f for f in facts if set(f.values) != set(usual)]
+    if not odd:
+        return ()
+    expected = "chosen" if chosen else "of most"
+    return (
+        f"Not all volumes hold the labels {expected} ({_listed(usual)}): "
+        f"{_named([f'{f.file} ({_listed(f.values)})' for f in odd])}. What they hold counts as the "
+        "organ.",
+    )
+
+
+def _cut(facts: Sequence[_Facts]) -> tuple[str, ...]:
+    cut = [f"{f.file} ({', '.join(f.borders)})" for f in facts if f.borders]
+    if not cut:
+        return ()
+    return (
+        f"The organ reaches the border of the volume, and may be cut off there, in {_named(cut)}. "
+        "The prior learns the cut as if it were the organ's surface.",
+    )
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
+
+
+def _listed(values: Sequence[int]) -> str:
+    shown = ", ".join(str(v) for v in values[:10])
+    return shown + (", ..." if len(values) > 10 else "")

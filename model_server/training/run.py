@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model_server import __version__
 from model_server.errors import ShapePriorError
 from model_server.fitting.pose_prior import mirror_points, mirror_pose
 from model_server.pose import Pose
@@ -39,6 +42,11 @@ SOLVERS: dict[str, dict[str, float | bool]] = {
 ATLAS_SOLVERS: dict[str, dict[str, float]] = {}
 LATENT_MODES = 100  # K of the latents' Gaussian
 WORKERS = min(4, os.cpu_count() or 1)
+FEW = 20  # shapes up to which a training is few-shot
+# Of DALS: warped copies teach how such shapes deform.
+DALS_FEW_SHOT = {"steps": 800, "batch": 16, "augmentations": 40, "wrapped_share": 0.6}
+CHECKSUM = "labels_checksum"  # key among the hyperparameters of a card
+Told = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,14 @@ class Prepared:
     validation: tuple[Case, ...]
     canonical: CanonicalShapes
 
+    def checksum(self) -> str:
+        """Tells these training shapes from others."""
+        found = hashlib.sha256()
+        for case, surface in zip(self.training, self.canonical.surfaces, strict=True):
+            found.update(repr((case.name, case.side, case.values)).encode())
+            found.update(surface.points.tobytes())
+        return found.hexdigest()[:16]
+
     def unmirrored(self) -> tuple[list[Surface], list[Pose]]:
         """Patient surfaces and poses, right organs mirrored so that all are of one side."""
         surfaces, poses = [], []
@@ -93,6 +109,7 @@ def prepare(
     only: str = "",
     progress: Progress | None = None,
     hold_out: bool = True,
+    values: tuple[int, ...] = (),
 ) -> Prepared:
     """Read, standardize and align the training shapes of a data folder.
 
@@ -102,11 +119,12 @@ def prepare(
         only: keep cases whose name contains this.
         progress: told stage and share done.
         hold_out: whether every tenth patient validates; else all train.
+        values: of the voxels that are the organ; empty where all above zero are.
 
     Raises:
         ShapePriorError: fewer than five training cases.
     """
-    split = split_cases(data, only)
+    split = split_cases(data, only, values)
     if not hold_out:
         every = sorted(split.training + split.validation, key=lambda case: case.name)
         split = Split(tuple(every), ())
@@ -115,11 +133,83 @@ def prepare(
             f"'{data}' has {len(split.training)} training label volumes.", "Give at least five."
         )
     report = None if progress is None else lambda stage, share: progress(stage, share, {})
-    surfaces = load_surfaces(split.training, WORKERS, report)
+    surfaces = load_surfaces(split.training, _workers(len(split.training)), report)
     if progress:
         progress("aligning shapes", 0.0, {})
     shapes = canonical_shapes(split.training, surfaces, mirrors)
     return Prepared(split.training, split.validation, shapes)
+
+
+def _workers(shapes: int) -> int:
+    # Starting processes for a few shapes takes longer than it saves.
+    return 1 if shapes <= FEW else WORKERS
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained, and how.
+
+    Attributes:
+        method: "pca", "dals", "atlas" (ImplicitAtlas) or "deepsdf".
+        organ: names the prior.
+        source: whose data.
+        options: the method's own hyperparameters (fields of ``DalsTraining``, ``AtlasTraining``;
+            ``grid`` and ``modes`` of the PCA).
+        command: that does it.
+        device: "auto", "cpu" or "cuda".
+    """
+
+    method: str
+    organ: str
+    source: DataSource
+    options: dict[str, Any]
+    command: str = ""
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        """Of the prior."""
+        return f"{self.organ}-{self.method}"
+
+    def unfinished(self, output: Path, prepared: Prepared) -> Path:
+        """The folder of its checkpoint: another one for other labels or options."""
+        told = repr((prepared.checksum(), sorted(self.options.items()), __version__))
+        return output / f"{self.name}.unfinished-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+
+
+def checked_method(method: str, options: dict[str, Any]) -> str:
+    """The method's key.
+
+    Raises:
+        ShapePriorError: no such method, or it has no such option.
+    """
+    method = ALIASES.get(method, method)
+    if method not in METHODS:
+        raise ShapePriorError(
+            f"There is no method '{method}' to train.", f"Choose one of: {', '.join(METHODS)}."
+        )
+    known = _options(method)
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ShapePriorError(
+            f"{method} has no option {', '.join(unknown)}.",
+            f"Choose among {', '.join(sorted(known))}.",
+        )
+    if int(options.get("steps", 1)) < 1:
+        raise ShapePriorError("No training has less than one step.", "Give --steps 1 or more.")
+    return method
+
+
+def _options(method: str) -> set[str]:
+    if method == "dals":
+        from model_server.training.dals import DalsTraining
+
+        return {f.name for f in fields(DalsTraining)}
+    if method == "atlas":
+        from model_server.training.implicit_atlas import AtlasTraining
+
+        return {f.name for f in fields(AtlasTraining)}
+    return {"grid", "modes", "steps"} if method == "pca" else {"steps"}
 
 
 def train(
@@ -133,10 +223,12 @@ def train(
     progress: Progress | None = None,
     options: dict[str, Any] | None = None,
     hold_out: bool = True,
+    told: Told | None = None,
 ) -> PriorCard:
     """Train a prior and write it to ``output / f"{organ}-{method}"``.
 
-    An interrupted training goes on from its checkpoint when it is started again.
+    An interrupted training goes on from its checkpoint when it is started again with the same
+    labels and options.
 
     Args:
         method: "pca", "dals", "atlas" (ImplicitAtlas) or "deepsdf".
@@ -147,37 +239,76 @@ def train(
         device: "auto", "cpu" or "cuda".
         steps: optimizer steps, of methods that have them.
         progress: called with stage, share done and current figures.
-        options: method's own hyperparameters (fields of ``DalsTraining``; ``grid`` and ``modes``
-            of the PCA).
+        options: method's own hyperparameters, see ``Training``.
         hold_out: whether every tenth patient validates; else all train.
+        told: given sentences for the user.
 
     Raises:
         ShapePriorError: unknown method, too few or unreadable cases.
     """
-    method = ALIASES.get(method, method)
-    if method not in METHODS:
-        raise ShapePriorError(
-            f"There is no method '{method}' to train.", f"Choose one of: {', '.join(METHODS)}."
-        )
-    source = SOURCES.get(organ, DataSource(f"label volumes in {data.name}", "the user's own"))
     chosen = dict(options or {})
     if steps is not None:
         chosen["steps"] = steps
+    method = checked_method(method, chosen)
+    source = SOURCES.get(organ, DataSource(f"label volumes in {data.name}", "the user's own"))
     prepared = prepare(data, source.mirrors, only, progress, hold_out)
-    card = _card(method, organ, prepared, source, _command(method, organ, data, only, chosen))
-    folder = output / card.name
+    command = _command(method, organ, data, only, chosen)
+    training = Training(method, organ, source, chosen, command, device)
+    work = training.unfinished(output, prepared)
+    tell_unfinished(training, work, told)
+    card = train_on(prepared, training, output / training.name, work, progress)
+    shutil.rmtree(work, ignore_errors=True)
+    return card
+
+
+def tell_unfinished(training: Training, work: Path, told: Told | None) -> None:
+    """Say what of earlier trainings that were interrupted is used, and what is not."""
+    if told is None:
+        return
+    if (work / "checkpoint.pt").exists():
+        told(f"Going on from the checkpoint in '{work.name}'.")
+    others = sorted(p.name for p in work.parent.glob(f"{training.name}.unfinished-*") if p != work)
+    if others:
+        told(
+            f"Unfinished trainings of other labels or options are left alone: {', '.join(others)}. "
+            "Remove them if they are not needed."
+        )
+
+
+def train_on(
+    prepared: Prepared,
+    training: Training,
+    folder: Path,
+    work: Path,
+    progress: Progress | None = None,
+) -> PriorCard:
+    """Train on prepared shapes and write the prior into a folder.
+
+    Args:
+        prepared: the shapes.
+        training: what and how.
+        folder: of the prior.
+        work: of the checkpoint, from which it goes on where there is one.
+        progress: see ``train``.
+    """
+    card = _card(training.method, training.organ, prepared, training.source, training.command)
     trainers = {
         "pca": _train_pca,
         "dals": _train_dals,
         "atlas": _train_atlas,
         "deepsdf": _train_deepsdf,
     }
-    card, weights = trainers[method](card, prepared, chosen, device, folder, progress)
-    weights["rms_radius"] = np.array([prepared.canonical.rms_radius], dtype=np.float32)
-    if method != "deepsdf":
+    # Before the long part: after it, only the saving is left to be interrupted.
+    pose_prior: dict[str, NDArray[Any]] = {}
+    if training.method != "deepsdf":
         if progress:
             progress("learning the pose prior", 0.0, {})
-        weights |= learn_pose_prior(*prepared.unmirrored()).arrays()
+        pose_prior = learn_pose_prior(*prepared.unmirrored()).arrays()
+    card, weights = trainers[training.method](
+        card, prepared, training.options, training.device, work, progress
+    )
+    weights |= pose_prior
+    weights["rms_radius"] = np.array([prepared.canonical.rms_radius], dtype=np.float32)
     return save_prior(folder, card, weights)
 
 
@@ -216,6 +347,7 @@ def _card(
             # Two parallel outlines may span far less than the whole organ does.
             "annotation_extent_mm": [round(0.3 * min(spans), 1), round(max(spans), 1)],
             "radius_mm": [round(min(radii), 2), round(max(radii), 2)],
+            CHECKSUM: prepared.checksum(),
         },
         command=command,
     )
@@ -252,7 +384,8 @@ def _train_dals(
     from model_server.priors.dals import choose_device, pack_decoder
     from model_server.training.dals import DalsTrainer, DalsTraining
 
-    config = replace(DalsTraining(), **options)
+    few = len(prepared.training) <= FEW
+    config = replace(DalsTraining(), **((DALS_FEW_SHOT if few else {}) | options))
     shapes = prepared.canonical
     if progress:
         progress("wrapping the template", 0.0, {})
@@ -262,16 +395,18 @@ def _train_dals(
         config,
         str(choose_device(device)),
         folder / "checkpoint.pt",
-        WORKERS,
+        _workers(len(shapes.surfaces)),
     )
     if progress:
         progress("training", 0.0, {})
     trained = trainer.run(progress)
-    mean, root = latent_gaussian(trained.latents[: trained.real_count])
+    real = trained.latents[: trained.real_count]
+    # Few shapes span few directions: their warped copies tell how far others may lie.
+    mean, root = latent_gaussian(trained.latents if few else real)
+    mean = real.mean(axis=0) if few else mean
     arrays: dict[str, NDArray[Any]] = pack_decoder(trained.decoder)
     arrays["latent_mean"] = mean.astype(np.float32)
     arrays["latent_root"] = root.astype(np.float32)
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
     return _with(
         card,
         {

@@ -28,20 +28,45 @@ SAME_PATIENT = (
 )
 
 
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl")  # of label volumes
+# Of label volumes.
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".gipl", ".gipl.gz", ".mnc")
+
+
+def case_name(path: Path) -> str:
+    """The name of a label file's case: its own without endings."""
+    return re.sub(r"(?i)(\.seg)?\.((nii|gipl)\.gz|[a-z]+)$", "", path.name)
+
+
+def volume_files(folder: Path) -> list[Path]:
+    """The volumes of a folder, or of its ``labels/``, sorted by name."""
+    inside = folder / "labels" if (folder / "labels").is_dir() else folder
+    named = (p for p in inside.iterdir() if p.name.lower().endswith(ENDINGS))
+    return sorted(p for p in named if not p.name.startswith("."))
 
 
 @dataclass(frozen=True)
 class Case:
-    """One label volume of a data folder."""
+    """One label volume of a data folder.
+
+    Attributes:
+        name: of the file, without endings.
+        path: of the file.
+        side: "left" or "right" of a paired organ.
+        values: of the voxels that are organ; empty where all above zero are.
+    """
 
     name: str
     path: Path
     side: str | None = None
+    values: tuple[int, ...] = ()
 
     def label(self) -> Volume:
         """The label volume; any non-zero voxel is organ."""
-        return read_volume(self.path)
+        label = read_volume(self.path)
+        if not self.values:
+            return label
+        array = np.asarray(label.array)
+        return Volume(np.where(np.isin(array, self.values), array, 0), label.ijk_to_ras, label.name)
 
     def surface(self) -> Surface:
         """The smooth surface of the largest component, RAS mm."""
@@ -70,16 +95,16 @@ def _patient(name: str) -> str:
     return name
 
 
-def split_cases(folder: Path, only: str = "") -> Split:
+def split_cases(folder: Path, only: str = "", values: tuple[int, ...] = ()) -> Split:
     """The cases of ``folder/labels``: every tenth patient (0, 10, ...) validates.
 
     Args:
         folder: holds ``labels/*.nii.gz`` (or any ``*.nii.gz`` itself).
         only: keep cases whose name contains this, e.g. "lits".
+        values: see ``Case``.
     """
-    labels = folder / "labels" if (folder / "labels").is_dir() else folder
-    paths = sorted(p for p in labels.iterdir() if p.name.endswith(ENDINGS))
-    names = [re.sub(r"(\.seg)?\.(nii\.gz|[a-z]+)$", "", p.name) for p in paths]
+    paths = volume_files(folder)
+    names = [case_name(p) for p in paths]
     # The split counts all cases of the folder, so that a subset never moves a case across.
     # Of cases that share a patient the first decides.
     held_out = {n for n in list(_numbered(names))[::10] if _patient(n) == n}
@@ -90,7 +115,7 @@ def split_cases(folder: Path, only: str = "") -> Split:
             continue
         side = name.rsplit("_", 1)[1] if name.endswith(("_left", "_right")) else None
         side_of = validation if _patient(name) in held_out else training
-        side_of.append(Case(name, path, side))
+        side_of.append(Case(name, path, side, values))
     return Split(tuple(training), tuple(validation))
 
 

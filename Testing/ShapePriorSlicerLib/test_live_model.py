@@ -10,8 +10,9 @@ import pytest
 pytest.importorskip("slicer", reason="slicer-core is not installed")
 import vtk
 from scenes import bend, transformed, turn
-from ShapePriorSlicerLib import live_model
+from ShapePriorSlicerLib import coloring, live_model
 from ShapePriorSlicerLib.annotations import toWorld
+from ShapePriorSlicerLib.landmarks import onPatient
 from ShapePriorSlicerLib.live_model import LiveModel
 from ShapePriorSlicerLib.parameters import Parameters
 from ShapePriorSlicerLib.structure import MODEL, Structure
@@ -57,10 +58,10 @@ def test_a_surface_becomes_a_model_with_its_arrays(model):
     node = model.show(reconstruction(), ASKED, CHOSEN)
     assert node.GetName() == "liver"
     assert np.allclose(vtk_to_numpy(node.GetPolyData().GetPoints().GetData()), 10 * OCTAHEDRON)
-    assert np.allclose(array(node, live_model.TEMPLATE_COORDINATES), OCTAHEDRON)
-    assert np.allclose(array(node, live_model.UNCERTAINTY), np.linspace(0.1, 0.6, 6))
-    assert np.allclose(array(node, live_model.DISTANCE)[:4], 0.0, atol=1e-5)
-    assert array(node, live_model.DISTANCE)[4:].min() > 10.0
+    assert np.allclose(array(node, coloring.TEMPLATE_COORDINATES), OCTAHEDRON)
+    assert np.allclose(array(node, coloring.UNCERTAINTY), np.linspace(0.1, 0.6, 6))
+    assert np.allclose(array(node, coloring.DISTANCE)[:4], 0.0, atol=1e-5)
+    assert array(node, coloring.DISTANCE)[4:].min() > 10.0
     assert node.GetDisplayNode().GetVisibility2D()
 
 
@@ -81,7 +82,7 @@ def test_other_triangles_keep_the_node_and_its_colors(model):
     )
     display = node.GetDisplayNode()
     assert display.GetScalarVisibility()
-    assert display.GetActiveScalarName() == live_model.UNCERTAINTY
+    assert display.GetActiveScalarName() == coloring.UNCERTAINTY
     assert display.GetScalarRange() == pytest.approx((0.0, 0.6))
 
 
@@ -95,14 +96,14 @@ def test_a_deleted_node_is_made_anew(application, model):
 def test_without_uncertainty_it_is_plain(model):
     node = model.show(reconstruction(), ASKED, UNCERTAIN)
     model.show(replace(reconstruction(), uncertainty_mm=None), ASKED, UNCERTAIN)
-    assert node.GetPolyData().GetPointData().GetArray(live_model.UNCERTAINTY) is None
+    assert node.GetPolyData().GetPointData().GetArray(coloring.UNCERTAINTY) is None
     assert not node.GetDisplayNode().GetScalarVisibility()
 
 
 def test_the_same_template_place_has_the_same_color(model):
-    colors = live_model.correspondenceColors(OCTAHEDRON)
+    colors = coloring.correspondenceColors(OCTAHEDRON)
     assert len(np.unique(colors, axis=0)) == 6
-    assert np.array_equal(colors, live_model.correspondenceColors(OCTAHEDRON))
+    assert np.array_equal(colors, coloring.correspondenceColors(OCTAHEDRON))
 
 
 def test_figures_have_units(model):
@@ -114,8 +115,8 @@ def test_figures_have_units(model):
 
 def test_landmarks_move_with_the_surface(model):
     place = OCTAHEDRON[:1]
-    before = live_model.landmarkPositions(reconstruction(), place)
-    after = live_model.landmarkPositions(reconstruction(20.0), place)
+    before = onPatient(reconstruction(), place).points
+    after = onPatient(reconstruction(20.0), place).points
     assert np.allclose(before, [[10.0, 0, 0]], atol=1e-4)
     assert np.allclose(after, 2.0 * before, atol=1e-4)
 

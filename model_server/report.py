@@ -14,8 +14,7 @@ from model_server.reconstruction import Reconstruction
 
 REPORT_VERSION = 1
 PLAUSIBILITY = (
-    "The nearest training shape is {distance:.2f} times as far away as two training shapes "
-    "typically are from each other."
+    "As unlike the nearest training shape as a typical pair of training shapes: {distance:.2f}."
 )
 
 
@@ -82,6 +81,12 @@ def _spread(reconstruction: Reconstruction) -> dict[str, Any] | None:
     }
 
 
+def plausibility(reconstruction: Reconstruction) -> list[str]:
+    """How unlike the training shapes a surface is, in a sentence; none where nothing is known."""
+    nearest = reconstruction.nearest_training[:1]
+    return [PLAUSIBILITY.format(distance=n.distance) for n in nearest]
+
+
 def _parts(reconstruction: Reconstruction) -> list[dict[str, Any]] | None:
     """Number, name and share of the surface of each part."""
     if reconstruction.parts is None:
@@ -107,7 +112,7 @@ def _plausibility(reconstruction: Reconstruction) -> dict[str, Any] | None:
         return None
     return {
         "distance_to_nearest_training_shape": round(nearest[0].distance, 3),
-        "meaning": PLAUSIBILITY.format(distance=nearest[0].distance),
+        "meaning": plausibility(reconstruction)[0],
         "nearest_training_shapes": [
             {"name": n.name, "distance": round(n.distance, 3)} for n in nearest
         ],

@@ -46,12 +46,13 @@ def ellipsoid(center=CENTER, radii=RADII):
     mesh = source.GetOutput()
     mesh.GetPointData().Initialize()
     unit = vtk_to_numpy(mesh.GetPoints().GetData()).astype(np.float64)
-    vtk_to_numpy(mesh.GetPoints().GetData())[:] = unit * radii + center
+    points = vtk_to_numpy(mesh.GetPoints().GetData())
+    points[:] = unit * radii + center
     for name, values in (
         ("TemplateCoordinates", unit.astype(np.float32)),
         ("UncertaintyMm", np.linspace(0.1, 0.9, len(unit), dtype=np.float32)),
         ("TemplateId", np.full(len(unit), 3, dtype=np.uint8)),
-        ("Part", np.where(unit[:, 1] * radii[1] > 0.0, 1, 2).astype(np.uint8)),
+        ("Part", np.where(points[:, 1] > center[1], 1, 2).astype(np.uint8)),
     ):
         array = numpy_to_vtk(np.ascontiguousarray(values), deep=1)
         array.SetName(name)

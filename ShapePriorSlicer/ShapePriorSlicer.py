@@ -46,7 +46,7 @@ from slicer.util import VTKObservationMixin
 VIEWS = ("Red", "Green", "Yellow")  # with buttons of their own
 POLL_MILLISECONDS = 20
 WRONG = "color: #d04020;"  # readable on Slicer's light and dark style
-FLAGS_ROLE = 31  # Qt::UserRole - 1: where items of Qt's own model keep whether they can be chosen
+FLAGS_ROLE = 255  # Qt::UserRole - 1: where items of Qt's own model keep whether they can be chosen
 CHOOSABLE, GRAY = 33, 0  # Qt::ItemIsSelectable | Qt::ItemIsEnabled, Qt::NoItemFlags
 LEND_SECONDS = 0.003  # to the worker, while it is needed: the main thread keeps Python's lock
 
@@ -613,7 +613,8 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def _fillPriors(self):
         """Priors by organ; another server may bring others."""
         selector, priors = self.ui.priorSelector, self.logic.priors
-        if [selector.itemData(i) for i in range(selector.count)] == [p.name for p in priors]:
+        shown = [(selector.itemData(i), selector.itemText(i)) for i in range(selector.count)]
+        if shown == [(p.name, p.label) for p in priors]:
             return
         self._updating = True
         chosen = self._chosenPrior()

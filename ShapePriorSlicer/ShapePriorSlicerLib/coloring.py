@@ -57,6 +57,8 @@ NO_PART = (0.6, 0.6, 0.6)
 TABLE_TAG = "ShapePriorParts"  # begins the singleton tags of tables of parts
 LEGEND_ATTRIBUTE = "ShapePriorSlicer.Legend"  # marks ours among the scene's legends
 LEGEND_SIZE = (0.08, 0.4)  # share of the view's width and height; the text follows
+LEGEND_TEXT = 14  # points
+LEGEND_ENDS = (0.03, 0.92)  # where the lowest and the highest stand; titles are above them
 LEGEND_ROOM = 0.85  # share of the view's height that all legends take at most
 
 
@@ -189,6 +191,8 @@ def _showLegend(display: Node, shade: Shade) -> None:
     legend.SetUseColorNamesForLabels(shade.array == PARTS)
     legend.SetLabelFormat("%s" if shade.array == PARTS else "%.1f")
     legend.SetTitleText(shade.title)
+    for text in (legend.GetTitleTextProperty(), legend.GetLabelTextProperty()):
+        text.SetFontSize(LEGEND_TEXT)
     legend.SetVisibility2D(False)  # slices are for drawing
     legend.SetVisibility(True)
     _arrangeLegends(display.GetScene())
@@ -209,7 +213,8 @@ def _arrangeLegends(scene: Node) -> None:
     height = min(LEGEND_SIZE[1], LEGEND_ROOM / max(len(legends), 1))
     for index, legend in enumerate(legends):
         x, _ = legend.GetPosition()
-        share = 0.5 if len(legends) == 1 else 1.0 - index / (len(legends) - 1)
+        place = 0.5 if len(legends) == 1 else index / (len(legends) - 1)
+        share = LEGEND_ENDS[1] + place * (LEGEND_ENDS[0] - LEGEND_ENDS[1])
         legend.SetSize(LEGEND_SIZE[0], height)
         legend.SetPosition(x, share)
         title = legend.GetTitleText().rsplit(": ", 1)[-1]

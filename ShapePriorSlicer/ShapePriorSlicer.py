@@ -17,7 +17,12 @@ from ShapePriorSlicerLib import ShapePriorError, dependencies
 from ShapePriorSlicerLib import widget_texts as texts
 from ShapePriorSlicerLib.backend import LocalBackend, RemoteBackend
 from ShapePriorSlicerLib.keeping import exportSession, withSuffix
-from ShapePriorSlicerLib.priors import listPriors, listRemotePriors
+from ShapePriorSlicerLib.priors import (
+    listPriors,
+    listRemotePriors,
+    requirePriors,
+    withPriors,
+)
 from ShapePriorSlicerLib.sample_data import (
     EXAMPLE_PRIOR,
     OUTLINES,
@@ -41,6 +46,8 @@ from slicer.util import VTKObservationMixin
 VIEWS = ("Red", "Green", "Yellow")  # with buttons of their own
 POLL_MILLISECONDS = 20
 WRONG = "color: #d04020;"  # readable on Slicer's light and dark style
+FLAGS_ROLE = 255  # Qt::UserRole - 1: where items of Qt's own model keep whether they can be chosen
+CHOOSABLE, GRAY = 33, 0  # Qt::ItemIsSelectable | Qt::ItemIsEnabled, Qt::NoItemFlags
 LEND_SECONDS = 0.003  # to the worker, while it is needed: the main thread keeps Python's lock
 
 
@@ -103,6 +110,7 @@ class Coloring(enum.Enum):
 
     plain = "plain"
     correspondence = "correspondence"
+    parts = "parts"
     uncertainty = "uncertainty"
     distance = "distance"
 
@@ -111,6 +119,7 @@ class Coloring(enum.Enum):
         return {
             "plain": _("One color"),
             "correspondence": _("Place on the template"),
+            "parts": _("Parts"),
             "uncertainty": _("Uncertainty (mm)"),
             "distance": _("Distance to the annotations (mm)"),
         }[self.value]
@@ -232,6 +241,7 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             (ui.saveSegmentButton, self.onSaveSegment, "exportLabel"),
             (ui.installButton, self.onInstall, "backendLabel"),
             (ui.offlineButton, self.onOffline, "backendLabel"),
+            (ui.priorsFolderButton, self.onPriorsFolder, "backendLabel"),
             (ui.testButton, self.onTest, "backendLabel"),
             (ui.logButton, self.onLog, "backendLabel"),
         ):
@@ -251,7 +261,9 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ui.remoteRadioButton.connect("toggled(bool)", self.onRemote)
         ui.addressEdit.connect("editingFinished()", self.onRemote)
         ui.tokenEdit.connect("editingFinished()", self.onRemote)
+        ui.priorsFolderEdit.connect("editingFinished()", self.onPriorsFolderEdited)
         ui.addressEdit.text = self.logic.remoteAddress()
+        ui.priorsFolderEdit.text = self.logic.priorsFolder
         self.logic.onTested = self.onTested
 
     def _pointButtons(self):
@@ -526,6 +538,26 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._fillPriors()
         return _("Enter the server's address.") if remote and not address else ""
 
+    def onPriorsFolder(self):
+        """Choose the folder of the user's own priors."""
+        folder = qt.QFileDialog.getExistingDirectory(
+            slicer.util.mainWindow(), _("Folder of your priors"), self.logic.priorsFolder
+        )
+        return self._usePriors(str(folder)) if folder else ""
+
+    def onPriorsFolderEdited(self):
+        """The folder of the user's own priors was typed, or emptied."""
+        if self.ui.priorsFolderEdit.text.strip() != self.logic.priorsFolder:
+            self._guarded("backendLabel", self._usePriors, self.ui.priorsFolderEdit.text.strip())
+
+    def _usePriors(self, folder):
+        try:
+            count = self.logic.usePriors(folder)
+        finally:
+            self.ui.priorsFolderEdit.text = self.logic.priorsFolder
+        self._fillPriors()
+        return texts.priorsText(count) if folder else ""
+
     def onTest(self):
         """Ask the server elsewhere for its priors; ``onTested`` tells the answer."""
         self.logic.testRemote(self.ui.addressEdit.text.strip(), self.ui.tokenEdit.text)
@@ -581,7 +613,8 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def _fillPriors(self):
         """Priors by organ; another server may bring others."""
         selector, priors = self.ui.priorSelector, self.logic.priors
-        if [selector.itemData(i) for i in range(selector.count)] == [p.name for p in priors]:
+        shown = [(selector.itemData(i), selector.itemText(i)) for i in range(selector.count)]
+        if shown == [(p.name, p.label) for p in priors]:
             return
         self._updating = True
         chosen = self._chosenPrior()
@@ -715,6 +748,7 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             (ui.logButton, not remote),
         ):
             widget.enabled = bool(enabled)
+        self._updateColorings(session)
         for button, role in self._pointButtons():
             button.checked = drawing.isActive and drawing.role == role
         for view in VIEWS:
@@ -722,6 +756,13 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ui.undoButton.toolTip = texts.undoText(session.history.undoText if exists else "")
         ui.redoButton.toolTip = texts.redoText(session.history.redoText if exists else "")
         ui.progressBar.maximum = 0 if busy else 1  # 0 moves without end
+
+    def _updateColorings(self, session):
+        """Only what the surface has can be chosen."""
+        selector = self.ui.coloringSelector
+        for index, coloring in enumerate(Coloring):
+            offered = session is None or coloring.value in session.colorings
+            selector.setItemData(index, CHOOSABLE if offered else GRAY, FLAGS_ROLE)
 
     def _updateLabels(self, session):
         ui, drawing = self.ui, self.logic.workspace.drawing
@@ -732,6 +773,7 @@ class ShapePriorSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             ("drawingLabel", texts.drawingText(session, drawing)),
             ("statusLabel", texts.statusText(session)),
             ("suggestLabel", ("", False)),
+            ("landmarkLabel", texts.landmarksText(session)),
             ("exportLabel", texts.exportText(session)),
             ("backendLabel", (self.logic.problem, True)),
         ):
@@ -755,7 +797,11 @@ class ShapePriorSlicerLogic(ScriptedLoadableModuleLogic):
         self.problem = ""  # what went wrong without the user having done anything
         self.onChanged = None  # called when something changed that the panel shows
         self.onTested = None  # called with the answer to testRemote, and whether it is bad
-        self.priors = listPriors()
+        self.priorsFolder = (
+            slicer.app.userSettings().value("ShapePriorSlicer/PriorsFolder", "") or ""
+        )
+        self._checkPriors()
+        self.priors = listPriors(self.priorsFolder)
         self.remote = ("", "")
         self._installing = False
         self._turnedTo = set()  # structures whose first surface the 3D views were turned to
@@ -923,7 +969,7 @@ class ShapePriorSlicerLogic(ScriptedLoadableModuleLogic):
         return any(p.name == session.parameters.prior and p.paired for p in self.priors)
 
     def priorDescription(self, name):
-        """Training data and license of a prior."""
+        """Training data, license and scores of a prior."""
         return next((p.description for p in self.priors if p.name == name), "")
 
     def addBorder(self, session, segmentation, segmentId, view):
@@ -978,7 +1024,33 @@ class ShapePriorSlicerLogic(ScriptedLoadableModuleLogic):
         if address:
             return RemoteBackend(address, token)
         # Without Slicer's own environment PythonSlicer does not find its libraries.
-        return LocalBackend(environment=slicer.util.startupEnvironment())
+        environment = withPriors(slicer.util.startupEnvironment(), self.priorsFolder)
+        return LocalBackend(environment=environment)
+
+    def _checkPriors(self):
+        """Say so if the folder of the user's own priors has gone since the last time."""
+        try:
+            if self.priorsFolder:
+                requirePriors(self.priorsFolder)
+        except ShapePriorError as error:
+            self.problem = f"{error.what} {error.remedy}"
+
+    def usePriors(self, folder):
+        """Offer the user's own priors beside the bundled ones; returns how many there are.
+
+        The server on this computer is started anew, and knows them.
+
+        Raises:
+            ShapePriorError: there are none in that folder.
+        """
+        if folder:
+            requirePriors(folder)
+        self.priorsFolder, self.problem = folder, ""
+        slicer.app.userSettings().setValue("ShapePriorSlicer/PriorsFolder", folder)
+        if not self.remote[0]:
+            self.priors = listPriors(folder)
+            self.workspace.useBackend(self._makeBackend)
+        return sum(prior.own for prior in listPriors(folder))
 
     def remoteAddress(self):
         """The address used last; the token is not stored."""
@@ -994,7 +1066,7 @@ class ShapePriorSlicerLogic(ScriptedLoadableModuleLogic):
         if address:
             slicer.app.userSettings().setValue("ShapePriorSlicer/RemoteAddress", address)
         else:
-            self.priors = listPriors()
+            self.priors = listPriors(self.priorsFolder)
         self.workspace.useBackend(self._makeBackend)
 
     def testRemote(self, address, token):

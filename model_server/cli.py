@@ -167,6 +167,7 @@ def fit(
     _choice(side, SIDES, "--side")
     _check_device(device)
     from model_server.io.outputs import check_outputs
+    from model_server.report import plausibility
 
     paths = output_files or []
     check_outputs(paths, [report] if report else [])
@@ -177,6 +178,8 @@ def fit(
     for warning in result.warnings:
         errors.print(f"Warning: {warning}", markup=False)
     if not quiet:
+        for sentence in plausibility(result):
+            errors.print(sentence, markup=False)
         errors.print(f"Wrote {', '.join(str(p) for p in paths)}.", markup=False)
 
 

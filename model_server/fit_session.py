@@ -80,6 +80,7 @@ class Session:
         Raises:
             ShapePriorError: the annotations cannot determine a surface.
         """
+        from model_server.priors.context import with_context
         from model_server.priors.protocol import FitSettings
 
         began = time.perf_counter()
@@ -90,7 +91,7 @@ class Session:
         if result is None:
             raise ShapePriorError("The fit yielded no surface.", "Try another prior.")
         self.seconds["fit"] = time.perf_counter() - began
-        return result
+        return with_context(self.prior, result)
 
     def write(
         self,

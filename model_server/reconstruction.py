@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,6 +58,40 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class Likeness:
+    """How far a training shape is from a reconstruction.
+
+    Attributes:
+        name: of the training case; empty where it is withheld.
+        distance: between the shapes' latents, in those of a typical pair of training shapes.
+    """
+
+    name: str
+    distance: float
+
+
+@dataclass(frozen=True)
+class Template:
+    """A shape that a prior's instances correspond to, canonical frame.
+
+    Attributes:
+        surface: V vertices.
+        coordinates: (V, 3) template coordinate of each vertex.
+        number: of the template, from 0.
+        count: so many templates the prior has.
+        parts: (V,) number of the part each vertex belongs to, or None.
+        part_names: by number, where the prior names its parts.
+    """
+
+    surface: Surface
+    coordinates: Array
+    number: int = 0
+    count: int = 1
+    parts: NDArray[np.uint8] | None = None
+    part_names: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Reconstruction:
     """A closed surface in RAS mm with its correspondences.
 
@@ -72,6 +107,9 @@ class Reconstruction:
         warnings: sentences for the user.
         template: number of the template, of priors that have several.
         parts: (V,) number of the part each vertex belongs to, or None.
+        part_names: by number, where the prior names its parts.
+        nearest_training: the training shapes most like it, the nearest first; empty where the
+            prior does not know them.
     """
 
     surface: Surface
@@ -85,3 +123,5 @@ class Reconstruction:
     warnings: tuple[str, ...] = ()
     template: int = 0
     parts: NDArray[np.uint8] | None = None
+    part_names: Mapping[int, str] = field(default_factory=dict)
+    nearest_training: tuple[Likeness, ...] = ()

@@ -13,6 +13,9 @@ from model_server import __version__
 from model_server.reconstruction import Reconstruction
 
 REPORT_VERSION = 1
+PLAUSIBILITY = (
+    "As unlike the nearest training shape as a typical pair of training shapes: {distance:.2f}."
+)
 
 
 def report(
@@ -55,6 +58,9 @@ def report(
             "other_seconds": {k: round(v, 4) for k, v in (other_seconds or {}).items()},
             "iterations": dict(made.iterations),
             "uncertainty_mm": _spread(reconstruction),
+            "template": reconstruction.template,
+            "parts": _parts(reconstruction),
+            "plausibility": _plausibility(reconstruction),
             "warnings": list(reconstruction.warnings),
         }
     )
@@ -72,6 +78,44 @@ def _spread(reconstruction: Reconstruction) -> dict[str, Any] | None:
         "percentile_95": round(float(np.percentile(values, 95)), 4),
         "max": round(float(values.max()), 4),
         "max_at_ras_mm": [round(float(v), 2) for v in worst],
+    }
+
+
+def plausibility(reconstruction: Reconstruction) -> list[str]:
+    """How unlike the training shapes a surface is, in a sentence; none where nothing is known."""
+    nearest = reconstruction.nearest_training[:1]
+    return [PLAUSIBILITY.format(distance=n.distance) for n in nearest]
+
+
+def _parts(reconstruction: Reconstruction) -> list[dict[str, Any]] | None:
+    """Number, name and share of the surface of each part."""
+    if reconstruction.parts is None:
+        return None
+    a, b, c = reconstruction.surface.corners().transpose(1, 0, 2)
+    area = 0.5 * np.linalg.norm(np.cross(b - a, c - a), axis=1)
+    # A triangle across the border belongs to both parts, by its corners.
+    corners = reconstruction.parts[reconstruction.surface.triangles]
+    return [
+        {
+            "number": int(number),
+            "name": reconstruction.part_names.get(int(number), ""),
+            "area_cm2": round(float(area @ (corners == number).mean(axis=1)) / 100.0, 4),
+        }
+        for number in np.unique(reconstruction.parts)
+    ]
+
+
+def _plausibility(reconstruction: Reconstruction) -> dict[str, Any] | None:
+    """How unlike the training shapes a surface is: a figure, what it means, the nearest ones."""
+    nearest = reconstruction.nearest_training
+    if not nearest:
+        return None
+    return {
+        "distance_to_nearest_training_shape": round(nearest[0].distance, 3),
+        "meaning": plausibility(reconstruction)[0],
+        "nearest_training_shapes": [
+            {"name": n.name, "distance": round(n.distance, 3)} for n in nearest
+        ],
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from trame.widgets import html
 from trame.widgets import vuetify3 as v3
 
-from .shown import COLORINGS, SIDES
+from .shown import SIDES
 from .views import SLICES, barButton
 
 COMPACT = {"density": "compact", "hide_details": True}
@@ -22,8 +22,8 @@ DOWNLOADS = (
     ("stl", "STL", "Surface for any viewer (LPS, mm)"),
     ("nrrd", "NRRD", "Labelmap in the volume's geometry"),
     ("seg.nrrd", "SEG.NRRD", "Segmentation for 3D Slicer"),
-    ("vtp", "VTP", "Surface with correspondences and uncertainty (LPS, mm)"),
-    ("csv", "CSV", "Correspondences: one line for each vertex (RAS, mm)"),
+    ("vtp", "VTP", "Surface with correspondences, parts and uncertainty (LPS, mm)"),
+    ("csv", "CSV", "Correspondences and parts: one line for each vertex (RAS, mm)"),
 )
 ROLE_COLORS = "{outline: '#ffd933', boundary: '#ff991a', inside: '#4de666', outside: '#f24d4d'}"
 
@@ -311,7 +311,12 @@ def _surface(actions: Actions) -> None:
     with _section("Surface"):
         with (
             html.Div(classes="sp-figures", v_if=("figures.length",)),
-            html.Div(classes="sp-figure", v_for="figure in figures", key="figure.name"),
+            html.Div(
+                classes="sp-figure",
+                v_for="figure in figures",
+                key="figure.name",
+                title=("figure.about",),
+            ),
         ):
             html.Div("{{ figure.name }}", classes="sp-small")
             with html.Div():
@@ -321,7 +326,7 @@ def _surface(actions: Actions) -> None:
             html.Span("Color", classes="sp-label", style="width: 56px")
             v3.VSelect(
                 v_model=("coloring",),
-                items=("colorings", COLORINGS),
+                items=("colorings",),
                 variant="outlined",
                 disabled=("!ready",),
                 raw_attrs=['aria-label="Color"'],

@@ -18,9 +18,14 @@ CHOICES = ("prior", "side", "strength", "autoUpdate", "coloring", "opacity")
 COLORINGS = [
     {"value": "plain", "title": "Plain"},
     {"value": "correspondence", "title": "Correspondence"},
+    {"value": "parts", "title": "Parts"},
     {"value": "uncertainty", "title": "Uncertainty (mm)"},
     {"value": "distance", "title": "Distance to annotations (mm)"},
 ]
+UNLIKENESS = (
+    "As unlike the nearest training shape as a typical pair of training shapes, times this; well "
+    "above what your cases usually have means an unusual organ, or wrong outlines."
+)
 SIDES = [
     {"value": "auto", "title": "Auto"},
     {"value": "left", "title": "Left"},
@@ -35,6 +40,7 @@ def nothing() -> Values:
         **_statusValues(Status()),
         "rows": [],
         "figures": [],
+        "colorings": COLORINGS,
         "ready": False,
         "hasSurface": False,
         "hasUncertainty": False,
@@ -57,6 +63,7 @@ def sessionValues(session: Session) -> Values:
         **_statusValues(session.status),
         "rows": [_rowValues(row) for row in session.rows()],
         "figures": _figureValues(session),
+        "colorings": [c for c in COLORINGS if c["value"] in session.colorings],
         "ready": True,
         "hasSurface": found is not None,
         "hasUncertainty": found is not None and found.uncertainty_mm is not None,
@@ -131,9 +138,11 @@ def _figureValues(session: Session) -> list[Values]:
     if figures is None:
         return []
     found = [
-        ("Volume", f"{figures.volumeMl:.2f}", "ml"),
-        ("Area", f"{figures.areaCm2:.1f}", "cm²"),
+        ("Volume", f"{figures.volumeMl:.2f}", "ml", ""),
+        ("Area", f"{figures.areaCm2:.1f}", "cm²", ""),
     ]
     if figures.uncertaintyMm is not None:
-        found.append(("Uncertainty", f"{figures.uncertaintyMm:.2f}", "mm"))
-    return [{"name": name, "value": value, "unit": unit} for name, value, unit in found]
+        found.append(("Uncertainty", f"{figures.uncertaintyMm:.2f}", "mm", ""))
+    if figures.unlikeness is not None:
+        found.append(("Unlikeness", f"{figures.unlikeness:.1f}", "", UNLIKENESS))
+    return [dict(zip(("name", "value", "unit", "about"), f, strict=True)) for f in found]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError
 from model_server.observations import Observations
-from model_server.reconstruction import Reconstruction, Surface
+from model_server.reconstruction import Reconstruction, Template
 from model_server.service.wire import (
     VERSION,
     Message,
@@ -124,11 +124,10 @@ class Failed:
 
 @dataclass(frozen=True)
 class TemplateCame:
-    """A prior's template in its canonical frame; ``coordinates`` (V, 3) of its vertices."""
+    """One of a prior's templates."""
 
     prior: str
-    surface: Surface
-    coordinates: NDArray[np.float64]
+    template: Template
 
 
 Event = Starting | Connected | Lost | Progressed | Finished | Cancelled | Failed | TemplateCame
@@ -171,7 +170,7 @@ class Connection:
         self._controls: deque[Message] = deque()
         self._superseded: set[int] = set()  # sent, and not told ended by the server yet
         self._lastFit: Message | None = None
-        self._template = ""  # the prior whose template was asked for and has not come yet
+        self._template: tuple[str, int] | None = None  # asked for, and not come yet
         self._templateNumber = 0  # of the request for it; 0 while not sent
         self._mostBytes = 0  # of a message, as the server said
         self._hasResult = False  # whether the server's session has one to refine
@@ -214,10 +213,15 @@ class Connection:
         """Ask for more effort from where the last result stands."""
         return self._ask({"type": "refine"})
 
-    def askTemplate(self, prior: str) -> None:
-        """Ask for a prior's template; it comes as ``TemplateCame``, beside what else runs."""
+    def askTemplate(self, prior: str, number: int = 0) -> None:
+        """Ask for a prior's template; it comes as ``TemplateCame``, beside what else runs.
+
+        Args:
+            prior: name in the server's zoo.
+            number: of the template, for priors that have several.
+        """
         with self._lock:
-            self._template, self._templateNumber = prior, 0
+            self._template, self._templateNumber = (prior, number), 0
         self.start()
 
     def cancel(self) -> None:
@@ -332,7 +336,7 @@ class Connection:
     def _giveUp(self, failed: Failed) -> None:
         """Tell why, end the pending request, and let the next request try again."""
         with self._lock:
-            pending, self._pending, self._template = self._pending, None, ""
+            pending, self._pending, self._template = self._pending, None, None
             self._worker, self._crashes = None, 0
             self._endSuperseded()
         if pending is not None:
@@ -434,7 +438,9 @@ class Connection:
                 # Numbered now: the server takes only numbers that grow.
                 self._number += 1
                 self._templateNumber = self._number
-                found.append({"type": "template", "id": self._number, "prior": self._template})
+                prior, which = self._template
+                ask = {"type": "template", "prior": prior, "template": which}
+                found.append({**ask, "id": self._number})
             return found
 
     def _take(self, message: Message) -> None:
@@ -450,7 +456,7 @@ class Connection:
             self._events.put(Cancelled(message["id"], message["by"]))
         elif kind == "template":
             self._endTemplate(message.get("id"))
-            self._events.put(TemplateCame(str(message.get("prior")), *read_template(message)))
+            self._events.put(TemplateCame(str(message.get("prior")), read_template(message)))
         elif kind == "error":
             failed = _failed(message)
             self._endTemplate(failed.request)
@@ -467,7 +473,7 @@ class Connection:
     def _endTemplate(self, number: object) -> None:
         with self._lock:
             if number == self._templateNumber:  # and not of a prior asked about before
-                self._template = ""
+                self._template = None
 
     def _surface(self, message: Message) -> Event:
         found = read_reconstruction(message["reconstruction"], self._triangles)

@@ -26,7 +26,8 @@ from vtk.util.numpy_support import numpy_to_vtk, numpy_to_vtkIdTypeArray, vtk_to
 from model_server.errors import ShapePriorError
 
 from .annotations import arrayFromMatrix, worldMatrix
-from .live_model import TEMPLATE_COORDINATES, UNCERTAINTY
+from .coloring import PARTS, TEMPLATE_COORDINATES, TEMPLATE_ID, UNCERTAINTY, partName
+from .live_model import partNamesOf
 
 Array = NDArray[np.float64]
 Node = Any
@@ -240,7 +241,8 @@ def writeCorrespondences(model: Node, path: str | Path) -> None:
     """Write a table of the vertices: where each is, and where on the template.
 
     Columns: vertex, position in world RAS mm, template coordinates (no unit; the prior's own
-    frame), standard deviation in mm (empty where the prior gives none).
+    frame), number of the template, standard deviation in mm, number and name of the part (empty
+    where the prior gives none).
 
     Raises:
         ShapePriorError: a model without template coordinates, an unknown format, or unwritable.
@@ -255,15 +257,31 @@ def writeCorrespondences(model: Node, path: str | Path) -> None:
         )
     points = pointsOf(model.GetPolyData()) @ worldMatrix(model)[:3, :3].T
     points += worldMatrix(model)[:3, 3]
-    template = vtk_to_numpy(arrays.GetArray(TEMPLATE_COORDINATES))
-    spread = arrays.GetArray(UNCERTAINTY)
-    spreads = [""] * len(points) if spread is None else [f"{s:.4f}" for s in vtk_to_numpy(spread)]
+    places = vtk_to_numpy(arrays.GetArray(TEMPLATE_COORDINATES))
+    names = partNamesOf(model)
+    parts = _column(arrays, PARTS, len(points), "{:d}")
+    columns = {
+        "template": _column(arrays, TEMPLATE_ID, len(points), "{:d}"),
+        "uncertainty_mm": _column(arrays, UNCERTAINTY, len(points), "{:.4f}"),
+        "part": parts,
+        "part_name": [partName(int(part), names) if part else "" for part in parts],
+    }
     header = ("vertex", "R_mm", "A_mm", "S_mm", "template_x", "template_y", "template_z")
     rows = (
-        (index, *(f"{v:.4f}" for v in point), *(f"{v:.6f}" for v in place), spreads[index])
-        for index, (point, place) in enumerate(zip(points, template, strict=True))
+        (index, *(f"{v:.4f}" for v in point), *(f"{v:.6f}" for v in place), *more)
+        for index, (point, place, *more) in enumerate(
+            zip(points, places, *columns.values(), strict=True)
+        )
     )
-    _writeTable(path, (*header, "uncertainty_mm"), rows)
+    _writeTable(path, (*header, *columns), rows)
+
+
+def _column(arrays: Any, name: str, count: int, form: str) -> list[str]:
+    """A point array as text; empty where there is none."""
+    array = arrays.GetArray(name)
+    if array is None:
+        return [""] * count
+    return [form.format(value) for value in vtk_to_numpy(array).tolist()]
 
 
 def writeLandmarks(markups: Node, path: str | Path) -> None:

@@ -1,7 +1,8 @@
-"""A reconstruction as a model node that follows every fit: colors, landmarks, figures."""
+"""A reconstruction as a model node that follows every fit: its arrays, colors and figures."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,63 +15,58 @@ from vtk.util.numpy_support import numpy_to_vtk, numpy_to_vtkIdTypeArray, vtk_to
 
 from model_server.observations import Observations
 from model_server.pose import Pose
-from model_server.reconstruction import Provenance, Reconstruction, Surface
+from model_server.reconstruction import Likeness, Provenance, Reconstruction, Surface
 
 from .annotations import fromWorld, toWorld
+from .coloring import (
+    CORRESPONDENCE,
+    DISTANCE,
+    PARTS,
+    TEMPLATE_COORDINATES,
+    TEMPLATE_ID,
+    UNCERTAINTY,
+    color,
+    correspondenceColors,
+)
 from .parameters import Parameters
 from .structure import Structure
 
 Array = NDArray[np.float64]
 Node = Any
 
-TEMPLATE_COORDINATES = "TemplateCoordinates"
-CORRESPONDENCE = "CorrespondenceColor"
-UNCERTAINTY = "UncertaintyMm"
-DISTANCE = "DistanceToAnnotationsMm"
-
-
-@dataclass(frozen=True)
-class Shade:
-    """A coloring: the point array, the color table ("" for colors as they are), the title."""
-
-    array: str
-    table: str = ""
-    title: str = ""
-
-
-SHADES = {
-    "correspondence": Shade(CORRESPONDENCE),
-    "uncertainty": Shade(UNCERTAINTY, "vtkMRMLColorTableNodeFileViridis.txt", "Uncertainty (mm)"),
-    "distance": Shade(
-        DISTANCE, "vtkMRMLColorTableNodeFileMagma.txt", "Distance to annotations (mm)"
-    ),
-}
 SAME_DIRECTION = float(np.cos(np.deg2rad(10.0)))  # of slices that show much the same
 PLAIN = (0.86, 0.56, 0.36)
-LEGEND_SIZE = (0.08, 0.4)  # share of the view's width and height; the text follows
+# Of the model node, for a saved scene.
+PRIOR_ATTRIBUTE = "ShapePriorSlicer.Prior"
+NAMES_ATTRIBUTE = "ShapePriorSlicer.PartNames"  # JSON
+NEAREST_ATTRIBUTE = "ShapePriorSlicer.NearestTraining"  # JSON
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What a radiologist reads off: volume in ml, surface area in cm2, standard deviation in mm."""
+    """What a radiologist reads off.
+
+    Attributes:
+        volumeMl: enclosed.
+        areaCm2: of the surface.
+        uncertaintyMm: mean standard deviation, or None.
+        unlikeness: distance of the nearest training shape, in those of a typical pair of training
+            shapes, or None.
+    """
 
     volumeMl: float
     areaCm2: float
     uncertaintyMm: float | None
+    unlikeness: float | None = None
 
 
 def figuresOf(reconstruction: Reconstruction) -> Figures:
-    """Volume, area and mean uncertainty of a surface."""
+    """Volume, area, mean uncertainty and plausibility of a surface."""
     surface, spread = reconstruction.surface, reconstruction.uncertainty_mm
     mean = None if spread is None else float(spread.mean())
-    return Figures(surface.volume() / 1000.0, surface.area() / 100.0, mean)
-
-
-def correspondenceColors(template: Array) -> NDArray[np.uint8]:
-    """(V, 3) red, green, blue of template coordinates (V, 3): the same color, the same place."""
-    # Templates lie in the unit sphere: one scale for all, or patient and template would differ.
-    share = np.clip(0.5 + 0.5 * template, 0.0, 1.0)
-    return np.asarray(np.round(40 + 200 * share), dtype=np.uint8)
+    nearest = reconstruction.nearest_training
+    unlike = nearest[0].distance if nearest else None
+    return Figures(surface.volume() / 1000.0, surface.area() / 100.0, mean, unlike)
 
 
 def distanceTo(observations: Observations, points: Array) -> Array:
@@ -88,10 +84,14 @@ class LiveModel:
         structure: whose surface it is.
         role: under which the structure refers to the node.
         suffix: of the node's name.
+        legend: whether its colors get a legend.
     """
 
-    def __init__(self, structure: Structure, role: str, suffix: str = "") -> None:
+    def __init__(
+        self, structure: Structure, role: str, suffix: str = "", legend: bool = True
+    ) -> None:
         self._structure, self._role, self._suffix = structure, role, suffix
+        self._legend = legend
 
     @property
     def node(self) -> Node | None:
@@ -114,20 +114,15 @@ class LiveModel:
         if not _movePoints(node, shown):
             node.SetAndObservePolyData(polyDataOf(shown))
         data = node.GetPolyData().GetPointData()
-        arrays = {
-            TEMPLATE_COORDINATES: reconstruction.template_coordinates.astype(np.float32),
-            CORRESPONDENCE: correspondenceColors(reconstruction.template_coordinates),
-            DISTANCE: distanceTo(observations, surface.points).astype(np.float32),
-        }
-        if reconstruction.uncertainty_mm is not None:
-            arrays[UNCERTAINTY] = reconstruction.uncertainty_mm.astype(np.float32)
-        else:
-            data.RemoveArray(UNCERTAINTY)
-        for name, values in arrays.items():
+        for name, values in _arrays(reconstruction, observations).items():
+            if values is None:
+                data.RemoveArray(name)
+                continue
             array = numpy_to_vtk(np.ascontiguousarray(values), deep=1)
             array.SetName(name)
             data.AddArray(array)
         node.GetPolyData().Modified()
+        _describe(node, reconstruction)
         self.display(chosen)
         return node
 
@@ -146,26 +141,8 @@ class LiveModel:
         was = display.StartModify()
         display.SetOpacity(chosen.opacity)
         display.SetVisibility2D(chosen.slicesOn)
-        self._color(node, display, chosen.coloring)
+        color(node, chosen.coloring, partNamesOf(node), self._legend)
         display.EndModify(was)
-
-    def _color(self, node: Node, display: Node, coloring: str) -> None:
-        shade = SHADES.get(coloring)
-        array = None if shade is None else node.GetPolyData().GetPointData().GetArray(shade.array)
-        if shade is None or array is None:
-            _showLegend(display, None)
-            display.SetScalarVisibility(False)
-            return
-        display.SetActiveScalar(shade.array, vtk.vtkAssignAttribute.POINT_DATA)
-        if shade.table:
-            values = vtk_to_numpy(array)
-            display.SetScalarRangeFlag(display.UseManualScalarRange)
-            display.SetScalarRange(0.0, max(float(values.max()), 0.1))
-            display.SetAndObserveColorNodeID(shade.table)
-        else:
-            display.SetScalarRangeFlag(display.UseDirectMapping)
-        display.SetScalarVisibility(True)
-        _showLegend(display, shade)  # it needs the colors to be there
 
     def restored(self) -> Reconstruction | None:
         """What a saved scene's node holds, without pose and latents, or None."""
@@ -176,7 +153,8 @@ class LiveModel:
         if triangles is None or data.GetArray(TEMPLATE_COORDINATES) is None:
             return None  # never shown, cleared, or not ours
         points = toWorld(node, vtk_to_numpy(mesh.GetPoints().GetData()).astype(np.float64))
-        spread = data.GetArray(UNCERTAINTY)
+        spread, parts, template = (data.GetArray(n) for n in (UNCERTAINTY, PARTS, TEMPLATE_ID))
+        prior = node.GetAttribute(PRIOR_ATTRIBUTE) or self._structure.parameters.prior
         return Reconstruction(
             Surface(points, triangles.astype(np.int32)),
             vtk_to_numpy(data.GetArray(TEMPLATE_COORDINATES)).astype(np.float64),
@@ -184,8 +162,12 @@ class LiveModel:
             np.empty(0),
             "saved",
             (),
-            Provenance(self._structure.parameters.prior, "", ""),
+            Provenance(prior, "", ""),
             None if spread is None else vtk_to_numpy(spread).astype(np.float64),
+            template=0 if template is None else int(template.GetTuple1(0)),
+            parts=None if parts is None else vtk_to_numpy(parts).astype(np.uint8),
+            part_names=partNamesOf(node),
+            nearest_training=_nearest(node),
         )
 
     def _made(self) -> Node:
@@ -198,6 +180,51 @@ class LiveModel:
         self._structure.refer(self._role, node)
         self._structure.file(node)
         return node
+
+
+def _arrays(
+    reconstruction: Reconstruction, observations: Observations
+) -> dict[str, NDArray[Any] | None]:
+    """The point arrays of a surface's model; None where it has none such."""
+    places, spread = reconstruction.template_coordinates, reconstruction.uncertainty_mm
+    count = len(reconstruction.surface.points)
+    return {
+        TEMPLATE_COORDINATES: places.astype(np.float32),
+        CORRESPONDENCE: correspondenceColors(places),
+        TEMPLATE_ID: np.full(count, reconstruction.template, dtype=np.uint8),
+        PARTS: reconstruction.parts,
+        DISTANCE: distanceTo(observations, reconstruction.surface.points).astype(np.float32),
+        UNCERTAINTY: None if spread is None else spread.astype(np.float32),
+    }
+
+
+def _describe(node: Node, reconstruction: Reconstruction) -> None:
+    """Keep in the node what its arrays do not tell."""
+    distances = [n.distance for n in reconstruction.nearest_training]
+    for name, value in (
+        (PRIOR_ATTRIBUTE, reconstruction.provenance.prior),
+        (NAMES_ATTRIBUTE, json.dumps({str(k): v for k, v in reconstruction.part_names.items()})),
+        (NEAREST_ATTRIBUTE, json.dumps(distances)),
+    ):
+        if node.GetAttribute(name) != value:
+            node.SetAttribute(name, value)
+
+
+def partNamesOf(node: Node) -> dict[int, str]:
+    """Names of the parts of a reconstruction's model by their numbers."""
+    try:
+        found = json.loads(node.GetAttribute(NAMES_ATTRIBUTE) or "{}")
+        return {int(number): str(name) for number, name in found.items()}
+    except (ValueError, AttributeError):
+        return {}
+
+
+def _nearest(node: Node) -> tuple[Likeness, ...]:
+    try:
+        found = json.loads(node.GetAttribute(NEAREST_ATTRIBUTE) or "[]")
+        return tuple(Likeness("", float(distance)) for distance in found)
+    except (ValueError, TypeError):
+        return ()
 
 
 def _trianglesOf(mesh: Any) -> NDArray[np.int64] | None:
@@ -220,27 +247,6 @@ def _movePoints(node: Node, surface: Surface) -> bool:
     return True
 
 
-def _showLegend(display: Node, shade: Shade | None) -> None:
-    """A color legend with units beside the surface, where its colors are a measure."""
-    import slicer
-
-    legends = slicer.vtkSlicerColorLogic
-    legend = legends.GetColorLegendDisplayNode(display)
-    if not display.GetScene().IsNodeClassRegistered("vtkMRMLColorLegendDisplayNode"):
-        return  # no application with color legends
-    if shade is None or not shade.table:
-        if legend is not None:
-            legend.SetVisibility(False)
-        return
-    legend = legend or legends.AddDefaultColorLegendDisplayNode(display)
-    if legend is not None:
-        legend.SetTitleText(shade.title)
-        legend.SetLabelFormat("%.1f")
-        legend.SetSize(*LEGEND_SIZE)
-        legend.SetVisibility2D(False)  # slices are for drawing
-        legend.SetVisibility(True)
-
-
 def polyDataOf(surface: Surface) -> Any:
     """A surface as vtkPolyData, RAS mm."""
     points = vtk.vtkPoints()
@@ -254,19 +260,7 @@ def polyDataOf(surface: Surface) -> Any:
     return mesh
 
 
-# --- landmarks and the next slice ---------------------------------------------------------------
-
-
-def landmarkPositions(reconstruction: Reconstruction, places: Array) -> Array:
-    """(L, 3) RAS mm of landmarks given by their template coordinates (L, 3).
-
-    Between the three surface vertices whose template coordinates are nearest, weighted by the
-    inverse of the distance.
-    """
-    gap, near = cKDTree(reconstruction.template_coordinates).query(places, k=3)
-    weight = 1.0 / np.maximum(gap, 1e-9)
-    weight /= weight.sum(axis=1, keepdims=True)
-    return np.asarray((weight[..., None] * reconstruction.surface.points[near]).sum(axis=1))
+# --- the next slice ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

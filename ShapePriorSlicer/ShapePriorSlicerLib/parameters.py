@@ -15,7 +15,7 @@ from model_server.errors import ShapePriorError
 Node = Any
 
 SIDES = ("auto", "left", "right")
-COLORINGS = ("plain", "correspondence", "uncertainty", "distance")
+COLORINGS = ("plain", "correspondence", "parts", "uncertainty", "distance")
 STRENGTHS = (-2.0, 2.0)
 
 
@@ -29,7 +29,7 @@ class Parameters:
         strength: of the prior, as a power of ten: 0 is the prior's own balance (the DALS paper's
             lambda_dir as trained), -2 follows the annotations, 2 follows the prior.
         autoUpdate: whether every edit is fitted at once.
-        coloring: "plain", "correspondence", "uncertainty" or "distance".
+        coloring: "plain", "correspondence", "parts", "uncertainty" or "distance".
         opacity: of the surface in 3D, 0 to 1.
         slicesOn: whether slice views show where they cut the surface.
         showTemplate: whether the template stands beside the patient's organ.

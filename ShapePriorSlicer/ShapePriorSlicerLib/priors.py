@@ -1,12 +1,14 @@
-"""Which organ priors there are: those of this machine's zoo, or of a server elsewhere."""
+"""Which organ priors there are: bundled ones, the user's own, or those of a server elsewhere."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from model_server.errors import ShapePriorError
@@ -15,10 +17,17 @@ from .backend import serverUrl
 
 SECONDS = 5.0
 METHODS = {
-    "dals": "DALS",
-    "pca": "PCA, quick and coarse",
+    "dals": "smooth surface (DALS)",
+    "atlas": "deformable atlas (ImplicitAtlas)",
+    "pca": "quick and coarse (PCA)",
     "deepsdf": "DeepSDF",
-    "implicit-atlas": "ImplicitAtlas",
+}
+ORDER = ("dals", "atlas", "deepsdf", "pca")  # of an organ's priors in lists
+# Protocols of scores, as the cards name them.
+GIVEN = {
+    "three-outlines": "from three outlines",
+    "outlines": "from three outlines",
+    "clicks-64": "from 64 clicks",
 }
 
 
@@ -33,6 +42,9 @@ class PriorInfo:
         licence: of the weights.
         trainingData: sentence naming the source.
         paired: whether there is a left and a right one.
+        scores: as measured, by protocol.
+        parts: names of the parts it tells apart, where it names them.
+        own: whether the user trained it.
     """
 
     name: str
@@ -41,27 +53,81 @@ class PriorInfo:
     licence: str
     trainingData: str
     paired: bool
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
+    own: bool = False
 
     @property
     def label(self) -> str:
         """For a list: organ first, so that sorting groups them."""
-        return f"{self.organ.capitalize()} - {METHODS.get(self.method, self.method)}"
+        own = ", your own" if self.own else ""
+        return f"{self.organ.capitalize()} - {METHODS.get(self.method, self.method)}{own}"
 
     @property
     def description(self) -> str:
-        """Training data and license, in two sentences."""
-        return f"Trained on: {self.trainingData or 'not stated'}. License: {self.licence}."
+        """Training data, license, parts and accuracy, in short sentences."""
+        told = [f"Trained on: {self.trainingData or 'not stated'}."]
+        told.append(f"License: {self.licence or 'not stated'}.")
+        if self.parts:
+            told.append(f"Tells parts: {', '.join(self.parts)}.")
+        return " ".join([*told, *filter(None, [self._accuracy()])])
+
+    def _accuracy(self) -> str:
+        """Mean overlap with true organs, of the first protocol that was measured."""
+        for protocol, given in GIVEN.items():
+            score = self.scores.get(protocol)
+            if isinstance(score, Mapping) and isinstance(score.get("dice"), int | float):
+                cases = score.get("validation_cases", score.get("cases", "some"))
+                seen = "cases seen in training" if score.get("seen_in_training") else "unseen cases"
+                return f"Dice {score['dice']:.2f} {given} of {cases} {seen}."
+        return ""
 
 
-def listPriors() -> list[PriorInfo]:
-    """Priors of this machine, grouped by organ, the deep ones first; no server is started."""
+def listPriors(folder: str = "") -> list[PriorInfo]:
+    """Priors of this machine, grouped by organ, the deep ones first; no server is started.
+
+    What cannot be read is left out; ``requirePriors`` says why.
+
+    Args:
+        folder: of the user's own priors; by default the environment says.
+    """
     # Reads prior.json files only: no torch.
-    from model_server.priors.registry import list_priors
+    from model_server.priors.card import read_card
+    from model_server.priors.registry import BUNDLED_ZOO, prior_folders
 
-    return _sorted(
-        PriorInfo(c.name, c.organ, c.method, c.licence, c.training_data, c.mirrors)
-        for c in list_priors()
-    )
+    found = []
+    for place in prior_folders(Path(folder) if folder else None).values():
+        with contextlib.suppress(ShapePriorError):
+            found.append(_fromMap(asdict(read_card(place)), own=place.parent != BUNDLED_ZOO))
+    return _sorted(found)
+
+
+def requirePriors(folder: str) -> None:
+    """Check a folder of the user's own priors, as ``shape-prior train --output`` fills it.
+
+    Raises:
+        ShapePriorError: no such folder, no prior in it, or one that cannot be read.
+    """
+    from model_server.priors.card import CARD_FILE, read_card
+
+    place = Path(folder)
+    cards = sorted(place.glob(f"*/{CARD_FILE}")) if place.is_dir() else []
+    if not cards:
+        one = (place / CARD_FILE).is_file()
+        raise ShapePriorError(
+            f"'{folder}' holds no priors." if place.is_dir() else f"There is no folder '{folder}'.",
+            "Choose the folder above it." if one else "Choose the --output folder of the training.",
+            "no-priors",
+        )
+    for card in cards:
+        read_card(card.parent)
+
+
+def withPriors(environment: Mapping[str, str], folder: str) -> dict[str, str]:
+    """A server's environment in which it knows the user's own priors too."""
+    from model_server.priors.registry import ZOO_VARIABLE
+
+    return {**environment, ZOO_VARIABLE: folder} if folder else dict(environment)
 
 
 def listRemotePriors(url: str, token: str) -> list[PriorInfo]:
@@ -102,7 +168,8 @@ def _cards(answer: Any) -> Iterable[Mapping[str, Any]]:
     return list(found)
 
 
-def _fromMap(card: Mapping[str, Any]) -> PriorInfo:
+def _fromMap(card: Mapping[str, Any], own: bool = False) -> PriorInfo:
+    parts = card.get("hyperparameters", {}).get("part_names", {})
     return PriorInfo(
         str(card["name"]),
         str(card["organ"]),
@@ -110,8 +177,15 @@ def _fromMap(card: Mapping[str, Any]) -> PriorInfo:
         str(card.get("licence", "")),
         str(card.get("training_data", "")),
         bool(card.get("mirrors", False)),
+        dict(card.get("scores", {})),
+        tuple(str(name) for name in parts.values()),
+        own,
     )
 
 
 def _sorted(priors: Iterable[PriorInfo]) -> list[PriorInfo]:
-    return sorted(priors, key=lambda p: (p.organ, p.method == "pca", p.name))
+    def place(prior: PriorInfo) -> tuple[str, int, str]:
+        known = prior.method in ORDER
+        return prior.organ, ORDER.index(prior.method) if known else len(ORDER), prior.name
+
+    return sorted(priors, key=place)

@@ -31,6 +31,7 @@ from .annotations import (
     planeOfSlice,
     segmentOutlines,
 )
+from .coloring import coloringsOf
 from .connection import (
     Cancelled,
     Connected,
@@ -61,7 +62,7 @@ from .structure import (
     State,
     Structure,
 )
-from .template import TemplateView
+from .template import TemplateView, templateNumber
 
 Node = Any
 Inputs = tuple[Any, ...]  # what a surface depends on, see Structure.inputs
@@ -192,8 +193,13 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
 
     @property
     def figures(self) -> Figures | None:
-        """Volume, area and uncertainty of the surface."""
+        """Volume, area, uncertainty and plausibility of the surface."""
         return None if self.reconstruction is None else figuresOf(self.reconstruction)
+
+    @property
+    def colorings(self) -> tuple[str, ...]:
+        """What the surface can be colored by; all there are while there is no surface."""
+        return coloringsOf(self.reconstruction)
 
     @property
     def canUndo(self) -> bool:
@@ -290,8 +296,8 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
 
     def warmUp(self) -> None:
         """Start the server and let it load the prior, while the user still draws."""
-        if self._asked is None and not self.template.has(self.parameters.prior):
-            self.connection.askTemplate(self.parameters.prior)
+        if self._asked is None:
+            self._askTemplate()
 
     def reconstruct(self) -> None:
         """Fit now, whether auto-update is on or not."""
@@ -580,7 +586,11 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
             old.slicesOn,
         ):
             self.model.display(chosen)
-        if chosen.showTemplate != old.showTemplate or chosen.prior != old.prior:
+        if (chosen.showTemplate, chosen.prior, chosen.coloring) != (
+            old.showTemplate,
+            old.prior,
+            old.coloring,
+        ):
             self._updateTemplate()
         self.template.moveLandmarks(self.reconstruction)
 
@@ -642,8 +652,9 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         elif isinstance(event, Lost):
             self._takeLoss(event)
         elif isinstance(event, TemplateCame):
-            self.template.take(event.prior, event.surface, event.coordinates)
+            self.template.take(event.prior, event.template)
             self._updateTemplate()
+            self.template.moveLandmarks(self.reconstruction)
         elif self._asked is None:
             pass  # the connection's own affairs; nobody waits for it
         elif isinstance(event, Starting):
@@ -697,7 +708,7 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
         digest = "" if answers is None else _digest(answers)
         self.structure.node.SetParameter(FITTED_PARAMETER, digest)
         self._keepResiduals()
-        if first:
+        if first or answers is not None:  # on the way to it the fit may still change templates
             self._updateTemplate()
         self.template.moveLandmarks(found)
 
@@ -726,9 +737,16 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
 
     def _updateTemplate(self) -> None:
         chosen = self.parameters
-        if chosen.showTemplate and chosen.prior and not self.template.has(chosen.prior):
-            self.connection.askTemplate(chosen.prior)
+        if chosen.showTemplate and chosen.prior:
+            self._askTemplate()
         self.template.show(chosen, self.reconstruction)
+
+    def _askTemplate(self) -> None:
+        """Ask for the template that the fit chose, unless it has come."""
+        prior = self.parameters.prior
+        number = templateNumber(prior, self.reconstruction)
+        if not self.template.has(prior, number):
+            self.connection.askTemplate(prior, number)
 
     # --- coming back --------------------------------------------------------------------------
 
@@ -748,7 +766,9 @@ class Session(VTKObservationMixin):  # type: ignore[misc]
             self.residuals = {key: Residual(*values) for key, values in kept.items()}
         except (ValueError, TypeError, AttributeError):
             self.residuals = {}
-        self.template.restore()
+        self.model.display(self.parameters)  # tables of parts are not saved
+        self.template.color(self.parameters)
+        self.template.moveLandmarks(self.reconstruction)
         if node.GetParameter(FITTED_PARAMETER) == _digest(self._followed):
             self._remember(self._followed, self.reconstruction)
         else:

@@ -25,7 +25,7 @@ EXPORTS = {
     ".stl": "STL surface",
     ".ply": "PLY surface",
     ".obj": "OBJ surface",
-    ".vtp": "VTP surface with correspondences and uncertainty",
+    ".vtp": "VTP surface with correspondences, parts and uncertainty",
     ".nrrd": "Labelmap volume",
     ".nii.gz": "Labelmap volume (NIfTI)",
     ".seg.nrrd": "Segmentation",
@@ -107,6 +107,11 @@ def installedText(isReady: bool) -> str:
     return _("Everything is installed.") if isReady else _("Not installed.")
 
 
+def priorsText(count: int) -> str:
+    """How many priors the user's own folder added."""
+    return _("{count} of your own priors are in the list.").format(count=count)
+
+
 def testedText(priors: Sequence[object], error: ShapePriorError | None) -> tuple[str, bool]:
     """What a server elsewhere answered, and whether that is bad."""
     if error is not None:
@@ -115,7 +120,7 @@ def testedText(priors: Sequence[object], error: ShapePriorError | None) -> tuple
 
 
 def figuresText(session: Session | None) -> str:
-    """Volume, area and uncertainty of the surface, with their units."""
+    """Volume, area and uncertainty of the surface with their units, and how plausible it is."""
     figures = None if session is None else session.figures
     if figures is None:
         return ""
@@ -124,7 +129,18 @@ def figuresText(session: Session | None) -> str:
     )
     if figures.uncertaintyMm is not None:
         text += _(", mean uncertainty {mm:.2f} mm").format(mm=figures.uncertaintyMm)
+    if figures.unlikeness is not None:
+        # Of a typical pair: 1 is as far as two training shapes usually are from each other.
+        text += "\n" + _(
+            "As unlike the nearest training shape as a typical pair of them: {share:.1f}"
+        ).format(share=figures.unlikeness)
     return text
+
+
+def landmarksText(session: Session | None) -> tuple[str, bool]:
+    """Which landmarks have no place on the organ, if any."""
+    problem = None if session is None else session.template.problem
+    return ("", False) if problem is None else (f"{problem.what} {problem.remedy}", True)
 
 
 def deviceText(remote: str, device: str, missing: Sequence[str]) -> str:

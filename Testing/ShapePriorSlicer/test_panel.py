@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -24,6 +25,8 @@ from scipy.spatial import cKDTree  # noqa: E402
 from ShapePriorSlicerLib import dependencies  # noqa: E402
 from ShapePriorSlicerLib.sample_data import exampleOutline  # noqa: E402
 from ShapePriorSlicerLib.widget_texts import OTHER_EXPORTS  # noqa: E402
+
+from model_server.priors.registry import BUNDLED_ZOO  # noqa: E402
 
 DISABLED = (
     "removeButton",
@@ -242,7 +245,7 @@ def test_the_strength_of_the_prior_is_one_step_and_a_new_fit(drawn, ui):
 
 def test_coloring_and_opacity_need_no_fit(drawn, ui):
     display = session(drawn).model.node.GetDisplayNode()
-    for index, shown in enumerate((0, 1, 1, 1)):
+    for index, shown in enumerate((0, 1, 0, 1, 1)):  # this prior knows no parts
         ui.coloringSelector.setCurrentIndex(index)
         drawn.wait(lambda shown=shown: display.GetScalarVisibility() == shown)
     ui.opacitySlider.value = 0.3
@@ -250,6 +253,29 @@ def test_coloring_and_opacity_need_no_fit(drawn, ui):
     click(ui.slicesOnCheckBox)
     drawn.wait(lambda: not display.GetVisibility2D())
     assert session(drawn).status.phase == "done"
+
+
+def enabled(ui, index):
+    return bool(unwrap(ui.coloringSelector).model().item(index).isEnabled())
+
+
+def test_parts_can_be_chosen_where_the_surface_has_them(drawn, ui):
+    """And are said to be gray while it has none; the figures tell how plausible it is."""
+    texts = [ui.coloringSelector.itemText(i) for i in range(5)]
+    assert texts.index("Parts") == 2
+    assert [enabled(ui, i) for i in range(5)] == [True, True, False, True, True]
+    index = ui.priorSelector.findData("hippocampus-atlas")
+    assert "atlas" in ui.priorSelector.itemText(index)
+    ui.priorSelector.setCurrentIndex(index)
+    settled(drawn)
+    assert [enabled(ui, i) for i in range(5)] == [True] * 5
+    assert "Tells parts: anterior, posterior." in ui.priorInfoLabel.text
+    assert "nearest training shape" in ui.figuresLabel.text
+    assert "nearest training shape" in ui.figuresLabel.toolTip
+    ui.coloringSelector.setCurrentIndex(2)
+    display = session(drawn).model.node.GetDisplayNode()
+    drawn.wait(lambda: display.GetActiveScalarName() == "Part")
+    assert display.GetScalarVisibility()
 
 
 def test_without_auto_update_the_button_fits(application, ui):
@@ -298,6 +324,13 @@ def test_the_template_and_a_landmark(drawn, ui):
     place(drawn, [on])
     drawn.wait(lambda: session(drawn).structure.refers("landmarks") is not None)
     assert not ui.landmarkButton.checked
+    assert ui.landmarkLabel.text == ""
+    click(ui.landmarkButton)
+    place(drawn, [on + 200.0])
+    drawn.wait(lambda: "not on the template" in ui.landmarkLabel.text)
+    assert ui.landmarkLabel.styleSheet
+    click(ui.undoButton)
+    drawn.wait(lambda: ui.landmarkLabel.text == "")
 
 
 # --- what is there already ------------------------------------------------------------------------
@@ -600,6 +633,39 @@ def test_sample_data_is_registered_as_slicer_takes_it(application, monkeypatch):
 
 
 # --- the backend ----------------------------------------------------------------------------------
+
+
+def test_a_folder_of_the_users_own_priors(application, ui, tmp_path, monkeypatch):
+    import qt
+
+    shutil.copytree(BUNDLED_ZOO / "spleen-pca", tmp_path / "mine" / "spleen-pca")
+    monkeypatch.setattr(
+        qt.QFileDialog,
+        "getExistingDirectory",
+        staticmethod(lambda *unused: str(tmp_path / "mine")),
+        raising=False,
+    )
+    count = ui.priorSelector.count
+    ui.backendSection.collapsed = False
+    application.app.processEvents()
+    click(ui.priorsFolderButton)
+    assert ui.priorsFolderEdit.text == str(tmp_path / "mine")
+    assert ui.backendLabel.text == "1 of your own priors are in the list."
+    index = ui.priorSelector.findData("spleen-pca")
+    assert ui.priorSelector.itemText(index).endswith("your own")
+    assert application.widget.logic.workspace._backend is None  # the next server knows them
+    ui.priorsFolderEdit.text = str(tmp_path / "nowhere")
+    unwrap(ui.priorsFolderEdit).editingFinished.emit()
+    assert ui.backendLabel.text.startswith("There is no folder")
+    assert ui.priorsFolderEdit.text == str(tmp_path / "mine")
+    application.reload()  # another start of Slicer
+    ui = application.widget.ui
+    assert ui.priorsFolderEdit.text == str(tmp_path / "mine")
+    assert ui.priorSelector.itemText(index).endswith("your own")
+    ui.priorsFolderEdit.text = ""
+    unwrap(ui.priorsFolderEdit).editingFinished.emit()
+    assert ui.priorSelector.count == count
+    assert not ui.priorSelector.itemText(index).endswith("your own")
 
 
 def test_a_server_elsewhere_that_is_not_there(application, ui):

@@ -27,7 +27,7 @@ from ShapePriorSlicerLib.workspace import Workspace
 from model_server.geometry.icosphere import icosphere
 from model_server.observations import Observations
 from model_server.pose import Pose
-from model_server.reconstruction import Provenance, Reconstruction, Residual, Surface
+from model_server.reconstruction import Provenance, Reconstruction, Residual, Surface, Template
 
 CENTER = np.array([-25.0, 10.0, 30.0])
 RADII = np.array([7.0, 20.0, 8.0])
@@ -115,7 +115,7 @@ class FakeConnection:
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self.running: Request | None = None
-        self.templates: list[str] = []
+        self.templates: list[tuple[str, int]] = []
         self.events: list[Event] = []
         self.isClosed = False
         self.lastObservations: Observations | None = None
@@ -142,8 +142,8 @@ class FakeConnection:
             self.events.append(Cancelled(self.running.number, "cancel"))
             self.running = None
 
-    def askTemplate(self, prior: str) -> None:
-        self.templates.append(prior)
+    def askTemplate(self, prior: str, number: int = 0) -> None:
+        self.templates.append((prior, number))
 
     def isBusy(self) -> bool:
         return self.running is not None
@@ -179,10 +179,9 @@ class FakeConnection:
     def lose(self) -> None:
         self.events.append(Lost("The server was ended by signal 9."))
 
-    def sendTemplate(self, prior: str = "hippocampus-dals") -> None:
-        self.events.append(
-            TemplateCame(prior, Surface(SPHERE.points, SPHERE.triangles), SPHERE.points)
-        )
+    def sendTemplate(self, prior: str = "hippocampus-dals", **changes) -> None:
+        template = Template(Surface(SPHERE.points, SPHERE.triangles), SPHERE.points)
+        self.events.append(TemplateCame(prior, replace(template, **changes)))
 
 
 class FakeWorkspace(Workspace):

@@ -109,8 +109,9 @@ def test_templates_come_beside_fits(connection: Connection, drawn: Observations)
         connection, lambda e: isinstance(e, TemplateCame) and e.prior == "hippocampus-pca"
     )
     came = next(e for e in events if isinstance(e, TemplateCame))
-    assert len(came.coordinates) == len(came.surface.points) > 100
-    assert np.abs(came.surface.points).max() < 3.0  # canonical
+    points = came.template.surface.points
+    assert len(came.template.coordinates) == len(points) > 100
+    assert np.abs(points).max() < 3.0  # canonical
     if not any(isinstance(e, Finished) for e in events):
         assert isinstance(end_of(connection, number), Finished)
     wait_until(lambda: not connection.isBusy())

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("slicer", reason="slicer-core is not installed")
+import slicer
 from scenes import CENTER, Application, draw
 from ShapePriorSlicerLib.annotations import (
     arrayFromMatrix,
@@ -431,8 +432,32 @@ def test_every_landmark_lands_on_the_template(workspace, session, red):
     session.connection.sendTemplate()
     session.poll()
     placed = workspace.drawing.points(session, TEMPLATE_LANDMARKS)
-    for x in (120, 160, 200):
-        red.click(x, 150)
+    on = slicer.util.arrayFromModelPoints(session.template.node).astype(float)
+    inPlane = on[np.argsort(np.abs(on[:, 2] - CENTER[2]))[:3]]
+    for point in inPlane:
+        red.click(*red.xy(point))
         session.poll()
     assert len(definedPoints(placed)) == 3
     assert len(definedPoints(session.structure.refers(LANDMARKS))) == 3
+    assert session.template.problem is None
+
+
+def test_a_landmark_beside_the_template_has_no_place_and_says_so(workspace, session, red):
+    draw(session, "axial")
+    draw(session, "coronal")
+    session.connection.answer()
+    session.change(showTemplate=True)
+    session.poll()
+    session.connection.sendTemplate()
+    session.poll()
+    placed = workspace.drawing.points(session, TEMPLATE_LANDMARKS)
+    red.click(*red.xy(CENTER))  # on the patient's organ
+    session.poll()
+    assert session.template.problem.what.endswith("is not on the template.")
+    assert placed.GetNthControlPointLabel(0) in session.template.problem.what
+    assert not len(definedPoints(session.structure.refers(LANDMARKS)))
+    on = slicer.util.arrayFromModelPoints(session.template.node)[7]
+    placed.SetNthControlPointPositionWorld(0, *on.astype(float))
+    session.poll()
+    assert session.template.problem is None
+    assert len(definedPoints(session.structure.refers(LANDMARKS))) == 1

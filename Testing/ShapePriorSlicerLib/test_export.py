@@ -16,7 +16,7 @@ import pytest
 slicer = pytest.importorskip("slicer", reason="slicer-core is not installed")
 import vtk  # noqa: E402
 from ShapePriorSlicerLib import export  # noqa: E402
-from ShapePriorSlicerLib.live_model import polyDataOf  # noqa: E402
+from ShapePriorSlicerLib.live_model import NAMES_ATTRIBUTE, polyDataOf  # noqa: E402
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy  # noqa: E402
 
 from model_server.errors import ShapePriorError  # noqa: E402
@@ -46,12 +46,15 @@ def ellipsoid(center=CENTER, radii=RADII):
     mesh = source.GetOutput()
     mesh.GetPointData().Initialize()
     unit = vtk_to_numpy(mesh.GetPoints().GetData()).astype(np.float64)
-    vtk_to_numpy(mesh.GetPoints().GetData())[:] = unit * radii + center
+    points = vtk_to_numpy(mesh.GetPoints().GetData())
+    points[:] = unit * radii + center
     for name, values in (
-        ("TemplateCoordinates", unit),
-        ("UncertaintyMm", np.linspace(0.1, 0.9, len(unit))),
+        ("TemplateCoordinates", unit.astype(np.float32)),
+        ("UncertaintyMm", np.linspace(0.1, 0.9, len(unit), dtype=np.float32)),
+        ("TemplateId", np.full(len(unit), 3, dtype=np.uint8)),
+        ("Part", np.where(points[:, 1] > center[1], 1, 2).astype(np.uint8)),
     ):
-        array = numpy_to_vtk(np.ascontiguousarray(values, dtype=np.float32), deep=1)
+        array = numpy_to_vtk(np.ascontiguousarray(values), deep=1)
         array.SetName(name)
         mesh.GetPointData().AddArray(array)
     return mesh
@@ -61,6 +64,7 @@ def ellipsoid(center=CENTER, radii=RADII):
 def model(scene):
     node = scene.AddNewNodeByClass("vtkMRMLModelNode", "organ")
     node.SetAndObservePolyData(ellipsoid())
+    node.SetAttribute(NAMES_ATTRIBUTE, '{"1": "front"}')
     return node
 
 
@@ -185,7 +189,7 @@ def test_slicer_reads_a_surface_where_it_was(scene, model, tmp_path, suffix):
         assert np.abs(points - known).max() < 1e-3
         assert np.array_equal(triangles, faces)
     if suffix in (".vtp", ".vtk"):
-        for name in ("TemplateCoordinates", "UncertaintyMm"):
+        for name in ("TemplateCoordinates", "UncertaintyMm", "TemplateId", "Part"):
             there = vtk_to_numpy(mesh.GetPointData().GetArray(name))
             assert np.allclose(there, vtk_to_numpy(wanted.GetPointData().GetArray(name)))
     assert os.listdir(tmp_path) == [path.name]
@@ -251,22 +255,30 @@ def test_correspondences_are_a_table_in_world_ras(scene, model, tmp_path):
         header, *rows = csv.reader(file)
     assert header == [
         *("vertex", "R_mm", "A_mm", "S_mm"),
-        *("template_x", "template_y", "template_z", "uncertainty_mm"),
+        *("template_x", "template_y", "template_z"),
+        *("template", "uncertainty_mm", "part", "part_name"),
     ]
-    values = np.array(rows, dtype=float)
+    assert {tuple(row[7:8] + row[9:]) for row in rows} == {
+        ("3", "1", "front"),
+        ("3", "2", "Part 2"),
+    }
+    values = np.array([row[:9] for row in rows], dtype=float)
     mesh = ellipsoid()
     world = export.pointsOf(mesh) @ moving()[:3, :3].T + moving()[:3, 3]
     assert np.array_equal(values[:, 0], np.arange(len(world)))
     assert np.abs(values[:, 1:4] - world).max() < 1e-3
     template = vtk_to_numpy(mesh.GetPointData().GetArray("TemplateCoordinates"))
     assert np.abs(values[:, 4:7] - template).max() < 1e-5
-    assert np.abs(values[:, 7] - np.linspace(0.1, 0.9, len(world))).max() < 1e-3
+    assert np.abs(values[:, 8] - np.linspace(0.1, 0.9, len(world))).max() < 1e-3
+    front = np.array([row[10] == "front" for row in rows])
+    assert np.array_equal(front, export.pointsOf(mesh)[:, 1] > CENTER[1])
 
 
-def test_without_uncertainty_its_column_is_empty(model, tmp_path):
-    model.GetPolyData().GetPointData().RemoveArray("UncertaintyMm")
+def test_without_uncertainty_and_parts_their_columns_are_empty(model, tmp_path):
+    for name in ("UncertaintyMm", "Part"):
+        model.GetPolyData().GetPointData().RemoveArray(name)
     export.writeCorrespondences(model, tmp_path / "c.csv")
-    assert (tmp_path / "c.csv").read_text().splitlines()[1].endswith(",")
+    assert (tmp_path / "c.csv").read_text().splitlines()[1].endswith(",3,,,")
     model.GetPolyData().GetPointData().RemoveArray("TemplateCoordinates")
     with pytest.raises(ShapePriorError) as caught:
         export.writeCorrespondences(model, tmp_path / "c.csv")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 pytest.importorskip("slicer", reason="slicer-core is not installed")
+import slicer
 import vtk
 from scenes import bend, transformed, turn
-from ShapePriorSlicerLib import live_model
+from ShapePriorSlicerLib import coloring, live_model
 from ShapePriorSlicerLib.annotations import toWorld
+from ShapePriorSlicerLib.landmarks import onPatient
 from ShapePriorSlicerLib.live_model import LiveModel
-from ShapePriorSlicerLib.parameters import Parameters
+from ShapePriorSlicerLib.parameters import COLORINGS, Parameters
 from ShapePriorSlicerLib.structure import MODEL, Structure
 from vtk.util.numpy_support import vtk_to_numpy
 
@@ -57,10 +60,10 @@ def test_a_surface_becomes_a_model_with_its_arrays(model):
     node = model.show(reconstruction(), ASKED, CHOSEN)
     assert node.GetName() == "liver"
     assert np.allclose(vtk_to_numpy(node.GetPolyData().GetPoints().GetData()), 10 * OCTAHEDRON)
-    assert np.allclose(array(node, live_model.TEMPLATE_COORDINATES), OCTAHEDRON)
-    assert np.allclose(array(node, live_model.UNCERTAINTY), np.linspace(0.1, 0.6, 6))
-    assert np.allclose(array(node, live_model.DISTANCE)[:4], 0.0, atol=1e-5)
-    assert array(node, live_model.DISTANCE)[4:].min() > 10.0
+    assert np.allclose(array(node, coloring.TEMPLATE_COORDINATES), OCTAHEDRON)
+    assert np.allclose(array(node, coloring.UNCERTAINTY), np.linspace(0.1, 0.6, 6))
+    assert np.allclose(array(node, coloring.DISTANCE)[:4], 0.0, atol=1e-5)
+    assert array(node, coloring.DISTANCE)[4:].min() > 10.0
     assert node.GetDisplayNode().GetVisibility2D()
 
 
@@ -81,7 +84,7 @@ def test_other_triangles_keep_the_node_and_its_colors(model):
     )
     display = node.GetDisplayNode()
     assert display.GetScalarVisibility()
-    assert display.GetActiveScalarName() == live_model.UNCERTAINTY
+    assert display.GetActiveScalarName() == coloring.UNCERTAINTY
     assert display.GetScalarRange() == pytest.approx((0.0, 0.6))
 
 
@@ -95,14 +98,14 @@ def test_a_deleted_node_is_made_anew(application, model):
 def test_without_uncertainty_it_is_plain(model):
     node = model.show(reconstruction(), ASKED, UNCERTAIN)
     model.show(replace(reconstruction(), uncertainty_mm=None), ASKED, UNCERTAIN)
-    assert node.GetPolyData().GetPointData().GetArray(live_model.UNCERTAINTY) is None
+    assert node.GetPolyData().GetPointData().GetArray(coloring.UNCERTAINTY) is None
     assert not node.GetDisplayNode().GetScalarVisibility()
 
 
 def test_the_same_template_place_has_the_same_color(model):
-    colors = live_model.correspondenceColors(OCTAHEDRON)
+    colors = coloring.correspondenceColors(OCTAHEDRON)
     assert len(np.unique(colors, axis=0)) == 6
-    assert np.array_equal(colors, live_model.correspondenceColors(OCTAHEDRON))
+    assert np.array_equal(colors, coloring.correspondenceColors(OCTAHEDRON))
 
 
 def test_figures_have_units(model):
@@ -114,8 +117,8 @@ def test_figures_have_units(model):
 
 def test_landmarks_move_with_the_surface(model):
     place = OCTAHEDRON[:1]
-    before = live_model.landmarkPositions(reconstruction(), place)
-    after = live_model.landmarkPositions(reconstruction(20.0), place)
+    before = onPatient(reconstruction(), place).points
+    after = onPatient(reconstruction(20.0), place).points
     assert np.allclose(before, [[10.0, 0, 0]], atol=1e-4)
     assert np.allclose(after, 2.0 * before, atol=1e-4)
 
@@ -181,3 +184,80 @@ def test_a_model_that_the_user_changed_is_replaced(model):
     assert model.restored() is None
     model.show(reconstruction(), ASKED, CHOSEN)
     assert node.GetPolyData().GetNumberOfPoints() == 6
+
+
+# --- legends ------------------------------------------------------------------------------------
+
+
+def legendOf(model):
+    return slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(model.node.GetDisplayNode())
+
+
+def reach(legend):
+    """Lowest and highest share of the view's height that a legend's bar takes."""
+    height = legend.GetSize()[1]
+    bottom = legend.GetPosition()[1] * (1.0 - height)  # as Slicer places it
+    return bottom, bottom + height
+
+
+@pytest.fixture
+def legends(application):
+    """Makes models with legends, as an application with views shows them."""
+    application.scene.RegisterNodeClass(slicer.vtkMRMLColorLegendDisplayNode())
+
+    def shown(name, coloring, **changes):
+        model = LiveModel(Structure.create(application.scene, name, CHOSEN), MODEL)
+        model.show(replace(reconstruction(), **changes), ASKED, replace(CHOSEN, coloring=coloring))
+        return model
+
+    return shown
+
+
+def test_legends_of_several_structures_do_not_overlap(legends):
+    models = [legends(f"organ {i}", "uncertainty") for i in range(4)]
+    bars = sorted(reach(legendOf(m)) for m in models)
+    assert bars[0][0] >= 0.0
+    assert bars[-1][1] < 0.98  # the title is above it
+    for (_, top), (bottom, _) in itertools.pairwise(bars):
+        assert bottom - top > 0.02
+    titles = {legendOf(m).GetTitleText() for m in models}
+    assert titles == {f"organ {i}: Uncertainty (mm)" for i in range(4)}
+
+
+def test_a_legend_alone_is_in_the_middle_again(legends):
+    first, second = (legends(f"organ {i}", "uncertainty") for i in range(2))
+    second.display(replace(CHOSEN, coloring="plain"))
+    assert not legendOf(second).GetVisibility()
+    assert legendOf(first).GetTitleText() == "Uncertainty (mm)"
+    low, high = reach(legendOf(first))
+    assert low + high == pytest.approx(1.0, abs=0.05)
+
+
+def test_unnamed_parts_are_numbered_and_a_part_keeps_its_color(legends):
+    parts = np.array([3, 3, 3, 4, 4, 4], dtype=np.uint8)
+    tables = []
+    for found, names in ((parts, {}), (np.full(6, 4, np.uint8), {3: "head", 4: "tail"})):
+        model = legends("organ", "parts", parts=found, part_names=names)
+        table = model.node.GetDisplayNode().GetColorNode()
+        tables.append([table.GetColorName(i) for i in range(table.GetNumberOfColors())])
+        low, high = model.node.GetDisplayNode().GetScalarRange()
+        assert (low, high) == (2.5, 4.5)
+        assert not table.GetSaveWithScene()
+    assert tables == [["Part 3", "Part 4"], ["head", "tail"]]
+
+
+def test_places_without_a_part_are_gray(legends):
+    model = legends("organ", "parts", parts=np.array([0, 0, 1, 1, 2, 2], dtype=np.uint8))
+    table = model.node.GetDisplayNode().GetColorNode()
+    assert [table.GetColorName(i) for i in range(3)] == ["No part", "Part 1", "Part 2"]
+    shown = [0.0] * 4
+    table.GetColor(0, shown)
+    assert shown[0] == shown[1] == shown[2]
+
+
+def test_what_a_surface_can_be_colored_by():
+    bare = replace(reconstruction(), uncertainty_mm=None)
+    assert coloring.coloringsOf(bare) == ("plain", "correspondence", "distance")
+    parts = replace(reconstruction(), parts=np.ones(6, np.uint8))
+    assert set(coloring.coloringsOf(parts)) == set(COLORINGS)
+    assert coloring.coloringsOf(None) == coloring.coloringsOf(parts)

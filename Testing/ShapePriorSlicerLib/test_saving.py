@@ -18,8 +18,8 @@ from scenes import (  # noqa: E402
     turn,
 )
 from ShapePriorSlicerLib.annotations import bindToSlice, definedPoints  # noqa: E402
+from ShapePriorSlicerLib.coloring import UNCERTAINTY  # noqa: E402
 from ShapePriorSlicerLib.history import _near as near  # noqa: E402
-from ShapePriorSlicerLib.live_model import UNCERTAINTY  # noqa: E402
 from ShapePriorSlicerLib.structure import (  # noqa: E402
     BOUNDARY,
     LANDMARKS,

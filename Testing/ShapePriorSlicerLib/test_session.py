@@ -19,7 +19,7 @@ from scenes import (  # noqa: E402
     turn,
     vtkMatrix,
 )
-from ShapePriorSlicerLib import live_model  # noqa: E402
+from ShapePriorSlicerLib import coloring  # noqa: E402
 from ShapePriorSlicerLib.annotations import (  # noqa: E402
     arrayFromMatrix,
     bindToSlice,
@@ -726,7 +726,7 @@ def test_the_template_stands_beside_the_organ(landmarked):
     template, patient = vtk_points(session.template.node), points(session)
     assert template[:, 0].min() > patient[:, 0].max()
     assert np.allclose(np.ptp(template, axis=0), np.ptp(patient, axis=0), rtol=0.1)
-    assert session.connection.templates == ["hippocampus-dals"]
+    assert session.connection.templates == [("hippocampus-dals", 0)]
 
 
 def test_landmarks_follow_the_fit(landmarked):
@@ -822,7 +822,7 @@ def test_colors_follow_the_choice(fitted):
     display = fitted.model.node.GetDisplayNode()
     fitted.change(coloring="distance", opacity=0.4, slicesOn=False)
     fitted.poll()
-    assert display.GetActiveScalarName() == live_model.DISTANCE
+    assert display.GetActiveScalarName() == coloring.DISTANCE
     assert display.GetOpacity() == pytest.approx(0.4)
     assert not display.GetVisibility2D()
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
+from scipy.spatial.distance import pdist
 
 from model_server.errors import ShapePriorError
 from model_server.fitting.atlas_solver import (
@@ -114,6 +115,7 @@ class ImplicitAtlasPrior:
         self.quick = quick
         self.solver_settings = AtlasSettings(**card.hyperparameters.get("solver", {}))
         self.softness = float(card.hyperparameters["training"]["softness"])
+        self._templates: dict[int, Surface] = {}
 
     @classmethod
     def load(cls, folder: Path, card: PriorCard, device: str = "auto") -> ImplicitAtlasPrior:
@@ -272,21 +274,39 @@ class ImplicitAtlasPrior:
         """The latents ``share`` of the way from first to second."""
         return (1.0 - share) * first + share * second
 
+    @property
+    def template_count(self) -> int:
+        """So many templates there are."""
+        return self.decoder.sizes.templates
+
     def template(self, number: int = 0) -> Surface:
         """A template, canonical frame."""
         from model_server.fitting.atlas_solver import level_set
 
-        field, axes = self.full_solver.template_field(number)
-        return level_set(field, axes)
+        if number not in self._templates:
+            field, axes = self.full_solver.template_field(number)
+            self._templates[number] = level_set(field, axes)
+        return self._templates[number]
+
+    def template_coordinates(self, number: int = 0) -> Array:
+        """(V, 3) the vertices of a template themselves."""
+        return self.template(number).points
 
     def nearest_training(self, latents: Array, count: int = 3) -> list[tuple[str, float]]:
-        """The training cases whose latents are closest, with their distances in standard
-        deviations of a typical pair of training shapes (below one: as alike as any two)."""
-        known = self.whiten(self.training_latents)
-        gaps = np.linalg.norm(known - self.whiten(latents), axis=1)
-        pairs = np.linalg.norm(known[1:] - known[:-1], axis=1).mean()
+        """The training cases whose latents are closest, with their distances in those of a
+        typical pair of training shapes.
+
+        Not whitened: with more axes than shapes, all whitened shapes are equally far apart.
+        """
+        known = self.training_latents
+        gaps = np.linalg.norm(known - latents, axis=1)
         names = self.card.splits["training"]
-        return [(names[i], float(gaps[i] / pairs)) for i in np.argsort(gaps)[:count]]
+        return [(names[i], float(gaps[i] / self._pair)) for i in np.argsort(gaps)[:count]]
+
+    @cached_property
+    def _pair(self) -> float:
+        """Mean distance of two training shapes' latents."""
+        return max(float(pdist(self.training_latents).mean()), 1e-12)
 
     # --- correspondences ----------------------------------------------------------------------
 

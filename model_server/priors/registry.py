@@ -28,16 +28,20 @@ BUNDLED_ZOO = Path(__file__).parent.parent / "zoo"
 ZOO_VARIABLE = "SHAPE_PRIOR_ZOO"  # a folder of priors the user trained
 
 
-def zoo_folders() -> list[Path]:
-    """Folders that are searched for priors, the user's own first."""
-    own = os.environ.get(ZOO_VARIABLE)
-    return ([Path(own)] if own else []) + [BUNDLED_ZOO]
+def zoo_folders(own: Path | None = None) -> list[Path]:
+    """Folders that are searched for priors, the user's own first.
+
+    Args:
+        own: folder of the user's priors; by default the environment says.
+    """
+    named = own or os.environ.get(ZOO_VARIABLE)
+    return ([Path(named)] if named else []) + [BUNDLED_ZOO]
 
 
-def prior_folders() -> dict[str, Path]:
-    """Folder of every prior in the zoo, by name."""
+def prior_folders(own: Path | None = None) -> dict[str, Path]:
+    """Folder of every prior in the zoo, by name; ``own`` as for ``zoo_folders``."""
     found: dict[str, Path] = {}
-    for zoo in zoo_folders():
+    for zoo in zoo_folders(own):
         if zoo.is_dir():
             for card in sorted(zoo.glob(f"*/{CARD_FILE}")):
                 found.setdefault(card.parent.name, card.parent)

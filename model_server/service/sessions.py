@@ -9,15 +9,16 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError
 from model_server.observations import Observations
-from model_server.priors.protocol import FitSettings, GenerativePrior, ShapePrior
-from model_server.reconstruction import Reconstruction, Surface
+from model_server.priors.context import part_names, with_context
+from model_server.priors.protocol import FitSettings, ShapePrior
+from model_server.reconstruction import Reconstruction, Template
 from model_server.service.compute import ComputeThread, Job
 from model_server.service.outbox import Frame, Outbox
 from model_server.service.wire import (
@@ -98,18 +99,36 @@ def _digest(*arrays: NDArray[Any]) -> str:
     return found.hexdigest()
 
 
-def template_of(prior: ShapePrior) -> tuple[Surface, NDArray[np.float64]]:
-    """A prior's template in the canonical frame, and the template coordinate of each vertex.
+def template_of(prior: ShapePrior, number: int = 0) -> Template:
+    """One of a prior's templates.
+
+    Args:
+        prior: loaded.
+        number: of the template, from 0.
 
     Raises:
-        ShapePriorError: a baseline, which has none.
+        ShapePriorError: (no-template) a baseline, which has none, or no such number.
     """
     if not hasattr(prior, "template_coordinates"):
         raise ShapePriorError(
             f"'{prior.card.name}' has no template.", "Choose a learned prior.", "no-template"
         )
-    learned: GenerativePrior = cast(GenerativePrior, prior)
-    return learned.template(), learned.template_coordinates()
+    learned: Any = prior
+    count = int(getattr(prior, "template_count", 1))
+    if not 0 <= number < count:
+        raise ShapePriorError(
+            f"'{prior.card.name}' has no template {number}.",
+            f"Ask for one from 0 to {count - 1}.",
+            "no-template",
+        )
+    which = (number,) if count > 1 else ()
+    coordinates = learned.template_coordinates(*which)
+    parts = None
+    if getattr(prior, "parts", None) is not None:
+        parts = learned.part_of(number, coordinates)
+    return Template(
+        learned.template(*which), coordinates, number, count, parts, part_names(prior.card)
+    )
 
 
 @dataclass(frozen=True)
@@ -220,9 +239,10 @@ class Session:
         """Answer with a prior's template; the running fit goes on."""
         self._check_new(number)
         name = str(message_field(message, "prior", str))
+        which = int(message_field(message, "template", int)) if "template" in message else 0
         # The prior may have to be read from disk first.
-        shape = await asyncio.to_thread(lambda: template_of(self.priors.get(name)))
-        self.outbox.put({"type": "template", "id": number, "prior": name, **template_map(*shape)})
+        found = await asyncio.to_thread(lambda: template_of(self.priors.get(name), which))
+        self.outbox.put({"type": "template", "id": number, "prior": name, **template_map(found)})
 
     async def _cancel(self, message: Mapping[str, Any], number: int) -> None:
         # A request that has ended meanwhile has had its answer: nothing is left to say.
@@ -310,7 +330,8 @@ class Session:
         )
         start = last.reconstruction if last is not None and same_prior and shared else None
         prior = self.priors.get(request.prior)
-        return prior.fit(request.observations, start, request.settings)
+        found = prior.fit(request.observations, start, request.settings)
+        return (with_context(prior, surface) for surface in found)
 
     # --- answers, in the event loop's thread --------------------------------------------------
 

@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from model_server.errors import ShapePriorError
 from model_server.observations import Observations, PlanarOutline, PointSet, Volume
 from model_server.pose import Pose
-from model_server.reconstruction import Provenance, Reconstruction, Residual, Surface
+from model_server.reconstruction import (
+    Likeness,
+    Provenance,
+    Reconstruction,
+    Residual,
+    Surface,
+    Template,
+)
 
 VERSION = 1
 TOKEN_VARIABLE = "SHAPE_PRIOR_TOKEN"  # how the token reaches the server
@@ -273,16 +280,21 @@ def _read_volume(message: object, limits: Limits) -> Volume | None:
 # --- reconstructions ----------------------------------------------------------------------------
 
 
-def template_map(surface: Surface, coordinates: NDArray[np.float64]) -> Message:
-    """A template and the template coordinates (V, 3) of its vertices as a map."""
+def template_map(template: Template) -> Message:
+    """A template as a map."""
+    surface, parts = template.surface, template.parts
     return {
         "points": surface.points.astype(np.float32),
         "triangles": surface.triangles.astype(np.int32),
-        "template_coordinates": coordinates.astype(np.float32),
+        "template_coordinates": template.coordinates.astype(np.float32),
+        "template": int(template.number),
+        "templates": int(template.count),
+        "parts": None if parts is None else parts.astype(np.uint8),
+        "part_names": _names_map(template.part_names),
     }
 
 
-def read_template(message: Mapping[str, Any]) -> tuple[Surface, NDArray[np.float64]]:
+def read_template(message: Mapping[str, Any]) -> Template:
     """The inverse of ``template_map``.
 
     Raises:
@@ -292,7 +304,32 @@ def read_template(message: Mapping[str, Any]) -> tuple[Surface, NDArray[np.float
     triangles = _shaped(message, "triangles", (None, 3)).astype(np.int32)
     coordinates = _shaped(message, "template_coordinates", (len(points), 3)).astype(np.float64)
     _require_inside(triangles, len(points))
-    return Surface(points, triangles), coordinates
+    return Template(
+        Surface(points, triangles),
+        coordinates,
+        int(field(message, "template", int)) if "template" in message else 0,
+        int(field(message, "templates", int)) if "templates" in message else 1,
+        _read_parts(message, len(points)),
+        _read_names(message),
+    )
+
+
+def _names_map(names: Mapping[int, str]) -> Message:
+    return {str(number): str(name) for number, name in names.items()}
+
+
+def _read_names(message: Mapping[str, Any]) -> dict[int, str]:
+    """Names of parts by their numbers; none from an older server."""
+    names = field(message, "part_names", dict) if "part_names" in message else {}
+    if not all(k.isascii() and k.isdigit() and isinstance(n, str) for k, n in names.items()):
+        raise bad_message("The names of the parts are no words by number.")
+    return {int(number): name for number, name in names.items()}
+
+
+def _read_parts(message: Mapping[str, Any], count: int) -> NDArray[np.uint8] | None:
+    if message.get("parts") is None:
+        return None
+    return _shaped(message, "parts", (count,)).astype(np.uint8)
 
 
 def _require_inside(triangles: NDArray[np.int32], count: int) -> None:
@@ -301,7 +338,7 @@ def _require_inside(triangles: NDArray[np.int32], count: int) -> None:
 
 
 def reconstruction_map(reconstruction: Reconstruction, triangles: bool = True) -> Message:
-    """A reconstruction as a map; latents stay on the server.
+    """A reconstruction as a map; latents and names of training cases stay on the server.
 
     Args:
         reconstruction: RAS mm.
@@ -317,6 +354,8 @@ def reconstruction_map(reconstruction: Reconstruction, triangles: bool = True) -
         "uncertainty_mm": None if spread is None else spread.astype(np.float32),
         "template": int(reconstruction.template),
         "parts": None if reconstruction.parts is None else reconstruction.parts.astype(np.uint8),
+        "part_names": _names_map(reconstruction.part_names),
+        "nearest_training": [float(n.distance) for n in reconstruction.nearest_training],
         "pose": {
             "translation": pose.translation,
             "scale": float(pose.scale),
@@ -357,9 +396,6 @@ def read_reconstruction(
     spread = None
     if message.get("uncertainty_mm") is not None:
         spread = _shaped(message, "uncertainty_mm", (len(points),)).astype(np.float64)
-    parts = None
-    if message.get("parts") is not None:
-        parts = _shaped(message, "parts", (len(points),)).astype(np.uint8)
     coordinates = _shaped(message, "template_coordinates", (len(points), 3))
     return Reconstruction(
         surface=Surface(points, triangles),
@@ -378,7 +414,9 @@ def read_reconstruction(
         uncertainty_mm=spread,
         warnings=tuple(str(w) for w in field(message, "warnings", list)),
         template=int(field(message, "template", int)) if "template" in message else 0,
-        parts=parts,
+        parts=_read_parts(message, len(points)),
+        part_names=_read_names(message),
+        nearest_training=_read_nearest(message),
     )
 
 
@@ -399,6 +437,14 @@ def _read_pose(message: Mapping[str, Any]) -> Pose:
         _shaped(message, "rotation", (3, 3)).astype(np.float64),
         bool(field(message, "mirrored", bool)),
     )
+
+
+def _read_nearest(message: Mapping[str, Any]) -> tuple[Likeness, ...]:
+    """Distances to the nearest training shapes; none from an older server."""
+    found = field(message, "nearest_training", list) if "nearest_training" in message else []
+    if not all(type(d) in (float, int) and d >= 0.0 for d in found):
+        raise bad_message("The distances to training shapes are no numbers.")
+    return tuple(Likeness("", float(d)) for d in found)
 
 
 def _read_residual(message: object) -> Residual:

@@ -1,0 +1,222 @@
+"""What the colors of a surface show: its point arrays, the color tables, the legends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import vtk
+from numpy.typing import NDArray
+from vtk.util.numpy_support import vtk_to_numpy
+
+from model_server.reconstruction import Reconstruction
+
+Array = NDArray[np.float64]
+Node = Any
+
+# Point arrays; files have the same names.
+TEMPLATE_COORDINATES = "TemplateCoordinates"
+TEMPLATE_ID = "TemplateId"
+PARTS = "Part"
+UNCERTAINTY = "UncertaintyMm"
+CORRESPONDENCE = "CorrespondenceColor"
+DISTANCE = "DistanceToAnnotationsMm"
+
+
+@dataclass(frozen=True)
+class Shade:
+    """A coloring: the point array, the color table ("" for colors as they are), the title."""
+
+    array: str
+    table: str = ""
+    title: str = ""
+
+
+SHADES = {
+    "correspondence": Shade(CORRESPONDENCE),
+    "parts": Shade(PARTS, title="Parts"),
+    "uncertainty": Shade(UNCERTAINTY, "vtkMRMLColorTableNodeFileViridis.txt", "Uncertainty (mm)"),
+    "distance": Shade(
+        DISTANCE, "vtkMRMLColorTableNodeFileMagma.txt", "Distance to annotations (mm)"
+    ),
+}
+# Told apart also by those who see red and green alike; more parts begin anew.
+PART_COLORS = (
+    (0.90, 0.62, 0.10),
+    (0.33, 0.65, 0.90),
+    (0.10, 0.62, 0.45),
+    (0.80, 0.47, 0.65),
+    (0.95, 0.90, 0.35),
+    (0.15, 0.40, 0.72),
+    (0.84, 0.37, 0.10),
+)
+NO_PART = (0.6, 0.6, 0.6)
+TABLE_TAG = "ShapePriorParts"  # begins the singleton tags of tables of parts
+LEGEND_ATTRIBUTE = "ShapePriorSlicer.Legend"  # marks ours among the scene's legends
+LEGEND_SIZE = (0.08, 0.4)  # share of the view's width and height; the text follows
+LEGEND_TEXT = 14  # points
+LEGEND_ENDS = (0.03, 0.92)  # where the lowest and the highest stand; titles are above them
+LEGEND_ROOM = 0.85  # share of the view's height that all legends take at most
+
+
+def coloringsOf(reconstruction: Reconstruction | None) -> tuple[str, ...]:
+    """What a surface can be colored by, in the order of the panel."""
+    found = ["plain", "correspondence"]
+    if reconstruction is None or reconstruction.parts is not None:
+        found.append("parts")
+    if reconstruction is None or reconstruction.uncertainty_mm is not None:
+        found.append("uncertainty")
+    return (*found, "distance")
+
+
+def partName(number: int, names: Mapping[int, str]) -> str:
+    """What a part is called: as the prior calls it, else by its number."""
+    return names.get(number) or (f"Part {number}" if number else "No part")
+
+
+def correspondenceColors(template: Array) -> NDArray[np.uint8]:
+    """(V, 3) red, green, blue of template coordinates (V, 3): the same color, the same place."""
+    # Templates lie in the unit sphere: one scale for all, or patient and template would differ.
+    share = np.clip(0.5 + 0.5 * template, 0.0, 1.0)
+    return np.asarray(np.round(40 + 200 * share), dtype=np.uint8)
+
+
+def color(model: Node, coloring: str, names: Mapping[int, str], legend: bool = True) -> None:
+    """Color a model by one of its point arrays; plain where it has no such array.
+
+    Args:
+        model: model node with a display node.
+        coloring: a key of ``SHADES``, or "plain".
+        names: of parts by their numbers.
+        legend: whether measures and parts get a legend.
+    """
+    display = model.GetDisplayNode()
+    shade = SHADES.get(coloring)
+    array = None if shade is None else model.GetPolyData().GetPointData().GetArray(shade.array)
+    if shade is None or array is None:
+        _hideLegend(display)
+        display.SetScalarVisibility(False)
+        return
+    display.SetActiveScalar(shade.array, vtk.vtkAssignAttribute.POINT_DATA)
+    values = vtk_to_numpy(array)
+    if shade.array == PARTS:
+        _useParts(display, values, names)
+    elif shade.table:
+        display.SetScalarRangeFlag(display.UseManualScalarRange)
+        display.SetScalarRange(0.0, max(float(values.max(initial=0.0)), 0.1))
+        display.SetAndObserveColorNodeID(shade.table)
+    else:
+        display.SetScalarRangeFlag(display.UseDirectMapping)
+    display.SetScalarVisibility(True)
+    if legend and (shade.table or shade.array == PARTS):
+        _showLegend(display, shade)  # it needs the colors to be there
+    else:
+        _hideLegend(display)
+
+
+# --- parts --------------------------------------------------------------------------------------
+
+
+def _useParts(display: Node, values: NDArray[Any], names: Mapping[int, str]) -> None:
+    """One color for each part, from the lowest number to the highest."""
+    # Not of what is shown alone: a part should keep its color from surface to surface.
+    numbers = {*np.unique(values).tolist(), *names} or {1}
+    low, high = int(min(numbers)), int(max(numbers))
+    table = _tableOfParts(display.GetScene(), low, high, names)
+    display.SetScalarRangeFlag(display.UseManualScalarRange)
+    display.SetScalarRange(low - 0.5, high + 0.5)
+    display.SetAndObserveColorNodeID(table.GetID())
+
+
+def _tableOfParts(scene: Node, low: int, high: int, names: Mapping[int, str]) -> Node:
+    """The color table of these parts; all surfaces with the same parts share it.
+
+    It is no part of a saved scene: it is made again under the same ID.
+    """
+    import slicer
+
+    labels = [partName(number, names) for number in range(low, high + 1)]
+    digest = blake2b(repr((low, labels)).encode(), digest_size=6).hexdigest()
+    tag = f"{TABLE_TAG}{digest}"
+    found = scene.GetSingletonNode(tag, "vtkMRMLColorTableNode")
+    if found is not None:
+        return found
+    table = slicer.vtkMRMLColorTableNode()
+    table.SetName("Parts")
+    table.SetSingletonTag(tag)
+    table.SetTypeToUser()
+    table.SetNumberOfColors(len(labels))
+    for index, label in enumerate(labels):
+        number = low + index
+        shown = PART_COLORS[(number - 1) % len(PART_COLORS)] if number else NO_PART
+        table.SetColor(index, label, *shown, 1.0)
+    table.GetLookupTable().SetTableRange(low - 0.5, high + 0.5)
+    table.SetHideFromEditors(True)
+    table.SaveWithSceneOff()
+    return scene.AddNode(table)
+
+
+# --- legends ------------------------------------------------------------------------------------
+
+
+def _hasLegends(display: Node) -> bool:
+    """Whether the application shows color legends."""
+    return bool(display.GetScene().IsNodeClassRegistered("vtkMRMLColorLegendDisplayNode"))
+
+
+def _hideLegend(display: Node) -> None:
+    import slicer
+
+    legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(display)
+    if legend is not None:
+        legend.SetVisibility(False)
+        _arrangeLegends(display.GetScene())
+
+
+def _showLegend(display: Node, shade: Shade) -> None:
+    """A color legend beside the surface: a measure with its unit, or the names of the parts."""
+    import slicer
+
+    if not _hasLegends(display):
+        return
+    logic = slicer.vtkSlicerColorLogic
+    legend = logic.GetColorLegendDisplayNode(display)
+    legend = legend or logic.AddDefaultColorLegendDisplayNode(display)
+    if legend is None:
+        return
+    legend.SetAttribute(LEGEND_ATTRIBUTE, "1")
+    legend.SetUseColorNamesForLabels(shade.array == PARTS)
+    legend.SetLabelFormat("%s" if shade.array == PARTS else "%.1f")
+    legend.SetTitleText(shade.title)
+    for text in (legend.GetTitleTextProperty(), legend.GetLabelTextProperty()):
+        text.SetFontSize(LEGEND_TEXT)
+    legend.SetVisibility2D(False)  # slices are for drawing
+    legend.SetVisibility(True)
+    _arrangeLegends(display.GetScene())
+
+
+def _shownLegends(scene: Node) -> Iterator[Node]:
+    count = scene.GetNumberOfNodesByClass("vtkMRMLColorLegendDisplayNode")
+    for index in range(count):
+        legend = scene.GetNthNodeByClass(index, "vtkMRMLColorLegendDisplayNode")
+        model = legend.GetDisplayableNode()
+        if legend.GetAttribute(LEGEND_ATTRIBUTE) and legend.GetVisibility() and model is not None:
+            yield legend
+
+
+def _arrangeLegends(scene: Node) -> None:
+    """One below the other, as long as they fit; each tells whose it is if there are several."""
+    legends = list(_shownLegends(scene))
+    height = min(LEGEND_SIZE[1], LEGEND_ROOM / max(len(legends), 1))
+    for index, legend in enumerate(legends):
+        x, _ = legend.GetPosition()
+        place = 0.5 if len(legends) == 1 else index / (len(legends) - 1)
+        share = LEGEND_ENDS[1] + place * (LEGEND_ENDS[0] - LEGEND_ENDS[1])
+        legend.SetSize(LEGEND_SIZE[0], height)
+        legend.SetPosition(x, share)
+        title = legend.GetTitleText().rsplit(": ", 1)[-1]
+        whose = f"{legend.GetDisplayableNode().GetName()}: " if len(legends) > 1 else ""
+        legend.SetTitleText(f"{whose}{title}")

@@ -31,7 +31,7 @@ from model_server.evaluation.volume_protocol import Mask, ResizedLabel
 from model_server.training.implicit_atlas import AtlasShapes, AtlasTrainer, AtlasTraining
 
 PLAIN = AtlasTraining(
-    augmentations=2, steps=1200, near_points=1536, smooth_weight=0, deformation_weight=0
+    augmentations=0, steps=800, near_points=1536, smooth_weight=0, deformation_weight=0
 )
 REGULAR = {"smooth_weight": 1e-3, "deformation_weight": 1e-2}
 METHODS = {

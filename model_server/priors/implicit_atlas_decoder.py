@@ -209,9 +209,9 @@ def finer(features: Tensor) -> Tensor:
         longer = features.new_empty(
             [2 * n - 1 if a == axis else size for a, size in enumerate(features.shape)]
         )
-        here = [slice(None)] * 5
-        longer[(*here[:axis], slice(0, None, 2), *here[axis + 1 :])] = features
-        longer[(*here[:axis], slice(1, None, 2), *here[axis + 1 :])] = middle
+        before = (slice(None),) * axis
+        longer[(*before, slice(0, None, 2))] = features
+        longer[(*before, slice(1, None, 2))] = middle
         features = longer
     return features
 
@@ -267,6 +267,7 @@ class AtlasDecoder(nn.Module):
             self.template_latents = nn.Parameter(torch.randn(sizes.templates, t) / t**0.5)
             self.choice = nn.Linear(c, sizes.templates)
         self.template_net = network(sizes, sizes.template_size if sizes.templates else c, 1)
+        self.deformation_net: FeatureDecoder | MlpDecoder
         if sizes.deforms and sizes.templates:
             self.deformation_net = network(sizes, c, 3)
             nn.init.normal_(self.deformation_net.last.weight, std=1e-3)

@@ -265,7 +265,7 @@ def _measured(
     shrink = 1.0 / max(1.0, 1.1 * float(np.linalg.norm(surface.points, axis=1).max()))
     sphere = wrap(replace(surface, points=shrink * surface.points), WRAP_LEVEL) / shrink
     nearest = cKDTree(surface.points).query(sphere)[1]
-    found = []
+    found: list[tuple[NDArray[np.float32], ...]] = []
     for copy in range(copies + 1):
         shape = warped(surface, rms_radius, wolf, rng, boxed) if copy else surface
         around = sphere + shape.points[nearest] - surface.points[nearest]
@@ -328,7 +328,7 @@ class Lesson:
         around = [vertex_normals(Surface(m, triangles)) for m in middles]
         found = (shapes.wrapped, np.stack(normals), np.stack(middles), np.stack(around))
         tensors = [torch.from_numpy(np.asarray(a, dtype=np.float32)) for a in (*found, grids)]
-        return cls(*tensors, torch.from_numpy(template))
+        return cls(*tensors, template=torch.from_numpy(template))
 
     def to(self, device: torch.device) -> Lesson:
         """The same on a device."""

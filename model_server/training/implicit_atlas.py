@@ -326,9 +326,18 @@ class Lesson:
         ]
         normals = [vertex_normals(Surface(w.astype(np.float64), triangles)) for w in shapes.wrapped]
         around = [vertex_normals(Surface(m, triangles)) for m in middles]
-        found = (shapes.wrapped, np.stack(normals), np.stack(middles), np.stack(around))
-        tensors = [torch.from_numpy(np.asarray(a, dtype=np.float32)) for a in (*found, grids)]
-        return cls(*tensors, template=torch.from_numpy(template))
+
+        def tensor(array: object) -> Tensor:
+            return torch.from_numpy(np.asarray(array, dtype=np.float32))
+
+        return cls(
+            wrapped=tensor(shapes.wrapped),
+            normals=tensor(normals),
+            middle=tensor(middles),
+            middle_normals=tensor(around),
+            grid=tensor(grids),
+            template=torch.from_numpy(template),
+        )
 
     def to(self, device: torch.device) -> Lesson:
         """The same on a device."""

@@ -209,9 +209,9 @@ def finer(features: Tensor) -> Tensor:
         longer = features.new_empty(
             [2 * n - 1 if a == axis else size for a, size in enumerate(features.shape)]
         )
-        before = (slice(None),) * axis
-        longer[(*before, slice(0, None, 2))] = features
-        longer[(*before, slice(1, None, 2))] = middle
+        old = (*[slice(None)] * axis, slice(0, None, 2))
+        new = (*[slice(None)] * axis, slice(1, None, 2))
+        longer[old], longer[new] = features, middle
         features = longer
     return features
 

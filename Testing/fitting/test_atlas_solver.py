@@ -50,7 +50,7 @@ def patient_points(count: int = 20) -> np.ndarray:
 def test_logits_follow_the_pose(solver, state):
     points = patient_points()
     canonical = state.pose.invert(points)
-    logit, slope, _ = solver.slopes(state, canonical, solver.maps(state))
+    logit, slope, _ = solver.slopes(state, canonical)
     assert logit == pytest.approx(solver.logits(state, canonical), abs=1e-4)
     length = np.maximum(np.linalg.norm(slope, axis=1), solver.least_slope)
     found = solver.linearize(state, points, None)
@@ -66,8 +66,8 @@ def test_logits_follow_the_pose(solver, state):
 
 def test_logits_follow_the_latents(solver, state):
     points = patient_points()
-    found = solver.linearize(state, points, solver.derivatives(state))
-    _, slope, _ = solver.slopes(state, state.pose.invert(points), solver.maps(state))
+    found = solver.linearize(state, points, solver.changes(state))
+    _, slope, _ = solver.slopes(state, state.pose.invert(points))
     length = np.maximum(np.linalg.norm(slope, axis=1), solver.least_slope)
     for index in range(6):
         step = 0.02 * np.eye(6)[index]

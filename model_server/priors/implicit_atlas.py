@@ -26,6 +26,7 @@ from model_server.fitting.atlas_solver import (
     AtlasState,
     Evidence,
     Kriging,
+    moved_by,
 )
 from model_server.fitting.attachment import SIDE_TRUST
 from model_server.fitting.checks import check_fit, check_size, point_warnings
@@ -337,6 +338,7 @@ class _Run:
         self.guide = np.empty((0, 3))
         self.state: AtlasState
         self.leftover: Kriging | None = None
+        self.level: tuple[Surface, Array] | None = None  # of ``state``, without leftovers
         self.evidence: Evidence
         self.mirrored = False
         self.warm = False
@@ -444,7 +446,9 @@ class _Run:
 
     def reconstruction(self, stage: str) -> Reconstruction:
         """The surface as it stands."""
-        canonical = self.solver.surface(self.state, self.leftover)
+        if self.level is None:
+            self.level = self.solver.level(self.state)
+        canonical = moved_by(*self.level, self.leftover)
         placed = Surface(self.state.pose.apply(canonical.points), canonical.triangles)
         template = self.solver.deform(self.state, canonical.points)
         return self._answer(stage, self._to_patient(placed), template, None)

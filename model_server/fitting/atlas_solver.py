@@ -8,7 +8,7 @@ process in space (kriging), which moves the surface near the annotations only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,6 +38,8 @@ ROBUST = 3.0  # residuals beyond this many standard deviations lose weight (Cauc
 LEAST_SLOPE = 0.3  # of a logit, in units of the slope a soft occupancy has at its surface
 POINTS_AT_ONCE = 60_000
 FEW_POINTS = 6_000  # read at every scale; for more, one map on the finest nodes is faster
+PREVIEW_MODES = 12
+PREVIEW_GRID = 28
 KEPT = 3  # decoded latents that a solver remembers
 
 
@@ -46,38 +48,52 @@ class AtlasSettings:
     """What the fits of this prior assume, chosen on validation cases.
 
     Attributes:
-        steps: Gauss-Newton steps; the derivatives of the feature maps are renewed after every
-            ``renew`` of them.
+        steps: Gauss-Newton steps; the changes of the features are renewed after every ``renew``.
         renew: see there.
-        modes: latent axes that are fitted, the widest first, from dense annotations.
-        few_modes: the same from few.
+        many: so many independent points determine all ``modes``; below, the other ``few_...``.
+        modes, few_modes: latent axes that are fitted, the widest first.
         noise_start, noise: standard deviation of the annotations in RMS radii, annealed.
         effective_points: so many independent points do outlines count as (neighbors say the same).
         latent_weight: weight of the latents' Gaussian.
-        guide_points: so many independent points does the quick look's surface count as.
+        guide_points: so many independent points does the quick look's surface count as; where
+            there are many annotated ones it does not count.
         guide_noise: its standard deviation, in RMS radii.
-        templates_tried: the likeliest templates, fitted side by side.
+        templates_tried: the likeliest templates, which take the first step side by side.
         local_noise: standard deviation of the annotations in the local stage, in RMS radii.
         local_spread: standard deviation of what the latent leaves over, in RMS radii.
-        local_length: over which leftovers are alike, in RMS radii.
+        local_length, few_local_length: over which leftovers are alike, in RMS radii.
         grid: nodes along the shortest edge of the box for the final surface.
     """
 
     steps: int = 6
     renew: int = 3
+    many: float = 200.0
     modes: int = 100
     few_modes: int = 40
     noise_start: float = 0.08
     noise: float = 0.03
     effective_points: float = 100.0
     latent_weight: float = 1.0
-    guide_points: float = 400.0
+    guide_points: float = 150.0
     guide_noise: float = 0.03
     templates_tried: int = 1
-    local_noise: float = 0.02
-    local_spread: float = 0.06
-    local_length: float = 0.3
+    local_noise: float = 0.018
+    local_spread: float = 0.04
+    local_length: float = 0.1
+    few_local_length: float = 0.2
     grid: int = 40
+
+    def given(self, points: float) -> AtlasSettings:
+        """Of a fit to so many independent points."""
+        if points >= self.many:
+            return replace(self, guide_points=0.0)
+        return replace(self, modes=self.few_modes, local_length=self.few_local_length)
+
+    def preview(self) -> AtlasSettings:
+        """Of one step while somebody drags a point: the next preview goes on from there."""
+        return replace(
+            self, steps=1, renew=1, modes=PREVIEW_MODES, guide_points=0.0, grid=PREVIEW_GRID
+        )
 
 
 @dataclass(frozen=True)
@@ -368,7 +384,13 @@ class AtlasSolver:
     # --- stages -------------------------------------------------------------------------------
 
     def solve(
-        self, state: AtlasState, evidence: Evidence, spread: Array, strength: float, warm: bool
+        self,
+        state: AtlasState,
+        evidence: Evidence,
+        spread: Array,
+        strength: float,
+        warm: bool,
+        templates: Sequence[int] = (),
     ) -> AtlasState:
         """Gauss-Newton on pose and latent, the noise annealed.
 
@@ -378,21 +400,27 @@ class AtlasSolver:
             spread: (7, 7) covariance of the pose prior.
             strength: of the latents' Gaussian.
             warm: whether the start is close already.
+            templates: take the first step side by side, the best goes on; by default the state's.
         """
         chosen = self.settings
         first = chosen.noise if warm else chosen.noise_start
-        steps = max(2, chosen.steps // 2) if warm else chosen.steps
+        steps = -(-chosen.steps // 2) if warm else chosen.steps
         prior = np.zeros((7 + len(state.latent),) * 2)
         prior[:7, :7] = np.linalg.inv(spread)
         prior[7:, 7:] = strength * chosen.latent_weight * np.eye(len(state.latent))
-        changes: FeatureChanges | None = None
-        seen = self.look(state, evidence.points)
-        for index, noise in enumerate(np.geomspace(first, chosen.noise, steps)):
+        noises = np.geomspace(first, chosen.noise, steps) * self.rms_radius
+        changes = self.changes(state)
+        tried = []
+        for number in templates or (state.template,):
+            start = replace(state, template=number)
+            seen = self.look(start, evidence.points)
+            tried.append(self._step(start, evidence, prior, noises[0], changes, seen))
+        state, seen = min(tried, key=lambda found: found[0].energy)
+        for index, noise in enumerate(noises[1:], start=1):
             check()
             if index % chosen.renew == 0:
                 changes = self.changes(state)
-            sigma = float(noise) * self.rms_radius
-            state, seen = self._step(state, evidence, prior, sigma, changes, seen)
+            state, seen = self._step(state, evidence, prior, noise, changes, seen)
         return replace(state, changes=changes)
 
     def _weights(self, distance: Array, evidence: Evidence, noise: float) -> tuple[Array, float]:
@@ -410,7 +438,7 @@ class AtlasSolver:
         evidence: Evidence,
         prior: Array,
         noise: float,
-        changes: FeatureChanges | None,
+        changes: FeatureChanges,
         seen: Seen,
     ) -> tuple[AtlasState, Seen]:
         found = self.linearize(state, evidence.points, changes, seen)

@@ -28,14 +28,39 @@ HALVES = (
 )
 
 
-def decode_scales(net: FeatureDecoder, latents: Tensor, count: int | None = None) -> list[Tensor]:
-    """Latents (B, c) -> feature maps (B, channels, x, y, z), coarse to fine.
+@dataclass(frozen=True)
+class Decoded:
+    """One shape's feature maps, coarse to fine, and how the last ones were normalized.
 
-    Args:
-        net: of a decoder.
-        latents: see there.
-        count: only so many scales.
+    Attributes:
+        scales: each (1, channels, x, y, z).
+        normal: (channels, nodes) of the last scale, normalized, before weights and bends.
+        spread: (channels, 1) standard deviations they were divided by.
     """
+
+    scales: list[Tensor]
+    normal: Tensor
+    spread: Tensor
+
+    @classmethod
+    def of(cls, net: FeatureDecoder, latents: Tensor) -> Decoded:
+        """Of latents (1, c)."""
+        scales = decode_scales(net, latents, len(net.blocks) - 1)
+        features = _finer(scales[-1]) if scales else net.shuffle(net.first(latents))
+        convolution, norm, bend = net.blocks[-1]
+        assert isinstance(convolution, nn.Conv3d) and isinstance(norm, nn.GroupNorm)
+        found = convolution(features)
+        groups = norm.num_groups
+        variance, mean = torch.var_mean(found.view(groups, -1), dim=1, correction=0)
+        each = norm.num_channels // groups
+        spread = (variance + norm.eps).sqrt().repeat_interleave(each)[:, None]
+        normal = (found[0].flatten(1) - mean.repeat_interleave(each)[:, None]) / spread
+        scaled = norm.weight[:, None] * normal + norm.bias[:, None]
+        return cls([*scales, bend(scaled).view(found.shape)], normal, spread)
+
+
+def decode_scales(net: FeatureDecoder, latents: Tensor, count: int) -> list[Tensor]:
+    """Latents (B, c) -> the first ``count`` feature maps (B, channels, x, y, z), coarse to fine."""
     features = net.shuffle(net.first(latents))
     found: list[Tensor] = []
     for block in list(net.blocks)[:count]:
@@ -89,15 +114,16 @@ class FeatureChanges:
 
     Args:
         net: of a decoder, its blocks each convolution, group normalization, leaky ReLU.
-        scales: ``decode_scales`` of the shape.
+        decoded: the shape.
         latents: (1, c) of the shape.
         axes: (K, c) change of the latents by each whitened one.
     """
 
     def __init__(
-        self, net: FeatureDecoder, scales: Sequence[Tensor], latents: Tensor, axes: Tensor
+        self, net: FeatureDecoder, decoded: Decoded, latents: Tensor, axes: Tensor
     ) -> None:
-        self.net, self.scales = net, scales
+        self.net, self.scales = net, decoded.scales
+        scales = decoded.scales
         self.fine = len(scales) > 1
         count = len(scales) - 1 if self.fine else 1
         parts: list[list[Tensor]] = [[] for _ in range(count)]
@@ -110,26 +136,20 @@ class FeatureChanges:
             # (nodes, C, K): the numbers of a node lie together.
             self.tables = [torch.cat(p).permute(2, 1, 0).contiguous() for p in parts]
         if self.fine:
-            self.last = self._last_block()
+            self.last = self._last_block(decoded)
 
-    def _last_block(self) -> _LastBlock:
+    def _last_block(self, decoded: Decoded) -> _LastBlock:
         convolution, norm, bend = self.net.blocks[-1]
-        assert isinstance(convolution, nn.Conv3d) and isinstance(norm, nn.GroupNorm)
-        before = self.scales[-2]
-        channels, groups = convolution.out_channels, norm.num_groups
+        groups, normal = norm.num_groups, decoded.normal
+        each = norm.num_channels // groups
         with torch.no_grad():
-            found = convolution(_finer(before))[0]
-            variance, mean = torch.var_mean(found.view(groups, -1), dim=1, correction=0)
-            each = channels // groups
-            spread = (variance + norm.eps).sqrt().repeat_interleave(each)[:, None]
-            normal = (found.flatten(1) - mean.repeat_interleave(each)[:, None]) / spread
             scaled = norm.weight[:, None] * normal + norm.bias[:, None]
-            slopes = norm.weight[:, None] / spread
+            slopes = norm.weight[:, None] / decoded.spread
             slopes = slopes * torch.where(scaled > 0, 1.0, bend.negative_slope)
             # The mean of a group, and of its product with itself, as weights of its nodes.
             own = torch.eye(groups).repeat_interleave(each, dim=1).to(normal)[..., None]
             weights = torch.cat([own.expand(-1, -1, normal.shape[1]), own * normal])
-            weights = weights.unflatten(2, found.shape[1:]) / (each * normal.shape[1])
+            weights = weights.unflatten(2, self.scales[-1].shape[2:]) / (each * normal.shape[1])
             felt = functional.conv_transpose3d(weights, convolution.weight, padding=1)
             rows = _coarser(felt).flatten(2).transpose(1, 2).flatten(1)
             changes = rows @ self.tables[-1].flatten(0, 1)

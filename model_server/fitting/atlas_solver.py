@@ -20,8 +20,8 @@ from skimage import measure
 from torch import Tensor
 
 from model_server.fitting.atlas_features import (
+    Decoded,
     FeatureChanges,
-    decode_scales,
     features_at,
     finest_map,
 )
@@ -265,7 +265,7 @@ class AtlasSolver:
         self.least_slope = LEAST_SLOPE / (softness * rms_radius)
         self.settings = settings
         self.templates = templates
-        self._decoded: dict[bytes, list[Tensor]] = {}
+        self._decoded: dict[bytes, Decoded] = {}
 
     # --- decoding -----------------------------------------------------------------------------
 
@@ -282,20 +282,19 @@ class AtlasSolver:
             logits = self.decoder.choice(self.latents(whitened))[0]
         return [int(i) for i in torch.argsort(logits, descending=True)]
 
-    def _scales(self, state: AtlasState) -> list[Tensor]:
-        """Feature maps of the deformation network; the last few states' are remembered."""
+    def _decode(self, state: AtlasState) -> Decoded:
+        """The deformation network's feature maps; the last few states' are remembered."""
         key = state.latent.tobytes()
         if key not in self._decoded:
             with torch.no_grad():
-                latents = self.latents(state.latent)
-                found = decode_scales(self.decoder.deformation_net, latents)
+                found = Decoded.of(self.decoder.deformation_net, self.latents(state.latent))
             kept = list(self._decoded.items())[1 - KEPT :]
             self._decoded = dict([*kept, (key, found)])
         return self._decoded[key]
 
     def _features(self, state: AtlasState, places: Tensor) -> Callable[[Tensor], Tensor]:
         """Reader of features (n, hidden) at parts (n, 3) of so many ``places``, -1 to 1."""
-        net, scales = self.decoder.deformation_net, self._scales(state)
+        net, scales = self.decoder.deformation_net, self._decode(state).scales
         if len(places) <= FEW_POINTS:
             return lambda part: features_at(net, scales, part)
         with torch.no_grad():
@@ -304,9 +303,9 @@ class AtlasSolver:
 
     def changes(self, state: AtlasState) -> FeatureChanges:
         """How the features change by the whitened latents."""
-        net, scales = self.decoder.deformation_net, self._scales(state)
         root = self._tensor(self.latent_root.T)
-        return FeatureChanges(net, scales, self.latents(state.latent), root)
+        latents = self.latents(state.latent)
+        return FeatureChanges(self.decoder.deformation_net, self._decode(state), latents, root)
 
     def deform(self, state: AtlasState, points: Array) -> Array:
         """(N, 3) canonical points -> p + D(p), where they lie on the template."""

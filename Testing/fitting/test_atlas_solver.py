@@ -99,6 +99,30 @@ def test_steps_approach_the_points_and_leave_a_covariance(solver, state):
     assert np.linalg.eigvalsh(found.covariance).min() > 0
 
 
+def test_the_template_that_explains_more_after_a_step_goes_on(solver, state):
+    evidence = Evidence(patient_points(30), np.ones(30), np.zeros(30, dtype=np.int64))
+    spread = np.diag([4.0] * 3 + [0.01] * 4)
+    short = AtlasSolver(
+        solver.decoder, solver.latent_mean, solver.latent_root, solver.rms_radius, 0.02,
+        AtlasSettings(steps=1), solver.templates,
+    )  # fmt: skip
+    alone = [
+        short.solve(replace(state, template=k), evidence, spread, 1.0, False).energy for k in (0, 1)
+    ]
+    assert alone[0] != alone[1]
+    best = short.solve(state, evidence, spread, 1.0, False, (0, 1))
+    assert best.template == int(np.argmin(alone))
+    assert best.energy == pytest.approx(min(alone), rel=1e-6)
+
+
+def test_few_points_have_a_guide_and_fewer_axes():
+    chosen = AtlasSettings()
+    few, many = chosen.given(chosen.many - 1), chosen.given(chosen.many)
+    assert few.modes < many.modes
+    assert few.guide_points > many.guide_points == 0
+    assert few.local_length > many.local_length
+
+
 def test_a_fit_stops_between_steps(solver, state):
     points = patient_points(10)
     evidence = Evidence(points, np.ones(10), np.zeros(10, dtype=np.int64))

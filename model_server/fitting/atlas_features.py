@@ -48,7 +48,8 @@ class Decoded:
         scales = decode_scales(net, latents, len(net.blocks) - 1)
         features = _finer(scales[-1]) if scales else net.shuffle(net.first(latents))
         convolution, norm, bend = net.blocks[-1]
-        assert isinstance(convolution, nn.Conv3d) and isinstance(norm, nn.GroupNorm)
+        assert isinstance(convolution, nn.Conv3d)
+        assert isinstance(norm, nn.GroupNorm)
         found = convolution(features)
         groups = norm.num_groups
         variance, mean = torch.var_mean(found.view(groups, -1), dim=1, correction=0)

@@ -29,7 +29,7 @@ from model_server.fitting.atlas_solver import (
     moved_by,
 )
 from model_server.fitting.attachment import SIDE_TRUST
-from model_server.fitting.checks import check_fit, check_size, point_warnings
+from model_server.fitting.checks import check_fit, check_points, check_size
 from model_server.fitting.interrupt import check
 from model_server.fitting.pose_prior import (
     PosePrior,
@@ -495,7 +495,7 @@ class _Run:
         answer = self._answer("final", surface, template, spread)
         radius = self.state.pose.scale * self.prior.rms_radius
         warnings = check_fit(self.observations, answer.residuals, self.prior.card, radius)
-        more = point_warnings(self.observations, surface, radius)
+        more = check_points(self.observations, surface, self.prior.card, radius)
         return replace(answer, warnings=(*warnings, *more))
 
     def _spread(self, canonical: Array) -> Array:

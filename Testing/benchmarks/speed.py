@@ -68,7 +68,7 @@ def measured_memory(organ: str, method: str, data: str, threads: int | None) -> 
 
 def main() -> None:
     """Time all methods in one run, then measure memory."""
-    arguments = parser(__doc__, ["dals", "pca", "reference"])
+    arguments = parser(__doc__, ["dals", "atlas", "pca", "reference"])
     arguments.add_argument("--organs", nargs="+", default=["hippocampus", "liver"])
     arguments.add_argument("--memory-of", help="a method; used by the benchmark itself")
     chosen = arguments.parse_args()

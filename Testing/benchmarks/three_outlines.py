@@ -7,7 +7,7 @@ Writes three_outlines_<organ>.json, .md and .png.
 
 from __future__ import annotations
 
-from common import measured, parser, show_bars
+from common import METHODS, measured, parser, show_bars
 
 ORGANS = ["hippocampus", "kidney", "liver", "pancreas", "spleen"]
 BARS = {
@@ -20,7 +20,7 @@ BARS = {
 
 def main() -> None:
     """Run all organs that were asked for."""
-    arguments = parser(__doc__)
+    arguments = parser(__doc__, [METHODS[0], "atlas", *METHODS[1:]])
     arguments.add_argument("--organs", nargs="+", default=ORGANS)
     chosen = arguments.parse_args()
     for organ in chosen.organs:

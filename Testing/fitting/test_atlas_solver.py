@@ -50,7 +50,7 @@ def patient_points(count: int = 20) -> np.ndarray:
 def test_logits_follow_the_pose(solver, state):
     points = patient_points()
     canonical = state.pose.invert(points)
-    logit, slope, _ = solver.slopes(state, canonical, solver.maps(state))
+    logit, slope, _ = solver.slopes(state, canonical)
     assert logit == pytest.approx(solver.logits(state, canonical), abs=1e-4)
     length = np.maximum(np.linalg.norm(slope, axis=1), solver.least_slope)
     found = solver.linearize(state, points, None)
@@ -66,8 +66,8 @@ def test_logits_follow_the_pose(solver, state):
 
 def test_logits_follow_the_latents(solver, state):
     points = patient_points()
-    found = solver.linearize(state, points, solver.derivatives(state))
-    _, slope, _ = solver.slopes(state, state.pose.invert(points), solver.maps(state))
+    found = solver.linearize(state, points, solver.changes(state))
+    _, slope, _ = solver.slopes(state, state.pose.invert(points))
     length = np.maximum(np.linalg.norm(slope, axis=1), solver.least_slope)
     for index in range(6):
         step = 0.02 * np.eye(6)[index]
@@ -97,6 +97,30 @@ def test_steps_approach_the_points_and_leave_a_covariance(solver, state):
     )
     assert after <= before
     assert np.linalg.eigvalsh(found.covariance).min() > 0
+
+
+def test_the_template_that_explains_more_after_a_step_goes_on(solver, state):
+    evidence = Evidence(patient_points(30), np.ones(30), np.zeros(30, dtype=np.int64))
+    spread = np.diag([4.0] * 3 + [0.01] * 4)
+    short = AtlasSolver(
+        solver.decoder, solver.latent_mean, solver.latent_root, solver.rms_radius, 0.02,
+        AtlasSettings(steps=1), solver.templates,
+    )  # fmt: skip
+    alone = [
+        short.solve(replace(state, template=k), evidence, spread, 1.0, False).energy for k in (0, 1)
+    ]
+    assert alone[0] != alone[1]
+    best = short.solve(state, evidence, spread, 1.0, False, (0, 1))
+    assert best.template == int(np.argmin(alone))
+    assert best.energy == pytest.approx(min(alone), rel=1e-6)
+
+
+def test_few_points_have_a_guide_and_fewer_axes():
+    chosen = AtlasSettings()
+    few, many = chosen.given(chosen.many - 1), chosen.given(chosen.many)
+    assert few.modes < many.modes
+    assert few.guide_points > many.guide_points == 0
+    assert few.local_length > many.local_length
 
 
 def test_a_fit_stops_between_steps(solver, state):

@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from model_server.errors import ShapePriorError
 from model_server.fitting.attachment import SIDE_TRUST, attach, attach_points, vertex_normals
-from model_server.fitting.checks import check_fit, check_size
+from model_server.fitting.checks import check_fit, check_points, check_size, point_warnings
 from model_server.fitting.mask import MaskField
 from model_server.fitting.oriented import cloud_normals
 from model_server.fitting.residuals import outline_distance, residuals
@@ -202,6 +202,45 @@ def test_annotations_of_a_much_larger_organ_are_refused_for_another_reason() -> 
 
 def test_annotations_of_usual_size_pass() -> None:
     check_size(Observations(boundary=(PointSet(20.0 * np.eye(3)),)), CARD)
+
+
+def test_clicks_in_one_spot_are_told_so() -> None:
+    with pytest.raises(ShapePriorError, match=r"one spot of 1\.73 mm") as caught:
+        check_size(Observations(boundary=(PointSet(np.eye(3)),)), CARD)
+    assert caught.value.code == "one-spot"
+    assert "all sides" in caught.value.remedy
+
+
+def test_a_point_inside_far_beyond_the_boundary_is_refused_by_number() -> None:
+    told = Observations(inside=(PointSet(CENTER + np.outer([0.0, 40.0], [1.0, 0.0, 0.0]), "in"),))
+    with pytest.raises(ShapePriorError, match=r"Point 2 of 'in'.*30.0 mm outside") as caught:
+        check_points(told, ball(), CARD, 10.0)
+    assert caught.value.code == "contradiction"
+
+
+def test_a_point_inside_a_little_beyond_the_boundary_is_named_in_a_warning() -> None:
+    told = Observations(inside=(PointSet(CENTER + np.outer([0.0, 12.0], [1.0, 0.0, 0.0]), "in"),))
+    (warning,) = check_points(told, ball(), CARD, 10.0)
+    assert "Point(s) 2 of 'in'" in warning
+
+
+def test_clicks_on_one_side_bring_a_warning() -> None:
+    sphere = 10.0 * icosphere(1).points
+    (warning,) = point_warnings(clicked(sphere[sphere[:, 0] > 1.0]), ball(), 10.0)
+    assert "one side" in warning
+    assert point_warnings(clicked(sphere), ball(), 10.0) == ()
+
+
+def test_a_click_far_off_the_surface_is_named() -> None:
+    sphere = 10.0 * icosphere(1).points
+    sphere[3] *= 1.5
+    (warning,) = point_warnings(clicked(sphere), ball(), 10.0)
+    assert "Point(s) 4 of 'clicks'" in warning
+
+
+def clicked(points: np.ndarray) -> Observations:
+    """Clicks at (N, 3) mm about the center of the ball."""
+    return Observations(boundary=(PointSet(CENTER + points, "clicks"),))
 
 
 def perpendicular() -> Observations:

@@ -232,6 +232,129 @@ def test_points_warn_of_what_they_contradict(surface, outlines):
     assert point_warnings(outlines, surface, 8.0) == ()
 
 
+# --- ImplicitAtlas ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def atlas():
+    return load_prior("hippocampus-atlas", "cpu")
+
+
+@pytest.fixture(scope="module")
+def clicks(surface) -> Observations:
+    return simulate.clicks(surface, 40, np.random.default_rng(8))
+
+
+@pytest.fixture(scope="module")
+def atlas_final(atlas, clicks):
+    return list(atlas.fit(clicks, settings=FitSettings(uncertainty=False)))[-1]
+
+
+PREVIEW = FitSettings(local=False, remesh=False, uncertainty=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "least"), [("clicks", 0.86), ("points", 0.93), ("mixture", 0.85), ("outlines", 0.85)]
+)
+def test_atlas_with_every_kind_of_annotation(atlas, surface, truth, name, least):
+    rng = np.random.default_rng(8)
+    made = {
+        "clicks": lambda: simulate.clicks(surface, 40, rng),
+        "points": lambda: simulate.surface_points(surface, rng, 1000),
+        "mixture": lambda: simulate.mixture(surface, rng),
+        "outlines": lambda: simulate.three_outlines(surface, rng),
+    }[name]()
+    final = list(atlas.fit(made, settings=FitSettings(uncertainty=False)))[-1]
+    assert dice(final, truth) > least
+
+
+def dragged(clicks: Observations, index: int, shift: np.ndarray) -> Observations:
+    points = clicks.boundary_points().copy()
+    points[index] += shift
+    return Observations(boundary=(PointSet(points, "clicks"),))
+
+
+def test_a_preview_follows_the_dragged_point(atlas, clicks, atlas_final):
+    from model_server.fitting.residuals import closest_distance
+
+    outward = clicks.boundary_points()[5] - PLACE
+    changed = dragged(clicks, 5, 1.5 * outward / np.linalg.norm(outward))
+    target = changed.boundary_points()[5:6]
+    stages = list(atlas.fit(changed, start=atlas_final, settings=PREVIEW))
+    assert [s.stage for s in stages] == ["final"]
+    before = closest_distance(atlas_final.surface, target)[0]
+    assert closest_distance(stages[0].surface, target)[0] < 0.6 * before
+    again = list(atlas.fit(changed, start=stages[0], settings=PREVIEW))[-1]
+    assert closest_distance(again.surface, target)[0] < 0.6 * before
+
+
+def test_a_preview_keeps_the_narrow_axes(atlas, clicks, atlas_final):
+    preview = list(atlas.fit(clicks, start=atlas_final, settings=PREVIEW))[-1]
+    kept, before = atlas.whiten(preview.latents), atlas.whiten(atlas_final.latents)
+    assert kept[12:] == pytest.approx(before[12:], abs=1e-3)
+    assert np.abs(before[12:]).max() > 0.05
+
+
+def test_atlas_heeds_points_on_a_side(atlas, clicks, surface):
+    from model_server.fitting.attachment import attach_points, vertex_normals
+
+    plain = list(atlas.fit(clicks, settings=FitSettings(uncertainty=False)))[-1].surface
+    vertex = int(plain.points[:, 1].argmax())
+    target = plain.points[vertex] + 2.0 * vertex_normals(plain)[vertex]
+    told = dataclasses.replace(clicks, inside=(PointSet(target[None], "in"),))
+    found = list(atlas.fit(told, settings=FitSettings(uncertainty=False)))[-1].surface
+    before = attach_points(plain, target[None]).residuals[0]
+    assert attach_points(found, target[None]).residuals[0] > before + 1.0
+
+
+def test_an_atlas_fit_can_be_cancelled(atlas, clicks):
+    from model_server.fitting.interrupt import Interrupted, stop_when
+
+    running = atlas.fit(clicks)
+    next(running)
+    with stop_when(lambda: True), pytest.raises(Interrupted):
+        next(running)
+
+
+@pytest.mark.parametrize("method", ["atlas", "dals", "pca"])
+@pytest.mark.parametrize(
+    ("points", "sentence"),
+    [
+        (PLACE + 0.5 * np.random.default_rng(0).random((8, 3)), "one spot"),
+        (PLACE + 300.0 * np.random.default_rng(0).random((8, 3)), "span"),
+        (PLACE + 10.0 * np.eye(3), "too few"),
+    ],
+    ids=["one spot", "too large", "too few"],
+)
+def test_clicks_that_tell_no_organ_are_refused(method, points, sentence):
+    prior = load_prior(f"hippocampus-{method}", "cpu")
+    with pytest.raises(ShapePriorError, match=sentence) as caught:
+        list(prior.fit(Observations(boundary=(PointSet(points, "clicks"),))))
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_clicks_that_are_no_numbers_are_refused_by_number(bad):
+    points = 10.0 * np.eye(4, 3)
+    points[2, 1] = bad
+    with pytest.raises(ShapePriorError, match="Point 3 of 'clicks'"):
+        PointSet(points, "clicks")
+
+
+def test_clicks_on_one_side_are_warned_of(atlas, surface, clicks, atlas_final):
+    front = surface.points[surface.points[:, 1] > np.percentile(surface.points[:, 1], 65)]
+    told = Observations(boundary=(PointSet(front[:: len(front) // 15], "clicks"),))
+    final = list(atlas.fit(told, settings=FitSettings(uncertainty=False, remesh=False)))[-1]
+    assert any("click on the other side" in w for w in final.warnings)
+    assert not any("side" in w for w in atlas_final.warnings)
+
+
+def test_a_point_inside_beyond_the_clicks_is_refused_by_number(atlas, clicks):
+    far = PointSet(PLACE + np.outer([0.0, 60.0], [1.0, 0.0, 0.0]), "in")
+    with pytest.raises(ShapePriorError, match="Point 2 of 'in'"):
+        list(atlas.fit(dataclasses.replace(clicks, inside=(far,))))
+
+
 def test_unknown_prior_is_named():
     with pytest.raises(ShapePriorError, match="no prior called 'heart-dals'"):
         load_prior("heart-dals")

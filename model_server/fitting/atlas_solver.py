@@ -8,6 +8,7 @@ process in space (kriging), which moves the surface near the annotations only.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +19,12 @@ from scipy.spatial.distance import cdist
 from skimage import measure
 from torch import Tensor
 
+from model_server.fitting.atlas_features import (
+    Decoded,
+    FeatureChanges,
+    features_at,
+    finest_map,
+)
 from model_server.fitting.interrupt import check
 from model_server.geometry.labels import oriented
 from model_server.pose import Pose
@@ -28,10 +35,12 @@ from model_server.reconstruction import Surface
 Array = NDArray[np.float64]
 STEP_SHARES = (1.0, 0.5, 0.2)  # of a Gauss-Newton step, tried in turn until the energy falls
 ROBUST = 3.0  # residuals beyond this many standard deviations lose weight (Cauchy)
-DIFFERENCE = 0.05  # standard deviations of a latent, for the derivatives of the feature maps
-CHUNK = 32  # latents whose feature maps are decoded at once
 LEAST_SLOPE = 0.3  # of a logit, in units of the slope a soft occupancy has at its surface
 POINTS_AT_ONCE = 60_000
+FEW_POINTS = 6_000  # read at every scale; for more, one map on the finest nodes is faster
+PREVIEW_MODES = 12
+PREVIEW_GRID = 28
+KEPT = 3  # decoded latents that a solver remembers
 
 
 @dataclass(frozen=True)
@@ -39,38 +48,52 @@ class AtlasSettings:
     """What the fits of this prior assume, chosen on validation cases.
 
     Attributes:
-        steps: Gauss-Newton steps; the derivatives of the feature maps are renewed after every
-            ``renew`` of them.
+        steps: Gauss-Newton steps; the changes of the features are renewed after every ``renew``.
         renew: see there.
-        modes: latent axes that are fitted, the widest first, from dense annotations.
-        few_modes: the same from few.
+        many: so many independent points determine all ``modes``; below, the other ``few_...``.
+        modes, few_modes: latent axes that are fitted, the widest first.
         noise_start, noise: standard deviation of the annotations in RMS radii, annealed.
         effective_points: so many independent points do outlines count as (neighbors say the same).
         latent_weight: weight of the latents' Gaussian.
-        guide_points: so many independent points does the quick look's surface count as.
+        guide_points: so many independent points does the quick look's surface count as; where
+            there are many annotated ones it does not count.
         guide_noise: its standard deviation, in RMS radii.
-        templates_tried: the likeliest templates, fitted side by side.
+        templates_tried: the likeliest templates, which take the first step side by side.
         local_noise: standard deviation of the annotations in the local stage, in RMS radii.
         local_spread: standard deviation of what the latent leaves over, in RMS radii.
-        local_length: over which leftovers are alike, in RMS radii.
+        local_length, few_local_length: over which leftovers are alike, in RMS radii.
         grid: nodes along the shortest edge of the box for the final surface.
     """
 
     steps: int = 6
     renew: int = 3
+    many: float = 200.0
     modes: int = 100
     few_modes: int = 40
     noise_start: float = 0.08
     noise: float = 0.03
     effective_points: float = 100.0
     latent_weight: float = 1.0
-    guide_points: float = 400.0
+    guide_points: float = 150.0
     guide_noise: float = 0.03
     templates_tried: int = 1
-    local_noise: float = 0.02
-    local_spread: float = 0.06
-    local_length: float = 0.3
+    local_noise: float = 0.018
+    local_spread: float = 0.04
+    local_length: float = 0.1
+    few_local_length: float = 0.2
     grid: int = 40
+
+    def given(self, points: float) -> AtlasSettings:
+        """Of a fit to so many independent points."""
+        if points >= self.many:
+            return replace(self, guide_points=0.0)
+        return replace(self, modes=self.few_modes, local_length=self.few_local_length)
+
+    def preview(self) -> AtlasSettings:
+        """Of one step while somebody drags a point: the next preview goes on from there."""
+        return replace(
+            self, steps=1, renew=1, modes=PREVIEW_MODES, guide_points=0.0, grid=PREVIEW_GRID
+        )
 
 
 @dataclass(frozen=True)
@@ -82,7 +105,7 @@ class AtlasState:
         latent: (K,) whitened.
         template: number of the template.
         moved: (7,) pose step from the expected pose.
-        tables: the last ``AtlasSolver.derivatives``.
+        changes: the last ``AtlasSolver.changes``.
         covariance: (7 + K, 7 + K) Laplace covariance after the last step.
         energy: negative log posterior there.
     """
@@ -91,7 +114,7 @@ class AtlasState:
     latent: Array
     template: int
     moved: Array
-    tables: tuple[Tensor, ...] = ()
+    changes: FeatureChanges | None = None
     covariance: Array | None = None
     energy: float = np.inf
 
@@ -142,6 +165,25 @@ class Linearized:
     distance: Array
     by_pose: Array
     by_latent: Array
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Logits at points, as signed distances.
+
+    Attributes:
+        canonical: (N, 3) points.
+        distance: (N,) canonical units, outside positive.
+        slope: (N, 3) of the logits by place.
+        by_features: (N, hidden) of the logits.
+        length: (N,) of ``slope``, held above what can be divided by.
+    """
+
+    canonical: Array
+    distance: Array
+    slope: Array
+    by_features: Tensor
+    length: Array
 
 
 @dataclass(frozen=True)
@@ -223,6 +265,7 @@ class AtlasSolver:
         self.least_slope = LEAST_SLOPE / (softness * rms_radius)
         self.settings = settings
         self.templates = templates
+        self._decoded: dict[bytes, Decoded] = {}
 
     # --- decoding -----------------------------------------------------------------------------
 
@@ -239,95 +282,114 @@ class AtlasSolver:
             logits = self.decoder.choice(self.latents(whitened))[0]
         return [int(i) for i in torch.argsort(logits, descending=True)]
 
-    def maps(self, state: AtlasState) -> Tensor:
-        """(1, nodes, hidden) features of the deformation network."""
-        with torch.no_grad():
-            found: Tensor = self.decoder.deformation_net.maps(self.latents(state.latent))
-        return found
+    def _decode(self, state: AtlasState) -> Decoded:
+        """The deformation network's feature maps; the last few states' are remembered."""
+        key = state.latent.tobytes()
+        if key not in self._decoded:
+            with torch.no_grad():
+                found = Decoded.of(self.decoder.deformation_net, self.latents(state.latent))
+            kept = list(self._decoded.items())[1 - KEPT :]
+            self._decoded = dict([*kept, (key, found)])
+        return self._decoded[key]
 
-    def derivatives(self, state: AtlasState) -> tuple[Tensor, ...]:
-        """Changes of the feature maps by the whitened latents, in chunks (nodes, k * hidden)."""
-        count = len(state.latent)
-        tables = []
+    def _features(self, state: AtlasState, places: Tensor) -> Callable[[Tensor], Tensor]:
+        """Reader of features (n, hidden) at parts (n, 3) of so many ``places``, -1 to 1."""
+        net, scales = self.decoder.deformation_net, self._decode(state).scales
+        if len(places) <= FEW_POINTS:
+            return lambda part: features_at(net, scales, part)
         with torch.no_grad():
-            here = self.maps(state)
-            for first in range(0, count, CHUNK):
-                check()
-                rows = np.arange(first, min(first + CHUNK, count))
-                moved = np.repeat(state.latent[None], len(rows), axis=0)
-                moved[np.arange(len(rows)), rows] += DIFFERENCE
-                maps = self.decoder.deformation_net.maps(self.latents(moved))
-                change = (maps - here) / DIFFERENCE
-                tables.append(change.transpose(0, 1).flatten(1).contiguous())
-        return tuple(tables)
+            nodes = finest_map(net, scales)
+        return lambda part: sample(nodes, part[None], net.sizes.nodes())[0]
 
-    def deform(self, state: AtlasState, points: Array, maps: Tensor | None = None) -> Array:
+    def changes(self, state: AtlasState) -> FeatureChanges:
+        """How the features change by the whitened latents."""
+        root = self._tensor(self.latent_root.T)
+        latents = self.latents(state.latent)
+        return FeatureChanges(self.decoder.deformation_net, self._decode(state), latents, root)
+
+    def deform(self, state: AtlasState, points: Array) -> Array:
         """(N, 3) canonical points -> p + D(p), where they lie on the template."""
-        maps = self.maps(state) if maps is None else maps
-        parts = []
+        place = self._tensor(points)
+        read = self._features(state, place)
         with torch.no_grad():
-            for part in self._tensor(points).split(POINTS_AT_ONCE):
-                parts.append(part + self.decoder.deformation(maps, part[None])[0])
+            parts = [self._moved(part, read) for part in place.split(POINTS_AT_ONCE)]
         return torch.cat(parts).double().cpu().numpy()
 
-    def logits(self, state: AtlasState, points: Array, maps: Tensor | None = None) -> Array:
+    def _moved(self, points: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
+        """(n, 3) canonical points -> p + D(p)."""
+        features = read(points / self.decoder.box)
+        moved: Tensor = points + self.decoder.deformation_net.finish(features)
+        return moved
+
+    def logits(self, state: AtlasState, points: Array) -> Array:
         """(N,) occupancy logits at canonical points (N, 3)."""
-        maps = self.maps(state) if maps is None else maps
         template = self.templates[state.template][None]
+        place = self._tensor(points)
+        read = self._features(state, place)
         parts = []
         with torch.no_grad():
-            for part in self._tensor(points).split(POINTS_AT_ONCE):
+            for part in place.split(POINTS_AT_ONCE):
                 check()
-                moved = part[None] + self.decoder.deformation(maps, part[None])
-                parts.append(self.decoder.template_logit(template, moved)[0])
+                moved = self._moved(part, read)
+                parts.append(self.decoder.template_logit(template, moved[None])[0])
         return torch.cat(parts).double().cpu().numpy()
 
-    def slopes(self, state: AtlasState, points: Array, maps: Tensor) -> tuple[Array, Array, Tensor]:
-        """Logits (N,), their gradient (N, 3) by place and (N, hidden) by sampled features."""
-        net = self.decoder.deformation_net
-        place = self._tensor(points)[None].requires_grad_()
-        features = sample(maps, place / self.decoder.box, net.sizes.nodes())
-        moved = place + net.finish(features)
-        logit = self.decoder.template_logit(self.templates[state.template][None], moved)
+    def slopes(self, state: AtlasState, points: Array) -> tuple[Array, Array, Tensor]:
+        """Logits (N,), their gradient (N, 3) by place and (N, hidden) by features."""
+        place = self._tensor(points).requires_grad_()
+        features = self._features(state, place)(place / self.decoder.box)
+        moved = place + self.decoder.deformation_net.finish(features)
+        template = self.templates[state.template][None]
+        logit = self.decoder.template_logit(template, moved[None])[0]
         by_place, by_features = torch.autograd.grad(logit.sum(), [place, features])
         return (
-            logit[0].detach().double().cpu().numpy(),
-            by_place[0].double().cpu().numpy(),
-            by_features[0],
+            logit.detach().double().cpu().numpy(),
+            by_place.double().cpu().numpy(),
+            by_features,
         )
 
-    def linearize(
-        self, state: AtlasState, points: Array, tables: tuple[Tensor, ...] | None
-    ) -> Linearized:
-        """Signed distances of RAS points, and their changes; without tables not by latents."""
+    def look(self, state: AtlasState, points: Array) -> Seen:
+        """Signed distances of (N, 3) RAS points."""
         canonical = state.pose.invert(points)
-        logit, slope, by_features = self.slopes(state, canonical, self.maps(state))
+        logit, slope, by_features = self.slopes(state, canonical)
         length = np.maximum(np.linalg.norm(slope, axis=1), self.least_slope)
-        jacobian = pose_jacobian(state.pose, points, canonical)
-        by_pose = np.einsum("ni,nip->np", -slope / length[:, None], jacobian)
-        by_latent = np.empty((len(points), 0))
-        if tables:
-            found = self._by_latent(canonical, by_features, tables)
-            by_latent = -found / length[:, None]
-        return Linearized(-logit / length, by_pose, by_latent)
+        return Seen(canonical, -logit / length, slope, by_features, length)
 
-    def _by_latent(
-        self, canonical: Array, by_features: Tensor, tables: tuple[Tensor, ...]
-    ) -> Array:
-        """(N, K) change of the logits at canonical points."""
-        nodes, hidden = self.decoder.sizes.nodes(), self.decoder.sizes.hidden
-        place = self._tensor(canonical)[None] / self.decoder.box
-        parts = []
-        with torch.no_grad():
-            for table in tables:
-                changed = sample(table[None], place, nodes)[0].unflatten(1, (-1, hidden))
-                parts.append(torch.einsum("nkh,nh->nk", changed, by_features))
-        return torch.cat(parts, dim=1).double().cpu().numpy()
+    def linearize(
+        self,
+        state: AtlasState,
+        points: Array,
+        changes: FeatureChanges | None,
+        seen: Seen | None = None,
+    ) -> Linearized:
+        """Signed distances of RAS points and their changes; without ``changes`` not by latents.
+
+        Args:
+            state: where.
+            points: (N, 3).
+            changes: of the features.
+            seen: ``look`` there, if it is known.
+        """
+        seen = seen or self.look(state, points)
+        jacobian = pose_jacobian(state.pose, points, seen.canonical)
+        by_pose = np.einsum("ni,nip->np", -seen.slope / seen.length[:, None], jacobian)
+        by_latent = np.empty((len(points), 0))
+        if changes is not None:
+            places = self._tensor(seen.canonical) / self.decoder.box
+            found = changes.at(places, seen.by_features).double().cpu().numpy()
+            by_latent = -found / seen.length[:, None]
+        return Linearized(seen.distance, by_pose, by_latent)
 
     # --- stages -------------------------------------------------------------------------------
 
     def solve(
-        self, state: AtlasState, evidence: Evidence, spread: Array, strength: float, warm: bool
+        self,
+        state: AtlasState,
+        evidence: Evidence,
+        spread: Array,
+        strength: float,
+        warm: bool,
+        templates: Sequence[int] = (),
     ) -> AtlasState:
         """Gauss-Newton on pose and latent, the noise annealed.
 
@@ -337,20 +399,28 @@ class AtlasSolver:
             spread: (7, 7) covariance of the pose prior.
             strength: of the latents' Gaussian.
             warm: whether the start is close already.
+            templates: take the first step side by side, the best goes on; by default the state's.
         """
         chosen = self.settings
         first = chosen.noise if warm else chosen.noise_start
-        steps = max(2, chosen.steps // 2) if warm else chosen.steps
+        steps = -(-chosen.steps // 2) if warm else chosen.steps
         prior = np.zeros((7 + len(state.latent),) * 2)
         prior[:7, :7] = np.linalg.inv(spread)
         prior[7:, 7:] = strength * chosen.latent_weight * np.eye(len(state.latent))
-        tables: tuple[Tensor, ...] = ()
-        for index, noise in enumerate(np.geomspace(first, chosen.noise, steps)):
+        noises = np.geomspace(first, chosen.noise, steps) * self.rms_radius
+        changes = self.changes(state)
+        tried = []
+        for number in templates or (state.template,):
+            start = replace(state, template=number)
+            seen = self.look(start, evidence.points)
+            tried.append(self._step(start, evidence, prior, noises[0], changes, seen))
+        state, seen = min(tried, key=lambda found: found[0].energy)
+        for index, noise in enumerate(noises[1:], start=1):
             check()
             if index % chosen.renew == 0:
-                tables = self.derivatives(state)
-            state = self._step(state, evidence, prior, float(noise) * self.rms_radius, tables)
-        return replace(state, tables=tables)
+                changes = self.changes(state)
+            state, seen = self._step(state, evidence, prior, noise, changes, seen)
+        return replace(state, changes=changes)
 
     def _weights(self, distance: Array, evidence: Evidence, noise: float) -> tuple[Array, float]:
         """(N,) weights of the least squares, and twice the negative log likelihood."""
@@ -367,9 +437,10 @@ class AtlasSolver:
         evidence: Evidence,
         prior: Array,
         noise: float,
-        tables: tuple[Tensor, ...],
-    ) -> AtlasState:
-        found = self.linearize(state, evidence.points, tables)
+        changes: FeatureChanges,
+        seen: Seen,
+    ) -> tuple[AtlasState, Seen]:
+        found = self.linearize(state, evidence.points, changes, seen)
         weight, misfit = self._weights(found.distance, evidence, noise)
         jacobian = np.concatenate([found.by_pose, found.by_latent], axis=1)
         at = np.concatenate([state.moved, state.latent])
@@ -381,12 +452,13 @@ class AtlasSolver:
         before = misfit + at @ prior @ at
         for share in STEP_SHARES:
             moved = _moved(state, share * step)
-            after = self.linearize(moved, evidence.points, None)
+            after = self.look(moved, evidence.points)
             here = at + share * step
             energy = self._weights(after.distance, evidence, noise)[1] + here @ prior @ here
             if energy <= before:
-                return replace(moved, covariance=np.linalg.inv(normal), energy=float(energy))
-        return replace(state, covariance=np.linalg.inv(normal), energy=float(before))
+                found_here = replace(moved, covariance=np.linalg.inv(normal), energy=float(energy))
+                return found_here, after
+        return replace(state, covariance=np.linalg.inv(normal), energy=float(before)), seen
 
     def leftover(self, state: AtlasState, evidence: Evidence, strength: float) -> Kriging:
         """The local stage: what the latent leaves over of the annotated distances.
@@ -394,7 +466,7 @@ class AtlasSolver:
         Its Gaussian process has the spread and the length that leftovers have on unseen shapes.
         """
         chosen = self.settings
-        found = self.linearize(state, evidence.points, None)
+        found = self.look(state, evidence.points)
         wrong = (evidence.sides == 0) | (evidence.sides * found.distance < 0)
         noise = np.hypot(chosen.local_noise * self.rms_radius, evidence.own + 0.0 * evidence.counts)
         spread = chosen.local_spread * self.rms_radius / np.sqrt(strength)
@@ -412,7 +484,7 @@ class AtlasSolver:
     def variance(self, state: AtlasState, points: Array, leftover: Kriging | None) -> Array:
         """(N,) variance along the normal of canonical surface points: Laplace, then leftovers."""
         assert state.covariance is not None
-        found = self.linearize(state, state.pose.apply(points), state.tables)
+        found = self.linearize(state, state.pose.apply(points), state.changes)
         rows = np.concatenate([found.by_pose, found.by_latent], axis=1)
         variance = np.einsum("vi,ij,vj->v", rows, state.covariance, rows, optimize=True)
         variance = np.maximum(variance, 0.0)
@@ -426,9 +498,8 @@ class AtlasSolver:
         Returns:
             (N, 3) canonical points, (N,) the distance that is left, canonical units.
         """
-        maps = self.maps(state)
-        points = places - (self.deform(state, places, maps) - places)
-        gap = places - self.deform(state, points, maps)
+        points = places - (self.deform(state, places) - places)
+        gap = places - self.deform(state, points)
         error = np.linalg.norm(gap, axis=1)
         share = np.ones((len(places), 1))
         for _ in range(steps):
@@ -436,7 +507,7 @@ class AtlasSolver:
             if error.max(initial=0.0) < tolerance:
                 break
             tried = points + share * gap
-            found = places - self.deform(state, tried, maps)
+            found = places - self.deform(state, tried)
             after = np.linalg.norm(found, axis=1)
             better = after < error
             points = np.where(better[:, None], tried, points)
@@ -450,33 +521,35 @@ class AtlasSolver:
     def surface(
         self, state: AtlasState, leftover: Kriging | None = None, count: int | None = None
     ) -> Surface:
-        """The zero level in the canonical frame, its largest part, by a coarse and a fine grid.
+        """The zero level in the canonical frame, its largest part.
 
         Args:
             state: what to decode.
             leftover: distances the surface is moved by.
             count: nodes along the shortest edge of the box.
         """
-        maps = self.maps(state)
+        return moved_by(*self.level(state, count), leftover)
+
+    def level(self, state: AtlasState, count: int | None = None) -> tuple[Surface, Array]:
+        """The zero level without leftovers, by a coarse and a fine grid; outward normals (V, 3)."""
         box = self.decoder.box.double().cpu().numpy()
         step = 2.0 * box.min() / ((count or self.settings.grid) - 1)
         cells = 4 * np.ceil(box / (2.0 * step)).astype(int)
         axes = [np.linspace(-b, b, n + 1) for b, n in zip(box, cells, strict=True)]
         coarse = [a[::4] for a in axes]
-        rough = self.logits(state, _mesh(coarse), maps).reshape([len(a) for a in coarse])
+        rough = self.logits(state, _mesh(coarse)).reshape([len(a) for a in coarse])
         field = _zoomed(rough, [len(a) for a in axes])
         reach = 4.0 * float(np.linalg.norm([a[1] - a[0] for a in axes]))
         near = np.abs(field) < reach * self.least_slope / LEAST_SLOPE
-        field[near] = self.logits(state, _mesh(axes)[near.ravel()], maps)
+        field[near] = self.logits(state, _mesh(axes)[near.ravel()])
         surface = level_set(field, axes)
         # Marching cubes is linear between nodes, logits are not: one Newton step.
-        logit, slope, _ = self.slopes(state, surface.points, maps)
+        logit, slope, _ = self.slopes(state, surface.points)
         length = np.maximum(np.linalg.norm(slope, axis=1), self.least_slope)
         distance = np.clip(-logit / length, -step, step)
-        if leftover is not None:
-            distance = distance - leftover.at(surface.points)
-        moved = surface.points + (distance / length)[:, None] * slope
-        return Surface(moved, surface.triangles)
+        outward = -slope / length[:, None]
+        moved = surface.points - distance[:, None] * outward
+        return Surface(moved, surface.triangles), outward
 
     def template_field(self, number: int) -> tuple[Array, list[Array]]:
         """Logits (X, Y, Z) of a template, undeformed, and the axes of their grid."""
@@ -498,6 +571,14 @@ def _zoomed(values: Array, shape: list[int]) -> Array:
         torch.as_tensor(values)[None, None], shape, mode="trilinear", align_corners=True
     )
     return np.asarray(grown[0, 0].numpy())
+
+
+def moved_by(surface: Surface, outward: Array, leftover: Kriging | None) -> Surface:
+    """A surface (V vertices) moved along its normals (V, 3) by what a latent leaves over."""
+    if leftover is None:
+        return surface
+    moved = surface.points + leftover.at(surface.points)[:, None] * outward
+    return Surface(moved, surface.triangles)
 
 
 def level_set(field: Array, axes: list[Array]) -> Surface:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
 
 from model_server.errors import ShapePriorError
 from model_server.fitting.attachment import attach_points
@@ -17,6 +19,9 @@ SIZE_FACTOR = 2.0  # beyond the largest or smallest training shape by this facto
 TOO_FAR = 0.6  # mean residual as a share of the organ's RMS radius: these do not belong together
 BARE = 0.35  # share of the surface without a click within the RMS radius, for a warning
 FAR = 0.2  # the same, for a warning
+ONE_SIDED = 0.02  # RMS radii from the clicks' convex hull to the organ's center, for a warning
+
+Array = NDArray[np.float64]
 
 
 def check_size(observations: Observations, card: PriorCard) -> None:
@@ -32,9 +37,17 @@ def check_size(observations: Observations, card: PriorCard) -> None:
     low, high = limits
     if low / SIZE_FACTOR <= extent <= high * SIZE_FACTOR:
         return
+    in_metres = low / SIZE_FACTOR <= extent * 1000 <= high * SIZE_FACTOR
+    if extent < low and not observations.outlines and not in_metres:
+        raise ShapePriorError(
+            f"All boundary points lie in one spot of {extent:.3g} mm; for a {card.organ} they span "
+            f"{low:.0f} to {high:.0f} mm.",
+            "Spread them over the organ's boundary, on all sides.",
+            "one-spot",
+        )
     hint = (
         "They may be in metres: scale them by 1000."
-        if extent * 1000 >= low / SIZE_FACTOR and extent < low
+        if in_metres
         else "Check that they are in millimetres and that the prior is of the right organ."
     )
     raise ShapePriorError(
@@ -89,36 +102,100 @@ def check_fit(
     return tuple(warnings)
 
 
-def point_warnings(observations: Observations, surface: Surface, radius: float) -> tuple[str, ...]:
-    """What clicked points say against a fit: points left on the wrong side, clicks that leave most
-    of the organ to the prior.
+def check_points(
+    observations: Observations, surface: Surface, card: PriorCard, radius: float
+) -> tuple[str, ...]:
+    """What points say against a fit: those that it leaves far off or on the wrong side, and clicks
+    that leave much of the organ to the prior.
 
     Args:
         observations: what was fitted.
         surface: RAS mm.
+        card: of the prior.
         radius: RMS radius of the fitted organ, mm.
+
+    Raises:
+        ShapePriorError: a point that shall be inside lies so far out that it cannot belong to
+            the organ of the other annotations.
     """
+    for points in observations.inside:
+        beyond = -attach_points(surface, points.points).residuals
+        worst = int(beyond.argmax())
+        if beyond[worst] > TOO_FAR * radius:
+            raise ShapePriorError(
+                f"Point {worst + 1} of '{points.name}' shall be inside, but lies "
+                f"{beyond[worst]:.1f} mm outside every {card.organ} that fits the other "
+                "annotations.",
+                "Move or delete it, or check the other annotations.",
+                "contradiction",
+            )
+    return point_warnings(observations, surface, radius)
+
+
+def point_warnings(observations: Observations, surface: Surface, radius: float) -> tuple[str, ...]:
+    """What clicked points say against a fit, without errors; arguments as of ``check_points``."""
+    return (
+        *_wrong_sides(observations, surface),
+        *_far_clicks(observations, surface, radius),
+        *_bare_surface(observations, surface, radius),
+    )
+
+
+def _wrong_sides(observations: Observations, surface: Surface) -> list[str]:
     warnings = []
     for sets, inside in ((observations.inside, True), (observations.outside, False)):
         for points in sets:
             within = attach_points(surface, points.points).residuals > 0
             wrong = np.flatnonzero(within != inside)
             if len(wrong):
-                listed = ", ".join(str(i + 1) for i in wrong[:5])
                 side = "inside" if inside else "outside"
                 warnings.append(
-                    f"Point(s) {listed} of '{points.name}' shall be {side}, but the surface says "
-                    "otherwise: check them, or add boundary points nearby."
+                    f"Point(s) {_numbers(wrong)} of '{points.name}' shall be {side}, but the "
+                    "surface says otherwise: check them, or add boundary points nearby."
                 )
-    clicks = observations.boundary_points()
-    if len(clicks) and not observations.outlines:
-        bare = np.linalg.norm(surface.points[:, None] - clicks[None], axis=2).min(axis=1) > radius
-        if bare.mean() > BARE:
+    return warnings
+
+
+def _far_clicks(observations: Observations, surface: Surface, radius: float) -> list[str]:
+    warnings = []
+    for points in observations.boundary:
+        gap = np.abs(attach_points(surface, points.points).residuals)
+        far = np.flatnonzero(gap > FAR * radius)
+        if len(far):
             warnings.append(
-                f"{bare.mean():.0%} of the surface lies far from every click and is guessed from "
-                "the prior: click on the other side, too."
+                f"Point(s) {_numbers(far)} of '{points.name}' are up to {gap.max():.1f} mm off the "
+                "surface: check them."
             )
-    return tuple(warnings)
+    return warnings
+
+
+def _bare_surface(observations: Observations, surface: Surface, radius: float) -> list[str]:
+    clicks = observations.boundary_points()
+    if not len(clicks) or observations.outlines:
+        return []
+    if _one_sided(clicks, surface.points.mean(axis=0), radius):
+        return [
+            "All boundary points lie on one side of the organ's center: what lies beyond is "
+            "guessed from the prior; click on the other side, too."
+        ]
+    bare = np.linalg.norm(surface.points[:, None] - clicks[None], axis=2).min(axis=1) > radius
+    if bare.mean() <= BARE:
+        return []
+    return [
+        f"{bare.mean():.0%} of the surface lies far from every click and is guessed from "
+        "the prior: click on the other side, too."
+    ]
+
+
+def _one_sided(clicks: Array, center: Array, radius: float) -> bool:
+    """Whether a plane through the center (3,) has all (N, 3) clicks on one side: the center is no
+    weighted mean of them."""
+    rows = np.vstack([(clicks - center).T / radius, np.ones(len(clicks))])
+    return bool(nnls(rows, np.array([0.0, 0.0, 0.0, 1.0]))[1] > ONE_SIDED)
+
+
+def _numbers(indices: NDArray[np.int64]) -> str:
+    return ", ".join(str(i + 1) for i in indices[:5])
 
 
 def _plausible_radius(card: PriorCard, radius: float) -> float:

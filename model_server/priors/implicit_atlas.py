@@ -27,9 +27,10 @@ from model_server.fitting.atlas_solver import (
     AtlasState,
     Evidence,
     Kriging,
+    moved_by,
 )
 from model_server.fitting.attachment import SIDE_TRUST
-from model_server.fitting.checks import check_fit, check_size, point_warnings
+from model_server.fitting.checks import check_fit, check_points, check_size
 from model_server.fitting.interrupt import check
 from model_server.fitting.pose_prior import (
     PosePrior,
@@ -57,8 +58,8 @@ GUIDE_POINTS = 400  # samples of the quick look's surface
 SPREAD_POINTS = 600  # vertices at which the uncertainty is computed; others take their nearest's
 INVERSE_STEPS = 20  # of the fixed point that inverts p + D(p)
 INVERSE_TOLERANCE = 1e-4  # canonical units
-MANY_POINTS = 200  # annotated points from which all modes are fitted
 DENSE_POINTS = 4000  # of a label volume's surface
+QUICK_MODES = 30  # latent axes with which templates are tried on a label volume
 FINE_GRID = 64  # nodes along the shortest edge of the box for the surface of a label volume
 DENSE = AtlasSettings(
     steps=6, renew=2, noise_start=0.04, noise=0.01, local_noise=0.005, local_spread=0.03,
@@ -141,7 +142,8 @@ class ImplicitAtlasPrior:
     ) -> Iterator[Reconstruction]:
         """Yield the quick look, then the global, the local and the remeshed surface.
 
-        A warm start skips the quick look and begins from the earlier pose and latents.
+        A warm start skips the quick look and begins from the earlier pose and latents; without
+        local stage and remeshing it is a preview: one step of the widest latent axes.
 
         Raises:
             ShapePriorError: the annotations cannot determine a surface.
@@ -156,27 +158,33 @@ class ImplicitAtlasPrior:
         run.solve()
         if settings.local:
             yield run.reconstruction("global")
+        if settings.local or run.is_preview():
             run.solve_local()
         if settings.remesh:
             yield run.reconstruction("local" if settings.local else "global")
         yield run.final()
 
-    def solver(self, points: int) -> AtlasSolver:
-        """The algebra for so many annotated points: few may use the widest axes alone."""
-        chosen = self.solver_settings
-        modes = chosen.modes if points >= MANY_POINTS else chosen.few_modes
-        return self._solver(self.latent_root[:, :modes], chosen)
+    def solver(self, settings: AtlasSettings, mean: Array | None = None) -> AtlasSolver:
+        """The algebra of so many latent axes as the settings say, the widest first.
+
+        Args:
+            settings: see there.
+            mean: (c,) latents at the origin of the axes, by default that of the training shapes.
+        """
+        return AtlasSolver(
+            self.decoder,
+            self.latent_mean if mean is None else mean,
+            self.latent_root[:, : settings.modes],
+            self.rms_radius,
+            self.softness,
+            settings,
+            self._template_maps,
+        )
 
     @cached_property
     def full_solver(self) -> AtlasSolver:
         """The algebra of all latent axes, for dense data."""
-        return self._solver(self.latent_root, DENSE)
-
-    def _solver(self, root: Array, settings: AtlasSettings) -> AtlasSolver:
-        return AtlasSolver(
-            self.decoder, self.latent_mean, root, self.rms_radius, self.softness, settings,
-            self._template_maps,
-        )  # fmt: skip
+        return self.solver(replace(DENSE, modes=self.latent_root.shape[1]))
 
     @cached_property
     def _template_maps(self) -> torch.Tensor:
@@ -207,7 +215,8 @@ class ImplicitAtlasPrior:
         evidence = boundary_evidence(points)
         units = DENSE_POSE * np.array([found.rms_radius] * 3 + [1.0] * 4)
         spread = np.diag(units**2)
-        state = self._best_template(pose, evidence, spread)
+        guessed = self._guess(label, Pose(found.center, found.rms_radius / self.quick.rms_radius))
+        state = self._best_template(AtlasState(pose, guessed, 0, np.zeros(7)), evidence, spread)
         solver = self.full_solver
         state = solver.solve(state, evidence, spread, 1.0, warm=False)
         leftover = solver.leftover(state, evidence, 1.0)
@@ -224,21 +233,24 @@ class ImplicitAtlasPrior:
         fine = self.full_solver.surface(state, None, FINE_GRID)
         return Surface(state.pose.apply(fine.points), fine.triangles)
 
-    def _best_template(self, pose: Pose, evidence: Evidence, spread: Array) -> AtlasState:
-        """A few steps with few latents and a tenth of the points from every template."""
-        count = min(30, self.latent_root.shape[1])
-        quickly = replace(DENSE, steps=3, renew=3)
-        solver = self._solver(self.latent_root[:, :count], quickly)
-        few = evidence.every(10)
-        states = [
-            solver.solve(
-                AtlasState(pose, np.zeros(count), k, np.zeros(7)), few, spread, 1.0, warm=False
-            )
-            for k in range(self.decoder.sizes.templates)
-        ]
-        best = min(states, key=lambda s: s.energy)
-        latent = np.zeros(self.latent_root.shape[1])
-        latent[:count] = best.latent
+    def _guess(self, label: Volume, pose: Pose) -> Array:
+        """(K,) whitened latents from the quick look at a label volume."""
+        found = self.quick.solve(Observations(label_map=label), FitSettings(pose=pose))
+        return self.from_modes(found.latents)
+
+    def from_modes(self, modes: Array) -> Array:
+        """(K,) whitened latents that the quick look's modes suggest (a regression)."""
+        seen = np.append(modes[: len(self.from_quick) - 1], 1.0)
+        return np.asarray(seen @ self.from_quick)
+
+    def _best_template(self, start: AtlasState, evidence: Evidence, spread: Array) -> AtlasState:
+        """A few steps with few latents and a tenth of the points, all templates side by side."""
+        count = min(QUICK_MODES, len(start.latent))
+        quickly = self.solver(replace(DENSE, steps=3, renew=3, modes=count))
+        few = replace(start, latent=start.latent[:count])
+        every = range(self.decoder.sizes.templates)
+        best = quickly.solve(few, evidence.every(10), spread, 1.0, False, every)
+        latent = np.concatenate([best.latent, start.latent[count:]])
         return replace(best, latent=latent)
 
     # --- the latent space ---------------------------------------------------------------------
@@ -353,10 +365,13 @@ class _Run:
     ) -> None:
         self.prior, self.observations, self.settings = prior, observations, settings
         self.samples: BoundarySamples = boundary_samples(observations)
-        self.solver = prior.solver(len(self.samples.points))
+        drawn = _evidence(self.samples, prior.solver_settings)
+        self.chosen = prior.solver_settings.given(drawn.counts[drawn.sides == 0].sum())
+        self.solver = prior.solver(self.chosen)
         self.guide = np.empty((0, 3))
         self.state: AtlasState
         self.leftover: Kriging | None = None
+        self.level: tuple[Surface, Array] | None = None  # of ``state``, without leftovers
         self.evidence: Evidence
         self.mirrored = False
         self.warm = False
@@ -379,11 +394,9 @@ class _Run:
         quick = self.prior.quick
         found = quick.solve(self.observations, self.settings)
         coarse = quick.decode(found.latents)
-        seen = np.append(found.latents[: len(self.prior.from_quick) - 1], 1.0)
-        guessed = (seen @ self.prior.from_quick)[: self.solver.latent_root.shape[1]]
+        guessed = self.prior.from_modes(found.latents)[: self.chosen.modes]
         self._enter(found.pose, guessed)
-        drawn = sample_surface(coarse, GUIDE_POINTS, np.random.default_rng(0))
-        self.guide = self.state.pose.apply(drawn)
+        self._guide_by(coarse, self.state.pose)
         spread = quick.uncertainty(found, coarse.points) if self.settings.uncertainty else None
         self._lap("quick look", found.iterations)
         placed = self._to_patient(Surface(self.state.pose.apply(coarse.points), coarse.triangles))
@@ -402,15 +415,30 @@ class _Run:
     def begin_from(self, start: Reconstruction) -> None:
         """Start from an earlier pose and latent."""
         self.warm = True
-        axes = self.solver.latent_root.shape[1]
-        self._enter(start.pose, self.prior.whiten(start.latents)[:axes])
-        quick = self.prior.quick
-        found = quick.solve(self.observations, self.settings)
-        if found.pose.mirrored == self.mirrored:
-            pose = mirror_pose(found.pose) if self.mirrored else found.pose
-            coarse = quick.decode(found.latents)
-            self.guide = pose.apply(sample_surface(coarse, GUIDE_POINTS, np.random.default_rng(0)))
-        self._lap("quick look", found.iterations)
+        whitened = self.prior.whiten(start.latents)
+        if self.is_preview():
+            # The narrower axes stay as they are: what they show would vanish while dragging.
+            self.chosen = self.chosen.preview()
+            moving = self.prior.latent_root[:, : self.chosen.modes]
+            rest = start.latents - moving @ whitened[: self.chosen.modes]
+            self.solver = self.prior.solver(self.chosen, rest)
+        self._enter(start.pose, whitened[: self.chosen.modes])
+        if self.chosen.guide_points > 0:
+            found = self.prior.quick.solve(self.observations, self.settings)
+            if found.pose.mirrored == self.mirrored:
+                pose = mirror_pose(found.pose) if self.mirrored else found.pose
+                self._guide_by(self.prior.quick.decode(found.latents), pose)
+        self._lap("start")
+
+    def is_preview(self) -> bool:
+        """Whether a point is being dragged: the last surface, quickly adapted, will do."""
+        return self.warm and not self.settings.local and not self.settings.remesh
+
+    def _guide_by(self, coarse: Surface, pose: Pose) -> None:
+        """Points of the quick look's surface are weak evidence where nothing was drawn."""
+        if self.chosen.guide_points > 0:
+            drawn = sample_surface(coarse, GUIDE_POINTS, np.random.default_rng(0))
+            self.guide = pose.apply(drawn)
 
     def _enter(self, pose: Pose, latent: Array) -> None:
         """Go to the world in which the organ is not mirrored."""
@@ -430,21 +458,20 @@ class _Run:
 
     def solve(self) -> None:
         """Gauss-Newton on pose and latent, from the likeliest templates."""
-        chosen = self.solver.settings
-        strength = self.settings.prior_strength
+        chosen = self.chosen
         own = chosen.guide_noise * self.prior.rms_radius
         evidence = _evidence(self.samples, chosen)
         self.evidence = evidence.joined(self.guide, chosen.guide_points, own)
         likely = self.solver.likely_templates(self.state.latent)
-        tried = likely[:1] if self.warm else likely[: chosen.templates_tried]
-        states = [
-            self.solver.solve(
-                replace(self.state, template=k), self.evidence, self.covariance, strength, self.warm
-            )
-            for k in tried
-        ]
-        self.state = min(states, key=lambda s: s.energy)
-        self._lap("global", chosen.steps * len(tried))
+        self.state = self.solver.solve(
+            self.state,
+            self.evidence,
+            self.covariance,
+            self.settings.prior_strength,
+            self.warm,
+            () if self.warm else likely[: chosen.templates_tried],
+        )
+        self._lap("global", chosen.steps)
 
     def solve_local(self) -> None:
         """What the latent leaves over, near the annotations."""
@@ -464,7 +491,9 @@ class _Run:
 
     def reconstruction(self, stage: str) -> Reconstruction:
         """The surface as it stands."""
-        canonical = self.solver.surface(self.state, self.leftover)
+        if self.level is None:
+            self.level = self.solver.level(self.state)
+        canonical = moved_by(*self.level, self.leftover)
         placed = Surface(self.state.pose.apply(canonical.points), canonical.triangles)
         template = self.solver.deform(self.state, canonical.points)
         return self._answer(stage, self._to_patient(placed), template, None)
@@ -486,7 +515,7 @@ class _Run:
         answer = self._answer("final", surface, template, spread)
         radius = self.state.pose.scale * self.prior.rms_radius
         warnings = check_fit(self.observations, answer.residuals, self.prior.card, radius)
-        more = point_warnings(self.observations, surface, radius)
+        more = check_points(self.observations, surface, self.prior.card, radius)
         return replace(answer, warnings=(*warnings, *more))
 
     def _spread(self, canonical: Array) -> Array:
@@ -500,7 +529,7 @@ class _Run:
         self, stage: str, surface: Surface, template: Array, spread: Array | None
     ) -> Reconstruction:
         card = self.prior.card
-        latents = self.prior.latent_mean + self.solver.latent_root @ self.state.latent
+        latents = self.solver.latent_mean + self.solver.latent_root @ self.state.latent
         has_parts = self.prior.parts is not None
         return Reconstruction(
             surface=surface,

@@ -425,6 +425,29 @@ def evaluate(
         print_table(table)
 
 
+# --- learn-parts --------------------------------------------------------------------------------
+
+
+@app.command()
+@guarded
+def learn_parts(
+    prior: Annotated[Path, typer.Argument(help="Folder of a trained prior, dals or atlas.")],
+    data: Annotated[Path, typer.Option(help="Folder of the label volumes it was trained on.")],
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "cpu",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Learn an organ's parts from labels in which they have values; the prior keeps them."""
+    _check_device(device)
+    if not data.is_dir():
+        raise ShapePriorError(f"There is no folder '{data}'.", "Check --data.", "no-data")
+    from model_server.training.parts import add_parts
+
+    with TrainingProgress(quiet) as progress:
+        card = add_parts(prior, data, device, progress)
+    names = ", ".join(card.hyperparameters["part_names"].values())
+    output.print(f"{card.name} knows the parts {names}.", markup=False)
+
+
 # --- explore ------------------------------------------------------------------------------------
 
 

@@ -65,7 +65,7 @@ def main() -> None:
     for column, name in zip(grid.T, PRIORS, strict=True):
         prior = load_prior(name, "cpu")
         fit = list(
-            prior.fit(read_annotations(case.annotations), settings=FitSettings(uncertainty=False))
+            prior.fit(read_annotations(case.outlines), settings=FitSettings(uncertainty=False))
         )[-1]
         many = prior.card.method == "atlas"
         template = prior.template(fit.template) if many else prior.template()

@@ -210,6 +210,53 @@ def _progress_line(result: Reconstruction, seconds: float) -> str:
     return f"{result.stage:<14} {seconds:6.2f} s  {mean}"
 
 
+# --- landmarks ----------------------------------------------------------------------------------
+
+
+@app.command()
+@guarded
+def landmarks(
+    prior: Annotated[str, typer.Option(help="Name of a prior (see 'priors'), or its folder.")],
+    output_file: Annotated[Path, typer.Option("--output", help="CSV that is written.")],
+    annotations: Annotated[
+        list[Path] | None, typer.Option(help="Of the patient, as for 'fit'.")
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="Label volume of the patient.")] = None,
+    patient: Annotated[
+        Path | None, typer.Option(help="Points in the patient (.mrk.json, .csv): to the template.")
+    ] = None,
+    template: Annotated[
+        Path | None, typer.Option(help="Places on the template (.csv): to the patient.")
+    ] = None,
+    side: Annotated[str, typer.Option(help="auto, left or right (paired organs).")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Carry landmarks from a patient to the template, or back, with their errors in mm."""
+    _choice(side, SIDES, "--side")
+    _check_device(device)
+    if (patient is None) == (template is None):
+        raise ShapePriorError(
+            "It is not clear which landmarks to carry over.", "Give either --patient or --template."
+        )
+    from model_server import landmarks as carried
+    from model_server.io.outputs import check_writable, write_text
+
+    check_writable(output_file)
+    if patient is not None:
+        points = carried.read_landmarks(patient)
+    elif template is not None:
+        points = carried.read_landmarks(template, carried.PLACE)
+    session = Session.opened(prior, annotations or [], mask, None, device)
+    carried.require_correspondences(session.prior)
+    with fit_progress(session.prior.card.name, quiet) as progress:
+        result = session.fit(side, progress)
+    table = carried.to_template_table if patient is not None else carried.from_template_table
+    write_text(output_file, table(session.prior, result, points))
+    for warning in result.warnings:
+        errors.print(f"Warning: {warning}", markup=False)
+
+
 # --- fit-cohort ---------------------------------------------------------------------------------
 
 
@@ -499,6 +546,29 @@ def evaluate(
     )
     for table in result.tables():
         print_table(table)
+
+
+# --- learn-parts --------------------------------------------------------------------------------
+
+
+@app.command()
+@guarded
+def learn_parts(
+    prior: Annotated[Path, typer.Argument(help="Folder of a trained prior, dals or atlas.")],
+    data: Annotated[Path, typer.Option(help="Folder of the label volumes it was trained on.")],
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "cpu",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Learn an organ's parts from labels in which they have values; the prior keeps them."""
+    _check_device(device)
+    if not data.is_dir():
+        raise ShapePriorError(f"There is no folder '{data}'.", "Check --data.", "no-data")
+    from model_server.training.parts import add_parts
+
+    with TrainingProgress(quiet) as progress:
+        card = add_parts(prior, data, device, progress)
+    names = ", ".join(card.hyperparameters["part_names"].values())
+    output.print(f"{card.name} knows the parts {names}.", markup=False)
 
 
 # --- explore ------------------------------------------------------------------------------------

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import csv
 import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 import model_server.io.outputs as outputs
 from model_server.errors import ShapePriorError
@@ -121,10 +124,54 @@ def test_every_format_is_written_at_once(tmp_path):
             assert read_surface(path)[0].volume() == pytest.approx(1000.0, rel=1e-5)
         elif path.suffix == ".csv":
             lines = path.read_text().splitlines()
-            assert lines[0].startswith("x_lps_mm,y_lps_mm,z_lps_mm,template_x")
+            assert lines[0].startswith("vertex,R_mm,A_mm,S_mm,template_x")
             assert len(lines) == 1 + len(cube().surface.points)
         else:
             assert np.count_nonzero(read_volume(path).array) == pytest.approx(1000, abs=331)
+
+
+def halved() -> Reconstruction:
+    """The cube, whose right half is part 3 and the rest part 1."""
+    made = replace(cube(), template=2)
+    return replace(made, parts=np.where(made.surface.points[:, 0] > 5.0, 3, 1).astype(np.uint8))
+
+
+def test_parts_and_places_come_back_from_every_file_that_holds_them(tmp_path):
+    made = halved()
+    names = {1: "left", 3: "right"}
+    paths = [tmp_path / f"a{suffix}" for suffix in (".vtp", ".csv", ".nrrd", ".seg.nrrd")]
+    write_outputs(made, paths, organ="box", names=names)
+    surface, arrays = read_surface(paths[0])
+    np.testing.assert_allclose(surface.points, made.surface.points)
+    np.testing.assert_array_equal(arrays["Part"], made.parts)
+    np.testing.assert_array_equal(arrays["TemplateId"], 2)
+    np.testing.assert_allclose(arrays["TemplateCoordinates"], made.template_coordinates)
+    with paths[1].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    ras = [[float(row[k]) for k in ("R_mm", "A_mm", "S_mm")] for row in rows]
+    np.testing.assert_allclose(ras, made.surface.points, atol=1e-4)
+    places = [[float(row[f"template_{k}"]) for k in "xyz"] for row in rows]
+    np.testing.assert_allclose(places, made.template_coordinates, atol=1e-6)
+    assert [row["part_name"] for row in rows] == [names[int(p)] for p in made.parts]
+    assert {row["template"] for row in rows} == {"2"}
+    for path in paths[2:]:
+        label = read_volume(path)
+        for value, side in ((1, -1.0), (3, 1.0)):
+            ras = label.to_ras(np.argwhere(label.array == value)[:, ::-1].astype(float))
+            assert 300 < len(ras) < 700
+            # Voxels in the middle are as near to one half as to the other.
+            assert (side * (ras[:, 0] - 5.0) >= 0.0).all()
+    image = sitk.ReadImage(str(paths[3]))
+    assert [image.GetMetaData(f"Segment{i}_Name") for i in (0, 1)] == ["box left", "box right"]
+    assert [image.GetMetaData(f"Segment{i}_LabelValue") for i in (0, 1)] == ["1", "3"]
+    assert not image.HasMetaDataKey("Segment2_ID")
+
+
+def test_tables_leave_empty_what_is_not_known(tmp_path):
+    write_outputs(replace(cube(), uncertainty_mm=None), [tmp_path / "a.csv"])
+    with (tmp_path / "a.csv").open(newline="") as file:
+        row = next(csv.DictReader(file))
+    assert (row["uncertainty_mm"], row["part"], row["part_name"]) == ("", "", "")
 
 
 def test_ending_in_capitals_is_written(tmp_path):
@@ -209,8 +256,6 @@ def test_report_says_what_was_measured():
 
 
 def test_report_is_json_even_with_infinite_numbers():
-    from dataclasses import replace
-
     gap = Residual("axial", "outline", float("nan"), float("inf"))
     content = json.loads(as_json(report(replace(cube(), residuals=(gap,), uncertainty_mm=None))))
     assert content["residuals"][0]["mean_mm"] is None

@@ -10,6 +10,7 @@ from model_server.errors import ShapePriorError
 from model_server.io.surfaces import (
     SURFACE_FORMATS,
     TEMPLATE_ARRAY,
+    TEMPLATE_ID_ARRAY,
     UNCERTAINTY_ARRAY,
     read_surface,
     surface_bytes,
@@ -107,7 +108,7 @@ def test_vtp_carries_correspondences_and_uncertainty(tmp_path):
 def test_vtp_without_uncertainty_has_no_such_array(tmp_path):
     path = tmp_path / "a.vtp"
     path.write_bytes(surface_bytes(tetrahedron(with_uncertainty=False), ".vtp"))
-    assert set(read_surface(path)[1]) == {TEMPLATE_ARRAY}
+    assert set(read_surface(path)[1]) == {TEMPLATE_ARRAY, TEMPLATE_ID_ARRAY}
 
 
 def test_file_without_a_frame_is_lps_and_one_in_ras_is_ras(tmp_path):

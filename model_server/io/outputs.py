@@ -119,6 +119,7 @@ def write_outputs(
     reference: Volume | None = None,
     organ: str = "organ",
     others: Mapping[Path, str] | None = None,
+    names: Mapping[int, str] | None = None,
 ) -> None:
     """Write a result in every format that was asked for; all files appear, or none.
 
@@ -128,28 +129,37 @@ def write_outputs(
         reference: labelmaps take its geometry; without it a 1 mm grid around the shape.
         organ: names the segment of labelmaps.
         others: text files that belong to the result, e.g. the report.
+        names: of the parts, where the result has parts.
 
     Raises:
         ShapePriorError: the reference does not contain the shape, or a file cannot be written.
     """
     if reference is not None:
         require_contains(reference, reconstruction.surface)
-    jobs = {path: _writer(reconstruction, format_of(path), reference, organ) for path in paths}
+    jobs = {
+        path: _writer(reconstruction, format_of(path), reference, organ, names or {})
+        for path in paths
+    }
     for path, text in (others or {}).items():
         jobs[path] = partial(_write_bytes, text.encode())
     write_together(jobs)
 
 
 def _writer(
-    reconstruction: Reconstruction, suffix: str, reference: Volume | None, organ: str
+    reconstruction: Reconstruction,
+    suffix: str,
+    reference: Volume | None,
+    organ: str,
+    names: Mapping[int, str],
 ) -> Write:
     if suffix == TABLE_FORMAT:
-        return partial(_write_bytes, correspondence_table(reconstruction).encode())
+        return partial(_write_bytes, correspondence_table(reconstruction, names).encode())
     if suffix in SURFACE_FORMATS:
         return lambda path: _write_bytes(surface_bytes(reconstruction, suffix), path)
     surface = reconstruction.surface
     geometry = geometry_around(surface) if reference is None else geometry_of(reference)
-    return lambda path: write_labelmap(path, surface, geometry, organ)
+    parts = reconstruction.parts
+    return lambda path: write_labelmap(path, surface, geometry, organ, parts, names)
 
 
 def _write_bytes(content: bytes, path: Path) -> None:

@@ -6,6 +6,9 @@ shows the surface in its place. Only VTP keeps arrays; STL keeps no vertex order
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,10 @@ TEMPLATE_ARRAY = "TemplateCoordinates"
 UNCERTAINTY_ARRAY = "UncertaintyMm"
 TEMPLATE_ID_ARRAY = "TemplateId"
 PART_ARRAY = "Part"
+TABLE_COLUMNS = (
+    *("vertex", "R_mm", "A_mm", "S_mm", "template_x", "template_y", "template_z"),
+    *("template", "uncertainty_mm", "part", "part_name"),
+)
 
 
 def to_polydata(surface: Surface) -> Any:
@@ -87,27 +94,43 @@ def surface_file(surface: Surface, suffix: str) -> bytes:
     return writers[suffix](Surface(surface.points * LPS, surface.triangles))
 
 
-def correspondence_table(reconstruction: Reconstruction) -> str:
-    """Every vertex with its place on the template, as CSV: LPS mm as in surface files, then
-    template coordinates and number, then uncertainty (mm) and part where they are known."""
-    columns = {
-        name: column
-        for names, values in (
-            ("x_lps_mm y_lps_mm z_lps_mm", reconstruction.surface.points * LPS),
-            ("template_x template_y template_z", reconstruction.template_coordinates),
+def correspondence_table(
+    reconstruction: Reconstruction, names: Mapping[int, str] | None = None
+) -> str:
+    """Every vertex with its place on the template, as CSV.
+
+    The columns are those of ``TABLE_COLUMNS``, as the module writes them: RAS mm, template
+    coordinates (no unit; the prior's own frame), number of the template, standard deviation in
+    mm, number and name of the part; what is not known is empty.
+
+    Args:
+        reconstruction: RAS mm.
+        names: of the parts.
+    """
+    known = names or {}
+    count = len(reconstruction.surface.points)
+    spread, parts = reconstruction.uncertainty_mm, reconstruction.parts
+    rows = zip(
+        range(count),
+        reconstruction.surface.points,
+        reconstruction.template_coordinates,
+        [""] * count if spread is None else [f"{s:.4f}" for s in spread],
+        [0] * count if parts is None else parts.tolist(),
+        strict=True,
+    )
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(TABLE_COLUMNS)
+    for vertex, point, place, deviation, part in rows:
+        writer.writerow(
+            [
+                vertex,
+                *(f"{v:.4f}" for v in point),
+                *(f"{v:.6f}" for v in place),
+                *(reconstruction.template, deviation, part or "", known.get(part, "")),
+            ]
         )
-        for name, column in zip(names.split(), values.T, strict=True)
-    }
-    columns["template"] = np.full(len(reconstruction.surface.points), reconstruction.template)
-    if reconstruction.uncertainty_mm is not None:
-        columns["uncertainty_mm"] = reconstruction.uncertainty_mm
-    if reconstruction.parts is not None:
-        columns["part"] = reconstruction.parts
-    whole = ("template", "part")
-    forms = ["%d" if name in whole else "%.5f" for name in columns]
-    rows = zip(*columns.values(), strict=True)
-    lines = [",".join(f % v for f, v in zip(forms, row, strict=True)) for row in rows]
-    return "\n".join([",".join(columns), *lines]) + "\n"
+    return text.getvalue()
 
 
 def _stl(surface: Surface) -> bytes:

@@ -55,6 +55,11 @@ class PriorCard:
     format_version: int = FORMAT_VERSION
 
 
+def part_names(card: PriorCard) -> dict[int, str]:
+    """Names of the parts that a prior keeps, by their numbers."""
+    return {int(k): str(v) for k, v in card.hyperparameters.get("part_names", {}).items()}
+
+
 def save_prior(folder: Path, card: PriorCard, weights: dict[str, NDArray[Any]]) -> PriorCard:
     """Write ``prior.json`` and ``weights.safetensors`` into ``folder``; returns the card with
     its checksum."""

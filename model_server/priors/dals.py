@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from model_server.errors import ShapePriorError
 from model_server.fitting.checks import check_fit, check_size
@@ -27,7 +28,7 @@ from model_server.fitting.pose_prior import (
 )
 from model_server.fitting.residuals import residuals
 from model_server.fitting.samples import BoundarySamples, boundary_samples
-from model_server.geometry.closest import closest_on_mesh
+from model_server.geometry.correspondences import surface_to_template, template_to_surface
 from model_server.geometry.icosphere import icosphere
 from model_server.geometry.labels import oriented
 from model_server.geometry.remesh import carry_over, remesh
@@ -70,6 +71,7 @@ class DalsPrior:
         latent_root: (d, K), z = mean + root @ u with u of unit variance.
         pose_prior: learned with it.
         quick: PCA prior of the same organ, the start of every fit.
+        parts: (1, V) part of each vertex of ``icosphere(TEMPLATE_LEVEL)``, or None.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class DalsPrior:
         latent_root: Array,
         pose_prior: PosePrior,
         quick: PcaPrior,
+        parts: NDArray[np.uint8] | None = None,
     ) -> None:
         self.card = card
         self.decoder = decoder
@@ -87,6 +90,7 @@ class DalsPrior:
         self.latent_root = latent_root
         self.pose_prior = pose_prior
         self.quick = quick
+        self.parts = parts
         self.solver_settings = SolverSettings(**card.hyperparameters.get("solver", {}))
 
     @classmethod
@@ -113,6 +117,7 @@ class DalsPrior:
             weights["latent_root"].astype(np.float64),
             PosePrior.from_arrays(weights),
             quick,
+            weights.get("parts"),
         )
 
     # --- fitting ------------------------------------------------------------------------------
@@ -204,12 +209,56 @@ class DalsPrior:
         """(V, 3) points of the template sphere, one for each vertex of the mean shape."""
         return icosphere(TEMPLATE_LEVEL).points
 
+    # --- correspondences ----------------------------------------------------------------------
+
     def to_template(self, reconstruction: Reconstruction, points: Array) -> Array:
         """(N, 3) RAS mm points near the surface -> (N, 3) points of the template sphere."""
-        surface = reconstruction.surface
-        triangle, weights, _ = closest_on_mesh(surface, points)
-        corners = reconstruction.template_coordinates[surface.triangles[triangle]]
-        return _unit((weights[..., None] * corners).sum(axis=1))
+        return _unit(surface_to_template(reconstruction, points)[0])
+
+    def from_template(self, reconstruction: Reconstruction, places: Array) -> tuple[Array, Array]:
+        """The inverse of ``to_template``: where points of the template lie in the patient.
+
+        Args:
+            reconstruction: of this prior.
+            places: (N, 3) on the template sphere; their lengths do not matter.
+
+        Returns:
+            (N, 3) RAS mm on the surface, and (N,) the error in mm: far from zero where the sphere
+            is folded.
+        """
+        return template_to_surface(reconstruction, _unit(places))
+
+    def near_sphere(self, points: Array) -> Array:
+        """(N, 3) canonical points -> where the mean shape's vertices nearest to them lie on the
+        sphere: a stand-in where a surface was not made from the sphere."""
+        return self.template_coordinates()[self._mean_tree.query(points)[1]]
+
+    @cached_property
+    def _mean_tree(self) -> cKDTree:
+        return cKDTree(self.template().points)
+
+    def part_nodes(self) -> Array:
+        """(V, 3) points of the template sphere at which parts are kept."""
+        return self.template_coordinates()
+
+    def part_shape(self) -> tuple[int, ...]:
+        """(1, V) of the array of parts."""
+        return (1, len(self.template_coordinates()))
+
+    def part_of(self, template: int, places: Array) -> NDArray[np.uint8]:
+        """(N,) part numbers at points (N, 3) of the sphere; 0 where no parts were learned.
+
+        Args:
+            template: always 0: there is one.
+            places: on the sphere.
+        """
+        if self.parts is None:
+            return np.zeros(len(places), dtype=np.uint8)
+        return np.asarray(self.parts[template][self._sphere_tree.query(places)[1]], dtype=np.uint8)
+
+    @cached_property
+    def _sphere_tree(self) -> cKDTree:
+        return cKDTree(self.template_coordinates())
 
 
 def _unit(vectors: Array) -> Array:
@@ -259,7 +308,7 @@ class _Run:
         return self._reconstruction(
             "quick look",
             self._to_patient(Surface(self.state.pose.apply(coarse.points), coarse.triangles)),
-            quick.on_mean(coarse.points),
+            self.prior.near_sphere(coarse.points),
             found.latents,
             spread,
         )
@@ -415,6 +464,7 @@ class _Run:
         gaps = residuals(surface, self.observations)
         card = self.prior.card
         device = str(self.solver.device)
+        has_parts = self.prior.parts is not None
         return Reconstruction(
             surface=surface,
             template_coordinates=template,
@@ -426,6 +476,7 @@ class _Run:
                 card.name, card.version, device, dict(self.seconds), dict(self.iterations)
             ),
             uncertainty_mm=spread,
+            parts=self.prior.part_of(0, template) if has_parts else None,
         )
 
 

@@ -341,6 +341,14 @@ class ImplicitAtlasPrior:
         points, error = self.full_solver.undeform(state, places, INVERSE_STEPS, INVERSE_TOLERANCE)
         return state.pose.apply(points), error * state.pose.scale
 
+    def part_nodes(self) -> Array:
+        """(N, 3) places of a template at which parts are kept."""
+        return atlas_nodes(self.decoder)
+
+    def part_shape(self) -> tuple[int, ...]:
+        """(m, X, Y, Z) of the array of parts."""
+        return (self.decoder.sizes.templates, *self.decoder.sizes.nodes())
+
     def part_of(self, template: int, places: Array) -> NDArray[np.uint8]:
         """(N,) part numbers at points (N, 3) of a template; 0 where no parts were learned."""
         if self.parts is None:
@@ -349,6 +357,13 @@ class ImplicitAtlasPrior:
         box = self.decoder.box.double().cpu().numpy()
         index = np.round((np.clip(places / box, -1.0, 1.0) + 1.0) * 0.5 * (nodes - 1)).astype(int)
         return np.asarray(self.parts[template][tuple(index.T)], dtype=np.uint8)
+
+
+def atlas_nodes(decoder: AtlasDecoder) -> Array:
+    """(N, 3) nodes of the finest feature maps, canonical frame, x slowest."""
+    box = decoder.box.double().cpu().numpy()
+    axes = [np.linspace(-b, b, n) for b, n in zip(box, decoder.sizes.nodes(), strict=True)]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
 def boundary_evidence(points: Array) -> Evidence:

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import trimesh
 from numpy.typing import NDArray
-from scipy import ndimage
 from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.nn import functional
@@ -667,49 +666,3 @@ def regress_on_quick_look(
     ridge = RIDGE * np.diag([*np.ones(seen.shape[1]), 0.0])
     found = np.linalg.solve(rows.T @ rows + ridge, rows.T @ whitened)
     return np.asarray(found, dtype=np.float32)
-
-
-def learn_parts(
-    trained: TrainedAtlas, labels: Sequence[Volume], poses: Sequence[Pose]
-) -> NDArray[np.uint8] | None:
-    """(m, X, Y, Z) the most frequent part on nodes of every template's box.
-
-    Every voxel of a training label votes where it lies on the template of its shape; nodes
-    without a vote take the nearest one's.
-
-    Returns:
-        None where all labels have one value only.
-    """
-    values = sorted({int(v) for label in labels for v in np.unique(label.array) if v > 0})
-    if len(values) < 2:
-        return None
-    decoder = trained.decoder
-    nodes = np.array(decoder.sizes.nodes())
-    box = decoder.box.cpu().numpy().astype(np.float64)
-    votes = np.zeros((decoder.sizes.templates, *nodes, len(values)), dtype=np.float32)
-    for latent, label, pose in zip(trained.latents, labels, poses, strict=False):
-        kji = np.argwhere(np.asarray(label.array) > 0)
-        points = pose.invert(label.to_ras(kji[:, ::-1].astype(np.float64)))
-        h = torch.from_numpy(latent)[None]
-        with torch.no_grad():
-            place = torch.as_tensor(points, dtype=torch.float32)[None]
-            maps = decoder.deformation_net.maps(h)
-            moved = (place + decoder.deformation(maps, place))[0].numpy()
-            template = int(decoder.choice(h).argmax())
-        index = np.round((np.clip(moved / box, -1, 1) + 1) * 0.5 * (nodes - 1)).astype(int)
-        part = np.searchsorted(values, np.asarray(label.array)[tuple(kji.T)])
-        np.add.at(votes[template], (*index.T, part), 1.0)
-    return np.stack([_voted(v, votes.sum(axis=0), values) for v in votes])
-
-
-def _voted(
-    votes: NDArray[np.float32], pooled: NDArray[np.float32], values: Sequence[int]
-) -> NDArray[np.uint8]:
-    """(X, Y, Z) winners of (X, Y, Z, parts) votes, smoothed a little; a template without votes
-    takes those of all."""
-    used = votes if votes.sum() > 0 else pooled
-    smooth = ndimage.gaussian_filter(used, (0.7, 0.7, 0.7, 0.0))
-    known = smooth.sum(axis=-1) > 1e-3
-    nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
-    winners = np.array(values, dtype=np.uint8)[smooth.argmax(axis=-1)]
-    return np.asarray(winners[tuple(nearest)])

@@ -383,6 +383,7 @@ def _train_dals(
 ) -> tuple[PriorCard, dict[str, NDArray[Any]]]:
     from model_server.priors.dals import choose_device, pack_decoder
     from model_server.training.dals import DalsTrainer, DalsTraining
+    from model_server.training.parts import Trained, dals_parts
 
     few = len(prepared.training) <= FEW
     config = replace(DalsTraining(), **((DALS_FEW_SHOT if few else {}) | options))
@@ -407,6 +408,10 @@ def _train_dals(
     arrays: dict[str, NDArray[Any]] = pack_decoder(trained.decoder)
     arrays["latent_mean"] = mean.astype(np.float32)
     arrays["latent_root"] = root.astype(np.float32)
+    known = Trained([case.label() for case in prepared.training], shapes.poses, card.organ)
+    parts = dals_parts(trained, known)
+    if parts is not None:
+        arrays["parts"], card = parts, known.named(card)
     return _with(
         card,
         {
@@ -428,6 +433,7 @@ def _train_atlas(
     from model_server.priors.dals import choose_device
     from model_server.priors.implicit_atlas import pack_networks
     from model_server.training import implicit_atlas as atlas
+    from model_server.training.parts import Trained, atlas_parts
 
     preset = atlas.FEW_SHOT if len(prepared.training) <= atlas.FEW else atlas.AtlasTraining()
     config = replace(preset, **options)
@@ -449,9 +455,10 @@ def _train_atlas(
     arrays |= gaussian
     arrays["latents"] = trained.latents[: trained.real_count].astype(np.float16)
     arrays["from_quick"] = atlas.regress_on_quick_look(shapes, gaussian, trained)
-    parts = atlas.learn_parts(trained, labels, shapes.poses)
+    known = Trained(labels, shapes.poses, card.organ)
+    parts = atlas_parts(trained, known)
     if parts is not None:
-        arrays["parts"] = parts
+        arrays["parts"], card = parts, known.named(card)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     training = asdict(config) | {"base": list(trainer.sizes.base)}
     return _with(card, {"training": training, "solver": ATLAS_SOLVERS.get(card.organ, {})}), arrays

@@ -17,7 +17,7 @@ SHAPES = [((8,), (4, 3, 5)), ((8, 8), (3, 4, 3)), ((16, 8, 16), (3, 4, 3))]
 def net(request: pytest.FixtureRequest) -> FeatureDecoder:
     channels, base = request.param
     torch.manual_seed(3)
-    net = FeatureDecoder(AtlasSizes(6, 2, base, channels, 8), 3)
+    net = FeatureDecoder(AtlasSizes(6, 2, base, channels, 8), 6, 3)
     for block in net.blocks:  # weights a trained network may have
         torch.nn.init.uniform_(block[1].weight, 0.5, 1.5)
         torch.nn.init.uniform_(block[1].bias, -0.5, 0.5)

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from model_server.fitting.interrupt import check
-from model_server.priors.implicit_atlas_decoder import FeatureDecoder, _finer
+from model_server.priors.implicit_atlas_decoder import FeatureDecoder, finer
 
 DIFFERENCE = 0.02  # standard deviations of a latent, for the changes of the coarse scales
 CHUNK = 8  # latents that are decoded at once
@@ -46,10 +46,8 @@ class Decoded:
     def of(cls, net: FeatureDecoder, latents: Tensor) -> Decoded:
         """Of latents (1, c)."""
         scales = decode_scales(net, latents, len(net.blocks) - 1)
-        features = _finer(scales[-1]) if scales else net.shuffle(net.first(latents))
-        convolution, norm, bend = net.blocks[-1]
-        assert isinstance(convolution, nn.Conv3d)
-        assert isinstance(norm, nn.GroupNorm)
+        features = finer(scales[-1]) if scales else net.shuffle(net.first(latents))
+        convolution, norm, bend, _ = net.layers(-1)
         found = convolution(features)
         groups = norm.num_groups
         variance, mean = torch.var_mean(found.view(groups, -1), dim=1, correction=0)
@@ -65,7 +63,7 @@ def decode_scales(net: FeatureDecoder, latents: Tensor, count: int) -> list[Tens
     features = net.shuffle(net.first(latents))
     found: list[Tensor] = []
     for block in list(net.blocks)[:count]:
-        features = block(_finer(features) if found else features)
+        features = block(finer(features) if found else features)
         found.append(features)
     return found
 
@@ -75,7 +73,8 @@ def features_at(net: FeatureDecoder, scales: Sequence[Tensor], places: Tensor) -
     both: what ``sample(net.maps(...), ...)`` gives, without the map on the finest nodes."""
     at = places.flip(-1)[None, :, None, None]
     total: Tensor = net.place(places.clamp(-1.0, 1.0))
-    for features, read in zip(scales, net.reads, strict=True):
+    for scale, features in enumerate(scales):
+        read = net.layers(scale)[3]
         seen = functional.grid_sample(
             features, at, mode="bilinear", padding_mode="border", align_corners=True
         )
@@ -89,7 +88,7 @@ def finest_map(net: FeatureDecoder, scales: Sequence[Tensor]) -> Tensor:
     total: Tensor | None = None
     for features, read in zip(scales, net.reads, strict=True):
         seen = read(features)
-        total = seen if total is None else _finer(total) + seen
+        total = seen if total is None else finer(total) + seen
     assert total is not None
     return total.flatten(2).transpose(1, 2) + net.place(net.grid).flatten(0, 2)
 
@@ -140,7 +139,7 @@ class FeatureChanges:
             self.last = self._last_block(decoded)
 
     def _last_block(self, decoded: Decoded) -> _LastBlock:
-        convolution, norm, bend = self.net.blocks[-1]
+        convolution, norm, bend, _ = self.net.layers(-1)
         groups, normal = norm.num_groups, decoded.normal
         each = norm.num_channels // groups
         with torch.no_grad():
@@ -167,19 +166,20 @@ class FeatureChanges:
         """
         total = torch.zeros(len(places), self.tables[0].shape[2]).to(places)
         with torch.no_grad():
-            for table, features, read in zip(
-                self.tables, self.scales, self.net.reads, strict=False
-            ):
+            for scale, (table, features) in enumerate(zip(self.tables, self.scales, strict=False)):
+                read = self.net.layers(scale)[3]
                 nodes, weights = _around(places, features.shape[2:])
                 by_channel = by_features @ read.weight.flatten(1)
                 total += _summed(table, nodes, weights[..., None] * by_channel[:, None])
             if self.fine:
-                total += self._at_last(places, by_features @ self.net.reads[-1].weight.flatten(1))
+                total += self._at_last(
+                    places, by_features @ self.net.layers(-1)[3].weight.flatten(1)
+                )
         return total
 
     def _at_last(self, places: Tensor, by_channel: Tensor) -> Tensor:
         """(N, K) by the finest scale; (N, C) gradients by its features."""
-        convolution, norm, _ = self.net.blocks[-1]
+        convolution, norm, _, _ = self.net.layers(-1)
         shape = torch.tensor(self.scales[-1].shape[2:], device=places.device)
         coarse = torch.tensor(self.scales[-2].shape[2:], device=places.device)
         low, share = _cell(places, shape)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +123,17 @@ class FeatureDecoder(nn.Module):
         grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
         self.register_buffer("grid", grid, persistent=False)
 
+    def layers(self, scale: int) -> tuple[nn.Conv3d, nn.GroupNorm, nn.LeakyReLU, nn.Conv3d]:
+        """Convolution, normalization and bend of a scale's block, and what reads its features."""
+        block, read = self.blocks[scale], self.reads[scale]
+        assert isinstance(block, nn.Sequential)
+        assert isinstance(read, nn.Conv3d)
+        convolution, norm, bend = block
+        assert isinstance(convolution, nn.Conv3d)
+        assert isinstance(norm, nn.GroupNorm)
+        assert isinstance(bend, nn.LeakyReLU)
+        return convolution, norm, bend, read
+
     def maps(self, latents: Tensor) -> Tensor:
         """Latents (B, c) -> features (B, nodes, hidden) on the finest nodes."""
         features = self.shuffle(self.first(latents))
@@ -190,10 +202,13 @@ class MlpDecoder(nn.Module):
         return outputs.float()
 
 
-def network(sizes: AtlasSizes, latent_size: int, outputs: int) -> FeatureDecoder | MlpDecoder:
-    """T or D."""
+def network(sizes: AtlasSizes, latent_size: int, outputs: int) -> FeatureDecoder:
+    """T or D; of a baseline an ``MlpDecoder``, which has the same ``maps`` and ``read``.
+
+    Fits, which need more than these, are of convolutional networks only.
+    """
     if sizes.network == "mlp":
-        return MlpDecoder(latent_size, outputs)
+        return cast(FeatureDecoder, MlpDecoder(latent_size, outputs))
     return FeatureDecoder(sizes, latent_size, outputs)
 
 
@@ -267,7 +282,6 @@ class AtlasDecoder(nn.Module):
             self.template_latents = nn.Parameter(torch.randn(sizes.templates, t) / t**0.5)
             self.choice = nn.Linear(c, sizes.templates)
         self.template_net = network(sizes, sizes.template_size if sizes.templates else c, 1)
-        self.deformation_net: FeatureDecoder | MlpDecoder
         if sizes.deforms and sizes.templates:
             self.deformation_net = network(sizes, c, 3)
             nn.init.normal_(self.deformation_net.last.weight, std=1e-3)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model_server.fitting.interrupt import check
-from model_server.priors.implicit_atlas_decoder import FeatureDecoder, _finer
+from model_server.priors.implicit_atlas_decoder import FeatureDecoder
 
 DIFFERENCE = 0.02  # standard deviations of a latent, for the changes of the coarse scales
 CHUNK = 8  # latents that are decoded at once
@@ -238,6 +238,12 @@ def _cell(places: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
     low = torch.minimum(index.floor(), nodes - 2).long()
     share = index - low
     return low, torch.stack([1.0 - share, share], dim=-1)
+
+
+def _finer(features: Tensor) -> Tensor:
+    """Trilinear: n nodes along an edge become 2n - 1, the old ones among them."""
+    size = [2 * n - 1 for n in features.shape[2:]]
+    return functional.interpolate(features, size, mode="trilinear", align_corners=True)
 
 
 def _coarser(values: Tensor) -> Tensor:

@@ -66,8 +66,8 @@ class TemplateView:
     def show(self, chosen: Parameters, patient: Reconstruction | None) -> None:
         """Show the template that the fit chose beside the patient's organ, or hide it.
 
-        It stays where it stood first, and so does another one of the same organ that takes its
-        place: landmarks lie on it.
+        It stays where it stood first, and another one of the prior takes its place there:
+        landmarks lie on it.
         """
         if not chosen.showTemplate:
             self._setVisible(False)
@@ -93,9 +93,7 @@ class TemplateView:
         node = self._structure.refers(LANDMARKS)
         template = None if not len(points) else self._model.restored()
         # While another prior's template stands there, nothing tells what corresponds.
-        same = None not in (template, patient)
-        same = same and template.provenance.prior == patient.provenance.prior
-        if template is None or patient is None or not same:
+        if template is None or patient is None or _priorOf(template) != _priorOf(patient):
             if node is not None and node.GetNumberOfControlPoints():
                 node.RemoveAllControlPoints()
             return
@@ -118,7 +116,7 @@ class TemplateView:
     def _stands(self, prior: str, number: int) -> bool:
         """Whether the scene holds this template."""
         shown = self._model.restored()
-        return shown is not None and (shown.provenance.prior, shown.template) == (prior, number)
+        return shown is not None and (_priorOf(shown), shown.template) == (prior, number)
 
     def _fits(self, prior: str, number: int, patient: Reconstruction) -> bool:
         """Whether this template stands there, and on the patient's side of the body.
@@ -166,9 +164,9 @@ class TemplateView:
         node.SetName(self._structure.name + (which if template.count > 1 else " template"))
 
     def _kept(self, prior: str, patient: Reconstruction) -> Pose | None:
-        """Where a template of the same organ stands already, unless it is to change sides."""
+        """Where another template of this prior stands, turned to the other side if need be."""
         pose, shown = self._pose(), self._model.restored()
-        if pose is None or shown is None or _organ(shown.provenance.prior) != _organ(prior):
+        if pose is None or shown is None or _priorOf(shown) != prior:
             return None
         sided = pose.mirrored == patient.pose.mirrored or len(self._placed()[0])
         return pose if sided else replace(pose, mirrored=patient.pose.mirrored)
@@ -205,8 +203,8 @@ def templateNumber(prior: str, patient: Reconstruction | None) -> int:
     return patient.template if chosen and patient is not None else 0
 
 
-def _organ(prior: str) -> str:
-    return prior.rsplit("-", 1)[0]
+def _priorOf(reconstruction: Reconstruction) -> str:
+    return reconstruction.provenance.prior
 
 
 def _beside(surface: Surface, patient: Reconstruction) -> Pose:

@@ -9,11 +9,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fake_priors import FakePrior, FakePriors
+from fake_priors import FakePrior, FakePriors, reconstruction
 
 from model_server.errors import ShapePriorError
 from model_server.observations import Observations, PlanarOutline, PointSet, Volume
 from model_server.priors.registry import UNTRAINED
+from model_server.reconstruction import Surface
 from model_server.service.compute import ComputeThread
 from model_server.service.sessions import Priors, Session, content_hashes
 from model_server.service.wire import Limits, Message, observations_map
@@ -335,3 +336,62 @@ def test_priors_are_loaded_once_and_by_name_only(tmp_path):
     for name in (str(tmp_path), "../zoo", "nonsense", ""):
         with pytest.raises(ShapePriorError, check=lambda error: error.code == "unknown-prior"):
             priors.get(name)
+
+
+# --- templates and what is told beside a fit ----------------------------------------------------
+
+
+class Atlas(FakePrior):
+    """Three templates, each a tetrahedron of another place, with parts; knows its training."""
+
+    template_count = 3
+    parts = np.ones(1)
+
+    def template(self, number: int = 0) -> Surface:
+        return reconstruction(float(number)).surface
+
+    def template_coordinates(self, number: int = 0) -> np.ndarray:
+        return self.template(number).points
+
+    def part_of(self, number: int, places: np.ndarray) -> np.ndarray:
+        return np.full(len(places), number + 1, dtype=np.uint8)
+
+    def nearest_training(self, latents: np.ndarray, count: int) -> list[tuple[str, float]]:
+        return [("patient_007", 0.5), ("patient_009", 0.75)][:count]
+
+
+def test_a_template_is_asked_for_by_its_number():
+    async def scene(client: Client) -> None:
+        for number, asked in ((1, {"template": 2}), (2, {"template": 1}), (3, {})):
+            await client.says(type="template", id=number, prior="fake", **asked)
+            found = await client.hears()
+            which = asked.get("template", 0)
+            assert (found["type"], found["id"]) == ("template", number)
+            assert (found["template"], found["templates"]) == (which, 3)
+            assert found["points"][0, 0] == which
+            assert set(found["parts"]) == {which + 1}
+
+    play(scene, fake=Atlas())
+
+
+@pytest.mark.parametrize(
+    ("which", "code"), [(3, "no-template"), (-1, "no-template"), ("x", "bad-message")]
+)
+def test_a_template_there_is_not_is_one_sentence(which: object, code: str):
+    async def scene(client: Client) -> None:
+        await client.says(type="template", id=1, prior="fake", template=which)
+        found = await client.hears()
+        assert (found["type"], found["code"], found["id"]) == ("error", code, 1)
+        assert found["message"]
+        assert (await client.fits(2))["type"] == "result"
+
+    play(scene, fake=Atlas())
+
+
+def test_a_result_tells_how_like_training_shapes_it_is_and_names_no_case():
+    async def scene(client: Client) -> None:
+        result = await client.fits(1)
+        assert result["reconstruction"]["nearest_training"] == [0.5, 0.75]
+        assert "patient" not in str(result)
+
+    play(scene, fake=Atlas())

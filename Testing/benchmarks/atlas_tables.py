@@ -28,6 +28,7 @@ from model_server.evaluation.atlas_protocol import (
 from model_server.evaluation.harness import cases_of, use_threads
 from model_server.evaluation.results import machine
 from model_server.evaluation.volume_protocol import Mask, ResizedLabel
+from model_server.priors.implicit_atlas_decoder import base_nodes
 from model_server.training.implicit_atlas import AtlasShapes, AtlasTrainer, AtlasTraining
 
 PLAIN = AtlasTraining(
@@ -70,6 +71,14 @@ def shapes_of(chosen, split: str) -> tuple[AtlasShapes, list[Mask]]:  # type: ig
     return AtlasShapes(*(kept[k] for k in ("box", "grid", "near", "wrapped"))), masks
 
 
+def base_of(chosen) -> tuple[int, int, int]:  # type: ignore[no-untyped-def]
+    """Nodes of the coarsest map along k, j, i: the box has no shape, the organ does."""
+    cases = cases_of(chosen.organ, chosen.data, "training", chosen.only)[:FEW]
+    steps = [ResizedLabel.of(case.label()).ijk_to_ras[:3, :3] for case in cases]
+    edges = np.mean([np.linalg.norm(step, axis=0) for step in steps], axis=0)
+    return base_nodes(edges[::-1].tolist())
+
+
 def measured(name: str, config: AtlasTraining, chosen, known, unknown) -> dict[str, float]:  # type: ignore[no-untyped-def]
     """Train one method and score it; kept in --work."""
     import time
@@ -108,10 +117,10 @@ def main() -> None:
     use_threads(chosen.threads)
     chosen.work.mkdir(parents=True, exist_ok=True)
     (shapes, masks), unknown = (shapes_of(chosen, s) for s in ("training", "validation"))
-    steps = chosen.steps or PLAIN.steps
+    steps, base = chosen.steps or PLAIN.steps, base_of(chosen)
     rows = []
     for name in chosen.methods:
-        config = replace(METHODS[name], steps=steps)
+        config = replace(METHODS[name], steps=steps, base=base)
         row = measured(name, config, chosen, (shapes, masks), unknown)
         figures = [row[k][f] for k in ("known", "unknown") for f in ("dsc", "nsd")]
         rows.append([name, *(f"{v:.2f}" for v in figures), f"{row['minutes']:.0f}"])

@@ -6,16 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from model_server.priors.card import PriorCard
+from model_server.priors.card import part_names
 from model_server.priors.protocol import ShapePrior
 from model_server.reconstruction import Likeness, Reconstruction
 
 NEAREST = 3  # training shapes that are named
-
-
-def part_names(card: PriorCard) -> dict[int, str]:
-    """Names of parts by their numbers, from the card's hyperparameter ``part_names``."""
-    return {int(k): str(v) for k, v in card.hyperparameters.get("part_names", {}).items()}
 
 
 def with_context(prior: ShapePrior, found: Reconstruction) -> Reconstruction:

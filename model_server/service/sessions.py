@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError
 from model_server.observations import Observations
-from model_server.priors.context import part_names, with_context
+from model_server.priors.card import part_names
+from model_server.priors.context import with_context
 from model_server.priors.protocol import FitSettings, ShapePrior
 from model_server.reconstruction import Reconstruction, Template
 from model_server.service.compute import ComputeThread, Job

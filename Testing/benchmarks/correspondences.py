@@ -6,11 +6,11 @@ With --fits, finished fits are kept in a folder, and a run that was interrupted 
 they are known by the prior's checksum: empty the folder when the code of the fits has changed.
 
 Every case is fitted from its label volume, from 256 clicks (twice), 64 clicks and three outlines
-(twice). Round trip: vertices of a fit to the template and back. Landmarks: points of the template
-on the surface of one fit, found again in another fit of the same case; their shift is split into
-what is along the normal (the fits disagree on the shape) and along the surface (the template
-slides). Parts: the template's labels at the voxels of the true mask, and the labelmap as it is
-written, which has the errors of the fit too.
+(twice). Round trip: points of a fit's surface to the template and back. Landmarks: points of the
+template on the surface of one fit, found again in another fit of the same case; their shift is
+split into what is along the normal (the fits disagree on the shape) and along the surface (the
+template slides). Parts: the template's labels at the voxels of the true mask, and the labelmap as
+it is written, which has the errors of the fit too.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from model_server.evaluation.results import machine
 from model_server.fitting.attachment import vertex_normals
 from model_server.geometry.correspondences import inside_parts
 from model_server.geometry.labels import voxelize
+from model_server.geometry.sampling import sample_surface
 from model_server.observations import Observations, Volume
 from model_server.priors.protocol import FitSettings
 from model_server.priors.registry import load_prior
@@ -51,6 +52,7 @@ PAIRS = (
     ("outlines", "outlines again"),
 )
 LANDMARKS = 100
+TRIPS = 2000  # points of a surface that go to the template and back
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class CaseFound:
 
     Attributes:
         case: its name.
-        trip_mm: round trip of every vertex.
+        trip_mm: round trip of points all over the surface.
         shifts_mm: by pair, for each landmark: shift, along the normal, along the surface.
         parts: by fit, Dice over all parts at the voxels of the true mask.
         written: by fit, that of the labelmap as it is written.
@@ -143,11 +145,13 @@ def measured(prior: Any, case: Case, kept: Path | None = None) -> CaseFound:
     label = case.label()
     fits = fitted(prior, case, kept)
     first = fits["clicks-256"]
-    back, _ = prior.from_template(first, prior.to_template(first, first.surface.points))
+    # Not the vertices: those are nodes of the map.
+    points = sample_surface(first.surface, TRIPS, np.random.default_rng(0))
+    back, _ = prior.from_template(first, prior.to_template(first, points))
     known = prior.parts is not None
     return CaseFound(
         case.name,
-        np.linalg.norm(back - first.surface.points, axis=1).tolist(),
+        np.linalg.norm(back - points, axis=1).tolist(),
         {f"{a} to {b}": shift(prior, fits[a], fits[b]).tolist() for a, b in PAIRS},
         {f: transferred(prior, r, label) for f, r in fits.items()} if known else {},
         {f: as_written(prior, r, label) for f, r in fits.items()} if known else {},

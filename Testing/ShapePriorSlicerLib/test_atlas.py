@@ -114,10 +114,9 @@ def drawAround(session, surface: Surface) -> Observations:
         session.remove(row.node)
     found = three_outlines(surface, np.random.default_rng(0))
     for outline in found.outlines:
-        (loop,) = outline.loops
-        session.add(
-            OUTLINE, curve(session.structure, loop[:: max(1, len(loop) // 24)], outline.name)
-        )
+        for loop in outline.loops:
+            few = loop[:: max(1, len(loop) // 24)]
+            session.add(OUTLINE, curve(session.structure, few, outline.name))
     return found
 
 

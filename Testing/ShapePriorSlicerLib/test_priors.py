@@ -52,7 +52,7 @@ def test_priors_of_one_organ_are_told_apart_in_words():
 def test_a_prior_tells_its_parts_and_how_good_it_is():
     found = {p.name: p.description for p in listPriors()}
     assert "Tells parts: anterior, posterior." in found["hippocampus-atlas"]
-    assert "parts" not in found["hippocampus-dals"]
+    assert "parts" not in found["hippocampus-pca"]
     card = json.loads((BUNDLED_ZOO / "hippocampus-dals" / "prior.json").read_text())
     dice = card["scores"]["three-outlines"]["dice"]
     assert f"Dice {dice:.2f} from three outlines of 23 unseen cases." in found["hippocampus-dals"]

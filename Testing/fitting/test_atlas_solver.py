@@ -166,3 +166,13 @@ def test_a_level_set_is_closed_and_of_one_part():
 def test_a_field_without_an_inside_still_gives_a_surface():
     surface = level_set(np.full((5, 5, 5), -3.0), [np.linspace(-1, 1, 5)] * 3)
     assert len(surface.triangles) > 0
+
+
+def test_a_level_set_is_one_surface_without_crumbs_and_holes():
+    axes = [np.linspace(-1.0, 1.0, 21)] * 3
+    radius = np.linalg.norm(np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1), axis=-1)
+    field = 10.0 * (0.8 - radius)
+    whole = level_set(field, axes)
+    field[10, 10, 10] = -5.0  # a hole
+    field[0, 0, 0] = 5.0  # a crumb
+    assert level_set(field, axes).volume() == pytest.approx(whole.volume(), rel=1e-6)

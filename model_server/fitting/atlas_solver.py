@@ -582,7 +582,8 @@ def moved_by(surface: Surface, outward: Array, leftover: Kriging | None) -> Surf
 
 
 def level_set(field: Array, axes: list[Array]) -> Surface:
-    """Where logits on a grid are zero; only the largest part, closed at the border."""
+    """Where logits on a grid are zero; only the largest part, without holes, closed at the
+    border."""
     field = np.pad(field, 1, constant_values=-10.0)
     inside, parts = ndimage.label(field > 0)
     if parts == 0:
@@ -591,6 +592,8 @@ def level_set(field: Array, axes: list[Array]) -> Surface:
     if parts > 1:
         keep = 1 + int(np.argmax(np.bincount(inside.ravel())[1:]))
         field = np.where((inside > 0) & (inside != keep), -10.0, field)
+    outside, _ = ndimage.label(field <= 0)
+    field = np.where((outside > 0) & (outside != outside[0, 0, 0]), 10.0, field)
     verts, faces, _, _ = measure.marching_cubes(np.clip(-field, -10.0, 10.0), 0.0)
     steps = np.array([a[1] - a[0] for a in axes])
     start = np.array([a[0] for a in axes])

@@ -245,7 +245,7 @@ def test_the_strength_of_the_prior_is_one_step_and_a_new_fit(drawn, ui):
 
 def test_coloring_and_opacity_need_no_fit(drawn, ui):
     display = session(drawn).model.node.GetDisplayNode()
-    for index, shown in enumerate((0, 1, 0, 1, 1)):  # this prior knows no parts
+    for index, shown in enumerate((0, 1, 1, 1, 1)):
         ui.coloringSelector.setCurrentIndex(index)
         drawn.wait(lambda shown=shown: display.GetScalarVisibility() == shown)
     ui.opacitySlider.value = 0.3
@@ -260,10 +260,13 @@ def enabled(ui, index):
 
 
 def test_parts_can_be_chosen_where_the_surface_has_them(drawn, ui):
-    """And are said to be gray while it has none; the figures tell how plausible it is."""
+    """They are grayed where it has none; the figures tell how plausible it is."""
     texts = [ui.coloringSelector.itemText(i) for i in range(5)]
     assert texts.index("Parts") == 2
-    assert [enabled(ui, i) for i in range(5)] == [True, True, False, True, True]
+    assert [enabled(ui, i) for i in range(5)] == [True] * 5
+    ui.priorSelector.setCurrentIndex(ui.priorSelector.findData("hippocampus-pca"))
+    settled(drawn)
+    assert not enabled(ui, 2)
     index = ui.priorSelector.findData("hippocampus-atlas")
     assert "atlas" in ui.priorSelector.itemText(index)
     ui.priorSelector.setCurrentIndex(index)

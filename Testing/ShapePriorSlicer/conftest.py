@@ -51,7 +51,7 @@ def opened(backend: type[LocalBackend] | None = None) -> Iterator[Any]:
         found.load()
         if backend is not None:
             found.python.LocalBackend = backend
-        found.window.resize(440, 1100)
+        found.window.resize(440, 1300)
         found.window.show()
         found.app.processEvents()
         yield found

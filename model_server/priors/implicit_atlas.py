@@ -609,6 +609,7 @@ def unpack_networks(weights: dict[str, NDArray[Any]], training: dict[str, Any]) 
         tuple(training["base"]),
         tuple(training["channels"]),
         int(training["hidden"]),
+        template_size=weights["decoder.template_latents"].shape[1],
     )
     decoder = AtlasDecoder(sizes, weights["box"].tolist())
     state = {

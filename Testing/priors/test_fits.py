@@ -341,12 +341,12 @@ def test_clicks_that_are_no_numbers_are_refused_by_number(bad):
         PointSet(points, "clicks")
 
 
-def test_clicks_on_one_side_are_warned_of(atlas, surface, clicks, atlas_final):
+def test_clicks_on_one_end_alone_are_refused(atlas, surface):
     front = surface.points[surface.points[:, 1] > np.percentile(surface.points[:, 1], 65)]
     told = Observations(boundary=(PointSet(front[:: len(front) // 15], "clicks"),))
-    final = list(atlas.fit(told, settings=FitSettings(uncertainty=False, remesh=False)))[-1]
-    assert any("click on the other side" in w for w in final.warnings)
-    assert not any("side" in w for w in atlas_final.warnings)
+    with pytest.raises(ShapePriorError, match="mean radius") as caught:
+        list(atlas.fit(told, settings=FitSettings(uncertainty=False, remesh=False)))
+    assert "on all its sides" in caught.value.remedy
 
 
 def test_a_point_inside_beyond_the_clicks_is_refused_by_number(atlas, clicks):

@@ -214,6 +214,7 @@ def _plausible_radius(card: PriorCard, radius: float) -> float:
     raise ShapePriorError(
         f"The {card.organ} through these annotations would have a mean radius of {radius:.0f} mm; "
         f"{low:.0f} to {high:.0f} mm are usual.",
-        "Check that all outlines belong to one organ, and to the organ of the prior.",
+        "Check that all outlines belong to one organ, and to the organ of the prior, and that "
+        "clicks lie on all its sides.",
         "contradiction",
     )

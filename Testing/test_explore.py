@@ -19,14 +19,10 @@ from model_server.geometry.labels import voxelize
 from model_server.io.surfaces import read_surface
 from model_server.io.volumes import geometry_around, image_from_array
 from model_server.picture import Camera
-from model_server.priors.registry import BUNDLED_ZOO, load_prior
+from model_server.priors.registry import load_prior
 from model_server.reconstruction import Surface
 
 METHODS = ("pca", "dals", "atlas")
-pytestmark = pytest.mark.skipif(
-    not all((BUNDLED_ZOO / f"hippocampus-{m}" / "prior.json").is_file() for m in METHODS),
-    reason="the priors of the hippocampus are not in the zoo",
-)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ go on.
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,8 +82,6 @@ def base_of(chosen) -> tuple[int, int, int]:  # type: ignore[no-untyped-def]
 
 def measured(name: str, config: AtlasTraining, chosen, known, unknown) -> dict[str, float]:  # type: ignore[no-untyped-def]
     """Train one method and score it; kept in --work."""
-    import time
-
     slug = "".join(c if c.isalnum() else "-" for c in name) + ("-few" if chosen.few else "")
     result: Path = chosen.work / f"{chosen.organ}-{slug}.json"
     if result.is_file():

@@ -1,9 +1,6 @@
 """Correspondences and parts of the deep priors on unseen cases.
 
-    python Testing/benchmarks/correspondences.py [--priors dals atlas] [--limit 5] [--fits FOLDER]
-
-With --fits, finished fits are kept in a folder, and a run that was interrupted goes on from them;
-they are known by the prior's checksum: empty the folder when the code of the fits has changed.
+    python Testing/benchmarks/correspondences.py [--priors dals atlas] [--limit 5]
 
 Every case is fitted from its label volume, from 256 clicks (twice), 64 clicks and three outlines
 (twice). Round trip: points of a fit's surface to the template and back. Landmarks: points of the
@@ -16,7 +13,6 @@ it is written, which has the errors of the fit too.
 from __future__ import annotations
 
 import json
-import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -122,28 +118,19 @@ def shift(prior: Any, first: Reconstruction, second: Reconstruction) -> Array:
     return np.column_stack([np.linalg.norm(step, axis=1), np.abs(across), along])
 
 
-def fitted(prior: Any, case: Case, kept: Path | None) -> dict[str, Reconstruction]:
-    """One case, fitted in every way; taken from and kept in a folder, if there is one."""
-    path = kept and kept / f"{prior.card.checksum[:16]}-{case.name}.pickle"
-    if path and path.exists():
-        found: dict[str, Reconstruction] = pickle.loads(path.read_bytes())
-        return found
-    label = case.label()
+def fitted(prior: Any, case: Case, label: Volume) -> dict[str, Reconstruction]:
+    """One case, fitted in every way."""
     truth = Truth.from_label(label)
-    found = {
+    return {
         f: list(prior.fit(annotations(truth, label, case.name, f), settings=AS_USED))[-1]
         for f in FITS
     }
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(pickle.dumps(found))
-    return found
 
 
-def measured(prior: Any, case: Case, kept: Path | None = None) -> CaseFound:
+def measured(prior: Any, case: Case) -> CaseFound:
     """Fit one case in every way, and measure."""
     label = case.label()
-    fits = fitted(prior, case, kept)
+    fits = fitted(prior, case, label)
     first = fits["clicks-256"]
     # Not the vertices: those are nodes of the map.
     points = sample_surface(first.surface, TRIPS, np.random.default_rng(0))
@@ -243,7 +230,6 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--organ", default="hippocampus")
     arguments.add_argument("--priors", nargs="+", default=["dals", "atlas"], help="or folders")
-    arguments.add_argument("--fits", type=Path, help="folder that keeps finished fits")
     chosen = arguments.parse_args()
     use_threads(chosen.threads)
     cases = cases_of(chosen.organ, chosen.data, chosen.split, chosen.only)[: chosen.limit]
@@ -251,7 +237,7 @@ def main() -> None:
     for name in chosen.priors:
         prior = load_prior(name if "/" in name else f"{chosen.organ}-{name}", chosen.device)
         for case in cases:
-            found.setdefault(prior.card.name, []).append(measured(prior, case, chosen.fits))
+            found.setdefault(prior.card.name, []).append(measured(prior, case))
             print(prior.card.name, case.name, flush=True)
     m = machine(chosen.device, chosen.threads)
     stem = chosen.output / f"correspondences_{chosen.organ}"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from model_server.fitting import atlas_features
 from model_server.fitting.atlas_features import Decoded, FeatureChanges, features_at, finest_map
-from model_server.priors.implicit_atlas_decoder import AtlasSizes, FeatureDecoder, sample
+from model_server.priors.implicit_atlas_decoder import AtlasSizes, FeatureDecoder, SplineModes, sample
 
 SHAPES = [((8,), (4, 3, 5)), ((8, 8), (3, 4, 3)), ((16, 8, 16), (3, 4, 3))]
 
@@ -54,3 +54,20 @@ def test_changes_are_those_of_the_map(net, monkeypatch):
     for index, axis in enumerate(axes):
         expected = (values(latents + step * axis) - values(latents - step * axis)) / (2 * step)
         assert (found[:, index] - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_changes_by_the_linear_part_are_added(net):
+    torch.manual_seed(4)
+    spline = SplineModes(6, 2, (5, 6, 4), net.sizes.nodes()).requires_grad_(False)
+    latents, axes, at = torch.randn(1, 6), torch.randn(4, 6), places()
+    gradients = torch.randn(len(at), 11)
+    decoded, chosen = Decoded.of(net, latents), torch.eye(2)[:1]
+
+    def moved(by: Tensor) -> Tensor:
+        return spline.at(spline.points(latents + by, chosen)[0], at)
+
+    both = FeatureChanges(net, decoded, latents, axes, spline).at(at, gradients)
+    alone = FeatureChanges(net, decoded, latents, axes).at(at, gradients)
+    for index, axis in enumerate(axes):
+        expected = ((moved(axis) - moved(0.0 * axis)) * gradients[:, 8:]).sum(1)
+        assert torch.allclose(both[:, index] - alone[:, index], expected, atol=1e-3)

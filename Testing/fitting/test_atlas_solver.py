@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
+from model_server.fitting import atlas_solver
 from model_server.fitting.atlas_solver import (
     AtlasSettings,
     AtlasSolver,
@@ -21,16 +22,22 @@ from model_server.fitting.interrupt import Interrupted, stop_when
 from model_server.pose import Pose
 from model_server.priors.implicit_atlas_decoder import AtlasDecoder, AtlasSizes
 
-SIZES = AtlasSizes(6, 2, (3, 3, 3), (8, 8), 8)
+SIZES = {
+    "convolutional": AtlasSizes(6, 2, (3, 3, 3), (8, 8), 8),
+    "with a linear part": AtlasSizes(6, 2, (3, 3, 3), (8, 8), 8, controls=(5, 6, 4)),
+}
 POSE = Pose(np.array([10.0, -20.0, 30.0]), 25.0, Rotation.from_rotvec([0.2, -0.3, 0.4]).as_matrix())
 
 
-@pytest.fixture(scope="module")
-def solver() -> AtlasSolver:
+@pytest.fixture(scope="module", params=SIZES)
+def solver(request: pytest.FixtureRequest) -> AtlasSolver:
     torch.manual_seed(1)
-    decoder = AtlasDecoder(SIZES, (1.0, 1.0, 1.0))
+    decoder = AtlasDecoder(SIZES[request.param], (1.0, 1.0, 1.0))
     with torch.no_grad():  # a deformation worth the name
         decoder.deformation_net.last.weight.mul_(100.0)
+        if decoder.spline is not None:
+            decoder.spline.modes.weight.normal_(0.0, 0.05)
+            decoder.spline.offsets.normal_(0.0, 0.05)
     decoder.eval().requires_grad_(False)
     root = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 6)))[0]
     maps = decoder.template_maps()
@@ -62,6 +69,25 @@ def test_logits_follow_the_pose(solver, state):
         )
         slopes = -(ahead - behind) / 2e-3 / length
         assert np.corrcoef(found.by_pose[:, index], slopes)[0, 1] > 0.97
+
+
+def test_many_points_are_read_as_few_are(solver, state, monkeypatch):
+    points = np.random.default_rng(5).uniform(-1.1, 1.1, (50, 3))
+    one_by_one = solver.logits(state, points), solver.deform(state, points)
+    monkeypatch.setattr(atlas_solver, "FEW_POINTS", 10)
+    assert solver.logits(state, points) == pytest.approx(one_by_one[0], abs=1e-3)
+    assert solver.deform(state, points) == pytest.approx(one_by_one[1], abs=1e-5)
+
+
+def test_the_decoder_says_what_the_solver_says(solver, state):
+    points = np.random.default_rng(6).uniform(-0.9, 0.9, (50, 3))
+    latents = solver.latents(state.latent)
+    chosen = solver.likely_templates(state.latent)[0]
+    with torch.no_grad():
+        logits, moved = solver.decoder(latents, torch.as_tensor(points[None]).float())
+    state = replace(state, template=chosen)
+    assert solver.logits(state, points) == pytest.approx(logits[0].numpy(), abs=1e-3)
+    assert solver.deform(state, points) - points == pytest.approx(moved[0].numpy(), abs=1e-5)
 
 
 def test_logits_follow_the_latents(solver, state):

@@ -12,6 +12,7 @@ from model_server.priors.implicit_atlas_decoder import (
     AtlasDecoder,
     AtlasSizes,
     FeatureDecoder,
+    SplineModes,
     base_nodes,
     finer,
     sample,
@@ -97,6 +98,8 @@ def test_cells_of_the_base_are_nearly_cubes() -> None:
     assert base_nodes((1.0, 1.0, 1.0)) == (6, 6, 6)
     assert base_nodes((0.59, 0.95, 0.67)) == (5, 7, 6)
     assert base_nodes((0.5, 1.0, 0.5), 60) == (3, 5, 3)
+    # Two of the control points along each axis lie outside the box.
+    assert base_nodes((0.5, 1.0, 0.5), 175, beyond=2) == (5, 7, 5)
 
 
 def test_half_precision_upsampling_is_the_same_trilinear_one() -> None:
@@ -119,3 +122,33 @@ def test_the_baselines_are_the_model_with_parts_left_out(network, templates, def
     assert (moved.abs().max() > 0) == (templates > 0 and deforms)
     (logits * torch.randn(2, 30)).sum().backward()
     assert latents.grad.abs().max() > 0
+
+
+@pytest.fixture
+def spline() -> SplineModes:
+    return SplineModes(8, 3, (5, 7, 4), (9, 13, 9))
+
+
+def test_the_splines_map_of_nodes_is_what_it_says_at_places(spline) -> None:
+    latents, chosen = torch.randn(1, 8), torch.eye(3)[1:2]
+    torch.nn.init.normal_(spline.offsets)
+    places = 2.4 * torch.rand(40, 3) - 1.2
+    expected = sample(spline.maps(latents, chosen), places[None], (9, 13, 9))[0]
+    found = spline.at(spline.points(latents, chosen)[0], places)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_control_points_on_a_line_move_places_along_it(spline) -> None:
+    """Cubic B-splines reproduce linear functions; the outer control points lie beyond the box."""
+    axes = [2.0 * (torch.arange(n) - 1.0) / (n - 3.0) - 1.0 for n in spline.controls]
+    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+    places = 2.0 * torch.rand(40, 3) - 1.0
+    assert torch.allclose(spline.at(points, places), places, atol=1e-5)
+
+
+def test_each_template_has_displacements_of_its_own(spline) -> None:
+    torch.nn.init.normal_(spline.offsets)
+    latents = torch.randn(1, 8).expand(3, -1)
+    moved = spline.points(latents, torch.eye(3)).flatten(1)
+    expected = spline.offsets - spline.offsets[0]
+    assert torch.allclose(moved - moved[0], expected, atol=1e-5)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model_server.fitting.interrupt import check
-from model_server.priors.implicit_atlas_decoder import FeatureDecoder, finer
+from model_server.priors.implicit_atlas_decoder import FeatureDecoder, SplineModes, finer
 
 DIFFERENCE = 0.02  # standard deviations of a latent, for the changes of the coarse scales
 CHUNK = 8  # latents that are decoded at once
@@ -117,12 +117,21 @@ class FeatureChanges:
         decoded: the shape.
         latents: (1, c) of the shape.
         axes: (K, c) change of the latents by each whitened one.
+        spline: the linear part, if there is one.
     """
 
     def __init__(
-        self, net: FeatureDecoder, decoded: Decoded, latents: Tensor, axes: Tensor
+        self,
+        net: FeatureDecoder,
+        decoded: Decoded,
+        latents: Tensor,
+        axes: Tensor,
+        spline: SplineModes | None = None,
     ) -> None:
-        self.net, self.scales = net, decoded.scales
+        self.net, self.scales, self.spline = net, decoded.scales, spline
+        with torch.no_grad():
+            # (control points and coordinates, K)
+            self.controls = None if spline is None else spline.modes.weight @ axes.T
         scales = decoded.scales
         self.fine = len(scales) > 1
         count = len(scales) - 1 if self.fine else 1
@@ -162,8 +171,11 @@ class FeatureChanges:
 
         Args:
             places: (N, 3), -1 to 1.
-            by_features: (N, hidden).
+            by_features: (N, hidden), and by the displacements of the linear part (N, 3) if there
+                is one.
         """
+        hidden = self.net.sizes.hidden
+        by_features, by_moved = by_features[:, :hidden], by_features[:, hidden:]
         total = torch.zeros(len(places), self.tables[0].shape[2]).to(places)
         with torch.no_grad():
             for scale, (table, features) in enumerate(zip(self.tables, self.scales, strict=False)):
@@ -175,6 +187,10 @@ class FeatureChanges:
                 total += self._at_last(
                     places, by_features @ self.net.layers(-1)[3].weight.flatten(1)
                 )
+            if self.spline is not None and self.controls is not None:
+                x, y, z = self.spline.weights(places)
+                felt = torch.einsum("nx,ny,nz,nc->nxyzc", x, y, z, by_moved)
+                total += felt.flatten(1) @ self.controls
         return total
 
     def _at_last(self, places: Tensor, by_channel: Tensor) -> Tensor:

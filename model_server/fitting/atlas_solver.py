@@ -293,19 +293,35 @@ class AtlasSolver:
         return self._decoded[key]
 
     def _features(self, state: AtlasState, places: Tensor) -> Callable[[Tensor], Tensor]:
-        """Reader of features (n, hidden) at parts (n, 3) of so many ``places``, -1 to 1."""
+        """Reader of D's features (n, hidden or hidden + 3) at parts (n, 3) of so many ``places``,
+        -1 to 1."""
         net, scales = self.decoder.deformation_net, self._decode(state).scales
-        if len(places) <= FEW_POINTS:
+        spline, latents = self.decoder.spline, self.latents(state.latent)
+        chosen = self._tensor(np.eye(self.decoder.sizes.templates)[[state.template]])
+        if len(places) > FEW_POINTS:
+            with torch.no_grad():
+                nodes = finest_map(net, scales)
+                if spline is not None:
+                    nodes = torch.cat([nodes, spline.maps(latents, chosen)], dim=-1)
+            return lambda part: sample(nodes, part[None], net.sizes.nodes())[0]
+        if spline is None:
             return lambda part: features_at(net, scales, part)
         with torch.no_grad():
-            nodes = finest_map(net, scales)
-        return lambda part: sample(nodes, part[None], net.sizes.nodes())[0]
+            points = spline.points(latents, chosen)[0]
+
+        def read(part: Tensor) -> Tensor:
+            return torch.cat([features_at(net, scales, part), spline.at(points, part)], dim=-1)
+
+        return read
 
     def changes(self, state: AtlasState) -> FeatureChanges:
         """How the features change by the whitened latents."""
         root = self._tensor(self.latent_root.T)
         latents = self.latents(state.latent)
-        return FeatureChanges(self.decoder.deformation_net, self._decode(state), latents, root)
+        decoder = self.decoder
+        return FeatureChanges(
+            decoder.deformation_net, self._decode(state), latents, root, decoder.spline
+        )
 
     def deform(self, state: AtlasState, points: Array) -> Array:
         """(N, 3) canonical points -> p + D(p), where they lie on the template."""
@@ -318,8 +334,7 @@ class AtlasSolver:
     def _moved(self, points: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
         """(n, 3) canonical points -> p + D(p)."""
         features = read(points / self.decoder.box)
-        moved: Tensor = points + self.decoder.deformation_net.finish(features)
-        return moved
+        return points + self.decoder.finish(features)
 
     def logits(self, state: AtlasState, points: Array) -> Array:
         """(N,) occupancy logits at canonical points (N, 3)."""
@@ -338,7 +353,7 @@ class AtlasSolver:
         """Logits (N,), their gradient (N, 3) by place and (N, hidden) by features."""
         place = self._tensor(points).requires_grad_()
         features = self._features(state, place)(place / self.decoder.box)
-        moved = place + self.decoder.deformation_net.finish(features)
+        moved = place + self.decoder.finish(features)
         template = self.templates[state.template][None]
         logit = self.decoder.template_logit(template, moved[None])[0]
         by_place, by_features = torch.autograd.grad(logit.sum(), [place, features])

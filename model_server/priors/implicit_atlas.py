@@ -255,12 +255,16 @@ class ImplicitAtlasPrior:
 
     # --- the latent space ---------------------------------------------------------------------
 
-    def _state(self, latents: Array, pose: Pose | None = None) -> AtlasState:
+    def _state(self, latents: Array) -> AtlasState:
+        """Of latents (c,) in the canonical frame, with the template they choose."""
         whitened = self.whiten(np.asarray(latents, dtype=np.float64))
         template = self.full_solver.likely_templates(whitened)[0]
-        return AtlasState(
-            pose or Pose(np.zeros(3), 1.0), whitened, template, np.zeros(7)
-        )  # fmt: skip
+        return AtlasState(Pose(np.zeros(3), 1.0), whitened, template, np.zeros(7))
+
+    def _state_of(self, found: Reconstruction) -> AtlasState:
+        """Of a reconstruction, with the template it was fitted with."""
+        state = self._state(found.latents)
+        return replace(state, pose=found.pose, template=found.template)
 
     def decode(self, latents: Array, resolution: int = 3) -> Surface:
         """(c,) latents -> closed surface in the canonical frame.
@@ -324,7 +328,7 @@ class ImplicitAtlasPrior:
 
     def to_template(self, reconstruction: Reconstruction, points: Array) -> Array:
         """(N, 3) RAS mm points -> (N, 3) points of the template: p + D(p)."""
-        state = self._state(reconstruction.latents, reconstruction.pose)
+        state = self._state_of(reconstruction)
         return self.full_solver.deform(state, state.pose.invert(points))
 
     def from_template(self, reconstruction: Reconstruction, places: Array) -> tuple[Array, Array]:
@@ -337,7 +341,7 @@ class ImplicitAtlasPrior:
         Returns:
             (N, 3) RAS mm, and (N,) the error in mm that is left on the template's side.
         """
-        state = self._state(reconstruction.latents, reconstruction.pose)
+        state = self._state_of(reconstruction)
         points, error = self.full_solver.undeform(state, places, INVERSE_STEPS, INVERSE_TOLERANCE)
         return state.pose.apply(points), error * state.pose.scale
 
@@ -437,7 +441,7 @@ class _Run:
             moving = self.prior.latent_root[:, : self.chosen.modes]
             rest = start.latents - moving @ whitened[: self.chosen.modes]
             self.solver = self.prior.solver(self.chosen, rest)
-        self._enter(start.pose, whitened[: self.chosen.modes])
+        self._enter(start.pose, whitened[: self.chosen.modes], start.template)
         if self.chosen.guide_points > 0:
             found = self.prior.quick.solve(self.observations, self.settings)
             if found.pose.mirrored == self.mirrored:
@@ -455,8 +459,9 @@ class _Run:
             drawn = sample_surface(coarse, GUIDE_POINTS, np.random.default_rng(0))
             self.guide = pose.apply(drawn)
 
-    def _enter(self, pose: Pose, latent: Array) -> None:
-        """Go to the world in which the organ is not mirrored."""
+    def _enter(self, pose: Pose, latent: Array, template: int | None = None) -> None:
+        """Go to the world in which the organ is not mirrored; by default with the template that
+        the latent chooses."""
         self.mirrored = pose.mirrored
         if self.mirrored:
             self.samples = self.samples.mirrored()
@@ -466,7 +471,8 @@ class _Run:
             given = self.settings.pose
             given = mirror_pose(given) if self.mirrored else given
             expected, self.covariance = given_place(expected, self.covariance, given)
-        template = self.solver.likely_templates(latent)[0]
+        if template is None:
+            template = self.solver.likely_templates(latent)[0]
         self.state = AtlasState(pose, latent, template, pose_step(expected, pose))
 
     # --- stages -------------------------------------------------------------------------------
@@ -610,6 +616,7 @@ def unpack_networks(weights: dict[str, NDArray[Any]], training: dict[str, Any]) 
         tuple(training["channels"]),
         int(training["hidden"]),
         template_size=weights["decoder.template_latents"].shape[1],
+        controls=tuple(training.get("controls", ())) or None,
     )
     decoder = AtlasDecoder(sizes, weights["box"].tolist())
     state = {

@@ -9,6 +9,10 @@ every scale, with the same result.
 The paper's baselines are the same model with parts left out or replaced: ``AtlasSizes.network``
 "mlp" is the decoder of DeepSDF in place of the convolutional one, without templates an occupancy
 logit is F(h, p), without ``deforms`` it is T(t(h), p).
+
+Beyond the paper, D may have a part that is linear in the latent (``SplineModes``): training starts
+it from principal modes of rough correspondences, which a convolutional decoder needs thousands of
+steps to find. The convolutional part adds what is not linear.
 """
 
 from __future__ import annotations
@@ -41,6 +45,7 @@ class AtlasSizes:
         hidden: width of the MLP.
         network: "conv", or "mlp" for a baseline with DeepSDF's decoder.
         deforms: False for a baseline that only chooses a template.
+        controls: control points of D's linear part along x, y, z; None if it has none.
     """
 
     latent_size: int = 384
@@ -51,6 +56,7 @@ class AtlasSizes:
     network: str = "conv"
     deforms: bool = True
     template_size: int = 32
+    controls: tuple[int, int, int] | None = None
 
     def nodes(self) -> tuple[int, int, int]:
         """Nodes of the finest feature map along x, y, z."""
@@ -59,7 +65,7 @@ class AtlasSizes:
         return x, y, z
 
 
-def base_nodes(box: Sequence[float], most: int = 220) -> tuple[int, int, int]:
+def base_nodes(box: Sequence[float], most: int = 220, beyond: int = 0) -> tuple[int, int, int]:
     """Nodes of the coarsest map along x, y, z.
 
     As many as ``most`` allows, in cells that are nearly cubes: the latents are linear there, so
@@ -68,10 +74,11 @@ def base_nodes(box: Sequence[float], most: int = 220) -> tuple[int, int, int]:
     Args:
         box: (3,) edges.
         most: nodes in all.
+        beyond: so many of them along each axis lie outside the box.
     """
-    found = (2, 2, 2)
+    found = (2 + beyond, 2 + beyond, 2 + beyond)
     for least in range(3, most):
-        x, y, z = (1 + round((least - 1) * edge / min(box)) for edge in box)
+        x, y, z = (1 + beyond + round((least - 1) * edge / min(box)) for edge in box)
         if x * y * z > most:
             break
         found = (x, y, z)
@@ -263,6 +270,82 @@ def sample(maps: Tensor, places: Tensor, nodes: tuple[int, int, int]) -> Tensor:
     return found.view(batch, count, -1)
 
 
+class SplineModes(nn.Module):
+    """Displacements linear in the latent: control points of a cubic B-spline over the box, a
+    statistical deformation model (Rueckert et al. 2003, IEEE TMI 22(8)).
+
+    Args:
+        latent_size: of the latents.
+        templates: m; each adds displacements of its own, so that a shape hardly changes where its
+            latent begins to choose another one.
+        controls: control points along x, y, z, one of them beyond each face of the box.
+        nodes: of the map that is read at points.
+    """
+
+    def __init__(
+        self,
+        latent_size: int,
+        templates: int,
+        controls: tuple[int, int, int],
+        nodes: tuple[int, int, int],
+    ) -> None:
+        super().__init__()
+        self.controls = controls
+        count = 3 * controls[0] * controls[1] * controls[2]
+        self.modes = nn.Linear(latent_size, count)
+        self.offsets = nn.Parameter(torch.zeros(templates, count))
+        for axis, basis in enumerate(self.bases(nodes)):
+            self.register_buffer(f"basis_{axis}", basis, persistent=False)
+
+    def bases(self, nodes: Sequence[int]) -> list[Tensor]:
+        """Per axis (nodes, controls): what control points give the nodes, cubic B-splines."""
+        found = []
+        for n, count in zip(nodes, self.controls, strict=True):
+            along = torch.linspace(1.0, count - 2.0, n)[:, None]
+            gap = (along - torch.arange(count)).abs()
+            near = (4.0 - 6.0 * gap**2 + 3.0 * gap**3) / 6.0
+            far = (2.0 - gap).clamp_min(0.0) ** 3 / 6.0
+            found.append(torch.where(gap < 1.0, near, far))
+        return found
+
+    def _bases(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.get_buffer("basis_0"), self.get_buffer("basis_1"), self.get_buffer("basis_2")
+
+    def points(self, latents: Tensor, chosen: Tensor) -> Tensor:
+        """Control points (B, x, y, z, 3) of latents (B, c) and one-hot choices (B, m)."""
+        with torch.autocast(latents.device.type, enabled=False):
+            found = self.modes(latents.float()) + chosen.float() @ self.offsets
+        return cast(Tensor, found.unflatten(1, (*self.controls, 3)))
+
+    def maps(self, latents: Tensor, chosen: Tensor) -> Tensor:
+        """(B, nodes, 3) displacements on the nodes."""
+        with torch.autocast(latents.device.type, enabled=False):
+            found = torch.einsum("bxyzc,lx->blyzc", self.points(latents, chosen), self._bases()[0])
+            found = torch.einsum("blyzc,my->blmzc", found, self._bases()[1])
+            found = torch.einsum("blmzc,nz->blmnc", found, self._bases()[2])
+        return found.flatten(1, 3)
+
+    def weights(self, places: Tensor) -> list[Tensor]:
+        """Per axis (N, controls): what control points give places (N, 3), -1 to 1.
+
+        Linear between nodes, as a map of the nodes is read.
+        """
+        found = []
+        for axis, basis in enumerate(self._bases()):
+            last = len(basis) - 1
+            index = 0.5 * (places[:, axis].clamp(-1.0, 1.0) + 1.0) * last
+            low = index.detach().floor().clamp(0, last - 1)
+            share = (index - low)[:, None]
+            found.append((1.0 - share) * basis[low.long()] + share * basis[low.long() + 1])
+        return found
+
+    def at(self, points: Tensor, places: Tensor) -> Tensor:
+        """(N, 3) displacements at places (N, 3) of control points (x, y, z, 3)."""
+        x, y, z = self.weights(places)
+        along = (x @ points.flatten(1)).unflatten(1, points.shape[1:])
+        return torch.einsum("nyzc,ny,nz->nc", along, y, z)
+
+
 class AtlasDecoder(nn.Module):
     """Templates, the choice among them, and the deformation (Equation 3).
 
@@ -286,6 +369,9 @@ class AtlasDecoder(nn.Module):
             self.deformation_net = network(sizes, c, 3)
             nn.init.normal_(self.deformation_net.last.weight, std=1e-3)
             nn.init.zeros_(self.deformation_net.last.bias)
+        self.spline: SplineModes | None = None
+        if sizes.controls:
+            self.spline = SplineModes(c, sizes.templates, sizes.controls, sizes.nodes())
         self.register_buffer("box", torch.as_tensor(box, dtype=torch.float32))
 
     def template_maps(self) -> Tensor:
@@ -299,10 +385,28 @@ class AtlasDecoder(nn.Module):
         hard = functional.one_hot(soft.argmax(dim=-1), self.sizes.templates).to(soft)
         return hard + soft - soft.detach()
 
+    def deformation_maps(self, latents: Tensor, chosen: Tensor) -> Tensor:
+        """(B, nodes, hidden) features of D, then (B, nodes, 3) more of its linear part, of latents
+        (B, c) and one-hot choices of a template (B, m)."""
+        maps: Tensor = self.deformation_net.maps(latents)
+        if self.spline is None:
+            return maps
+        return torch.cat([maps.float(), self.spline.maps(latents, chosen)], dim=-1)
+
     def deformation(self, maps: Tensor, points: Tensor) -> Tensor:
         """(B, N, 3) D at canonical points (B, N, 3), in canonical units."""
-        moved: Tensor = self.deformation_net.read(maps, points / self.box)
-        return moved
+        places = points / self.box
+        if self.spline is None:
+            moved: Tensor = self.deformation_net.read(maps, places)
+            return moved
+        return self.finish(sample(maps, places, self.sizes.nodes()))
+
+    def finish(self, features: Tensor) -> Tensor:
+        """What D reads at points (..., hidden or hidden + 3) -> displacements (..., 3)."""
+        if self.spline is None:
+            return self.deformation_net.finish(features)
+        hidden = self.sizes.hidden
+        return self.deformation_net.finish(features[..., :hidden]) + features[..., hidden:]
 
     def template_logit(self, maps: Tensor, points: Tensor) -> Tensor:
         """(B, N) occupancy logit of the templates at canonical points (B, N, 3)."""
@@ -322,10 +426,11 @@ class AtlasDecoder(nn.Module):
         """
         if not self.sizes.templates:
             return self.template_net.maps(latents), None
-        chosen = torch.einsum("bm,mnh->bnh", self.choose(latents), self.template_maps())
+        choice = self.choose(latents)
+        chosen = torch.einsum("bm,mnh->bnh", choice, self.template_maps())
         if not self.sizes.deforms:
             return chosen, None
-        return chosen, self.deformation_net.maps(latents)
+        return chosen, self.deformation_maps(latents, choice)
 
     def evaluate(
         self, chosen: Tensor, maps: Tensor | None, points: Tensor

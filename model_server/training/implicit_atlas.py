@@ -23,12 +23,18 @@ from model_server.geometry.icosphere import icosphere
 from model_server.geometry.labels import oriented, spline_surface, voxelize
 from model_server.observations import Volume
 from model_server.pose import Pose
-from model_server.priors.implicit_atlas_decoder import AtlasDecoder, AtlasSizes, base_nodes
+from model_server.priors.implicit_atlas_decoder import (
+    AtlasDecoder,
+    AtlasSizes,
+    SplineModes,
+    base_nodes,
+)
 from model_server.reconstruction import Surface
 from model_server.training.canonical import CanonicalShapes
 from model_server.training.pca import train_modes
 from model_server.training.pointwolf import PointWolf
 from model_server.training.shapes import standardization
+from model_server.training.spline_modes import PrincipalModes, fitted_controls
 from model_server.training.wrapping import wrap
 
 Array = NDArray[np.float64]
@@ -40,9 +46,14 @@ STRIDE = 4  # distance nodes in a cell of the sub-grid, along each axis
 LEAST_SPREAD = 0.05
 WARM_UP = 0.1  # share of the steps until the learning rate is at its peak
 WRAP_LEVEL = 4  # of the icosphere
-TAUGHT = 0.5  # share of the steps in which D learns the rough correspondences
+TAUGHT = 0.2  # share of the steps in which D learns the rough correspondences
 LESSON_SPREAD = 0.06  # standard deviation of its places beside the surface, in RMS radii
 LESSON_WEIGHT = 10.0
+CLUSTER_MODES = 6  # principal axes along which shapes are grouped by template
+CLUSTERINGS = 20  # k-means from so many starts
+SHARPNESS = 10.0  # of the choice at the start
+SPLINE_SHARE = 0.02  # of the learning rate: modes start close to where they end
+MEMBERS = 60  # shapes from which the way to their template is learned
 TEMPLATES_FIRST = 0.1  # share of the steps in which nothing is deformed
 RIDGE = 3.0  # of the regression on the quick look's modes
 BUMP_HEIGHT = 0.05  # largest standard deviation of the copies' bumps, in RMS radii
@@ -62,10 +73,12 @@ class AtlasTraining:
         channels: of the feature maps, coarse to fine.
         hidden: width of the MLP.
         network, deforms: for baselines, see ``AtlasSizes``.
+        controls: control points of D's linear part, at most; 0 for none.
         steps: optimizer steps.
         batch: shapes in a step.
         near_points: of each shape in each step, near its surface, beside the sub-grid.
         augmentations: warped copies of each training shape.
+        mode_copies: more of them, from which only D's linear part starts.
         softness: of the occupancy, in RMS radii: how far it takes from 0.73 to 0.27 across the
             surface. A voxel half filled is half occupied.
         latent_weight, smooth_weight, deformation_weight: of L2, L_LS, L_DP (section 4.3).
@@ -81,16 +94,18 @@ class AtlasTraining:
     hidden: int = 32
     network: str = "conv"
     deforms: bool = True
+    controls: int = 1000
     steps: int = 6000
     batch: int = 16
     near_points: int = 3072
     augmentations: int = 0
+    mode_copies: int = 5
     softness: float = 0.02
     latent_weight: float = 1e-3
     smooth_weight: float = 1e-3
     deformation_weight: float = 1e-2
     learning_rate: float = 2e-3
-    latent_rate: float = 5e-3
+    latent_rate: float = 1e-3
     half: bool = True
     seed: int = 0
     wolf: PointWolf = field(default_factory=PointWolf)
@@ -123,12 +138,14 @@ class AtlasShapes:
         grid: (S, X, Y, Z) signed distance on nodes from -box to box.
         near: (S, P, 4) points near each surface and their signed distance.
         wrapped: (S, V, 3) the sphere of DALS wrapped around each surface, or None.
+        more_wrapped: (E, V, 3) around warped copies of which nothing else is known, or None.
     """
 
     box: Array
     grid: NDArray[np.float32]
     near: NDArray[np.float32]
     wrapped: NDArray[np.float32] | None = None
+    more_wrapped: NDArray[np.float32] | None = None
 
 
 def vertex_normals(surface: Surface) -> Array:
@@ -230,6 +247,7 @@ def atlas_shapes(
         _measured,
         rms_radius=rms_radius,
         copies=config.augmentations,
+        more=config.mode_copies if config.controls else 0,
         wolf=config.wolf,
         box=box,
         nodes=nodes,
@@ -237,14 +255,16 @@ def atlas_shapes(
         boxed=boxed,
     )
     found: list[list[tuple[NDArray[np.float32], ...]]] = []
+    more: list[NDArray[np.float32]] = []
     with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
-        for each in pool.map(measure, surfaces, seeds.tolist()):
+        for each, spheres in pool.map(measure, surfaces, seeds.tolist()):
             found.append(each)
+            more.extend(spheres)
             if progress:
                 progress("measuring shapes", len(found) / len(surfaces), {})
     ordered = [each[copy] for copy in range(config.augmentations + 1) for each in found]
     grids, clouds, wrapped = (np.stack(part) for part in zip(*ordered, strict=True))
-    return AtlasShapes(box, grids, clouds, wrapped)
+    return AtlasShapes(box, grids, clouds, wrapped, np.stack(more) if more else None)
 
 
 def _measured(
@@ -252,26 +272,32 @@ def _measured(
     seed: int,
     rms_radius: float,
     copies: int,
+    more: int,
     wolf: PointWolf,
     box: Array,
     nodes: Sequence[int],
     near: int,
     boxed: bool,
-) -> list[tuple[NDArray[np.float32], ...]]:
-    """Grid distances, near samples and wrapped sphere of a shape and of its copies."""
+) -> tuple[list[tuple[NDArray[np.float32], ...]], list[NDArray[np.float32]]]:
+    """Grid distances, near samples and wrapped sphere of a shape and of its copies; of more copies
+    the wrapped sphere alone."""
     rng = np.random.default_rng(seed)
     # Wrapping starts from the unit sphere, around the shape.
     shrink = 1.0 / max(1.0, 1.1 * float(np.linalg.norm(surface.points, axis=1).max()))
     sphere = wrap(replace(surface, points=shrink * surface.points), WRAP_LEVEL) / shrink
     nearest = cKDTree(surface.points).query(sphere)[1]
     found: list[tuple[NDArray[np.float32], ...]] = []
-    for copy in range(copies + 1):
+    spheres: list[NDArray[np.float32]] = []
+    for copy in range(1 + copies + more):
         shape = warped(surface, rms_radius, wolf, rng, boxed) if copy else surface
         around = sphere + shape.points[nearest] - surface.points[nearest]
+        if copy > copies:
+            spheres.append(around.astype(np.float32))
+            continue
         grid = grid_distances(shape, box, nodes).astype(np.float32)
         cloud = near_samples(shape, rms_radius, near, rng)
         found.append((grid, cloud, around.astype(np.float32)))
-    return found
+    return found, spheres
 
 
 def starting_latents(described: NDArray[np.float32], size: int) -> NDArray[np.float32]:
@@ -287,6 +313,19 @@ def starting_latents(described: NDArray[np.float32], size: int) -> NDArray[np.fl
     latents = np.zeros((len(rows), size), np.float32)
     latents[:, : len(keep)] = vectors[:, keep] * np.maximum(values[keep], 0.0) ** 0.25
     return np.asarray(latents / np.sqrt((latents**2).sum(axis=1).mean()), dtype=np.float32)
+
+
+def cluster_centers(rows: NDArray[np.float32], count: int, seed: int) -> NDArray[np.float32]:
+    """(count, c) centers of groups of like rows (S, c), the smallest group as large as can be."""
+    from scipy.cluster.vq import kmeans2
+
+    best, most = rows[:count], -1
+    for attempt in range(CLUSTERINGS):
+        centers, found = kmeans2(rows.astype(np.float64), count, minit="++", seed=seed + attempt)
+        smallest = int(np.bincount(found, minlength=count).min())
+        if smallest > most:
+            best, most = centers.astype(np.float32), smallest
+    return best
 
 
 @dataclass(frozen=True)
@@ -416,32 +455,31 @@ class AtlasTrainer:
         self.real_count, self.rms_radius = real_count, rms_radius
         self.grid = torch.from_numpy(shapes.grid).to(self.device)
         self.near = torch.from_numpy(shapes.near).to(self.device)
+        edges = shapes.box.tolist()
+        deformed = config.templates and config.deforms and shapes.wrapped is not None
+        linear = bool(config.controls and deformed)
         self.sizes = AtlasSizes(
             config.latent_size,
             config.templates,
-            config.base or base_nodes(shapes.box.tolist()),
+            config.base or base_nodes(edges),
             config.channels,
             config.hidden,
             config.network,
             config.deforms,
+            controls=base_nodes(edges, config.controls, beyond=2) if linear else None,
         )
-        self.decoder = AtlasDecoder(self.sizes, shapes.box.tolist()).to(self.device)
-        clamp = 0.5 * rms_radius
-        described = (
-            np.clip(shapes.grid, -clamp, clamp) if shapes.wrapped is None else shapes.wrapped
-        )
-        start = starting_latents(described, config.latent_size)
-        self._choose_by_clusters(torch.from_numpy(start).to(self.device))
+        self.decoder = AtlasDecoder(self.sizes, edges)
         self.lesson: Lesson | None = None
-        if shapes.wrapped is not None and self.sizes.templates and config.deforms:
-            with torch.no_grad():
-                chosen = self.decoder.choice(torch.from_numpy(start).to(self.device)).argmax(1)
-            lesson = Lesson.of(shapes, chosen.cpu().numpy(), self.sizes.templates)
-            self.lesson = lesson.to(self.device)
+        start = self._start(shapes)
+        self.decoder.to(self.device)
         self.latents = torch.nn.Embedding.from_pretrained(
             torch.from_numpy(start), freeze=False, sparse=True
         ).to(self.device)
-        self.optimizer = torch.optim.Adam(self.decoder.parameters(), lr=config.learning_rate)
+        modes = [p for n, p in self.decoder.named_parameters() if n.startswith("spline.")]
+        rest = [p for n, p in self.decoder.named_parameters() if not n.startswith("spline.")]
+        self.optimizer = torch.optim.Adam(
+            [{"params": rest}, {"params": modes, "share": SPLINE_SHARE}], lr=config.learning_rate
+        )
         self.latent_optimizer = torch.optim.SparseAdam(
             list(self.latents.parameters()), lr=config.latent_rate
         )
@@ -451,19 +489,71 @@ class AtlasTrainer:
         if checkpoint and checkpoint.exists():
             self._resume(checkpoint)
 
-    def _choose_by_clusters(self, latents: Tensor) -> None:
-        """Start the choice of templates by the nearest of m cluster centers (k-means)."""
+    def _start(self, shapes: AtlasShapes) -> NDArray[np.float32]:
+        """(S, c) first latents; sets the choice of templates, the lesson and D's linear part."""
+        config, wrapped, spline = self.config, shapes.wrapped, self.decoder.spline
+        if spline is None:
+            clamp = 0.5 * self.rms_radius
+            described = np.clip(shapes.grid, -clamp, clamp) if wrapped is None else wrapped
+            start = starting_latents(described, config.latent_size)
+        else:
+            assert wrapped is not None
+            more = shapes.more_wrapped
+            every = wrapped if more is None else np.concatenate([wrapped, more])
+            start = self._start_spline(spline, every)[: len(wrapped)]
+        chosen = self._choose_by_clusters(start)
+        if wrapped is not None and self.sizes.templates and config.deforms:
+            lesson = Lesson.of(shapes, chosen, self.sizes.templates)
+            self.lesson = lesson.to(self.device)
+            if spline is not None:
+                self._start_offsets(spline, wrapped, lesson)
+        return start
+
+    def _start_spline(
+        self, spline: SplineModes, wrapped: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """(S, c) principal components of how shapes move onto the mean of the real ones."""
+        mean = torch.from_numpy(wrapped[: self.real_count].mean(axis=0))
+        box = self.decoder.box
+        controls = [
+            fitted_controls(spline, [each / box], [mean - each])
+            for each in torch.from_numpy(wrapped)
+        ]
+        found = PrincipalModes.of(
+            torch.stack(controls).numpy(), self.config.latent_size, self.real_count
+        )
+        with torch.no_grad():
+            spline.modes.weight.copy_(torch.from_numpy(found.basis))
+            spline.modes.bias.copy_(torch.from_numpy(found.mean))
+        return found.latents
+
+    def _start_offsets(
+        self, spline: SplineModes, wrapped: NDArray[np.float32], lesson: Lesson
+    ) -> None:
+        """From the mean of all shapes on to each template, where its shapes are."""
+        every = torch.from_numpy(wrapped)
+        mean = every[: self.real_count].mean(dim=0)
+        for number, middle in enumerate(lesson.middle):
+            members = every[lesson.template == number][:MEMBERS]
+            members = members if len(members) else middle[None]
+            places = [each / self.decoder.box for each in members]
+            with torch.no_grad():
+                found = fitted_controls(spline, places, [middle - mean] * len(places))
+                spline.offsets[number].copy_(found)
+
+    def _choose_by_clusters(self, latents: NDArray[np.float32]) -> NDArray[np.int64]:
+        """(S,) template of each shape: that of the nearest of m cluster centers (k-means)."""
         m = self.sizes.templates
         if m < 2:
-            return
-        from scipy.cluster.vq import kmeans2
-
-        data = latents.cpu().numpy().astype(np.float64)
-        centers, _ = kmeans2(data, m, minit="++", seed=self.config.seed)
-        sharp = 10.0
+            return np.zeros(len(latents), dtype=np.int64)
+        centers = cluster_centers(latents[:, :CLUSTER_MODES], m, self.config.seed)
         with torch.no_grad():
-            self.decoder.choice.weight.copy_(torch.as_tensor(2.0 * sharp * centers))
-            self.decoder.choice.bias.copy_(torch.as_tensor(-sharp * (centers**2).sum(axis=1)))
+            self.decoder.choice.weight.zero_()
+            weight = torch.from_numpy(2.0 * SHARPNESS * centers)
+            self.decoder.choice.weight[:, : centers.shape[1]] = weight
+            bias = -SHARPNESS * (centers**2).sum(axis=1)
+            self.decoder.choice.bias.copy_(torch.from_numpy(bias))
+            return np.asarray(self.decoder.choice(torch.from_numpy(latents)).argmax(1).numpy())
 
     def run(self, progress: Progress | None = None) -> TrainedAtlas:
         """Train to the end; ``progress(stage, share, losses)`` is called every 50 steps."""
@@ -531,7 +621,8 @@ class AtlasTrainer:
             (self.optimizer, self.config.learning_rate),
             (self.latent_optimizer, self.config.latent_rate),
         ):
-            optimizer.param_groups[0]["lr"] = share * peak
+            for group in optimizer.param_groups:
+                group["lr"] = share * peak * group.get("share", 1.0)
             optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), 1.0)
@@ -575,8 +666,9 @@ class AtlasTrainer:
         start = lesson.wrapped[chosen][:, pick] + aside * lesson.normals[chosen][:, pick]
         goal = lesson.middle[template][:, pick] + aside * lesson.middle_normals[template][:, pick]
         points, distance, _ = self._sub_grid(lesson.grid[template])
+        one_hot = functional.one_hot(template, self.sizes.templates).float()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.half):
-            maps = self.decoder.deformation_net.maps(latents)
+            maps = self.decoder.deformation_maps(latents, one_hot)
             templates = self.decoder.template_maps()
         moved = self.decoder.deformation(maps, torch.cat([start, points], dim=1))
         miss = (start + moved[:, : config.near_points] - goal) / self.rms_radius

@@ -460,7 +460,10 @@ def _train_atlas(
     if parts is not None:
         arrays["parts"], card = parts, known.named(card)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
-    training = asdict(config) | {"base": list(trainer.sizes.base)}
+    training = asdict(config) | {
+        "base": list(trainer.sizes.base),
+        "controls": list(trainer.sizes.controls or ()),
+    }
     return _with(card, {"training": training, "solver": ATLAS_SOLVERS.get(card.organ, {})}), arrays
 
 

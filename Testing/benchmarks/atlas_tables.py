@@ -30,10 +30,20 @@ from model_server.evaluation.harness import cases_of, use_threads
 from model_server.evaluation.results import machine
 from model_server.evaluation.volume_protocol import Mask, ResizedLabel
 from model_server.priors.implicit_atlas_decoder import base_nodes
-from model_server.training.implicit_atlas import AtlasShapes, AtlasTrainer, AtlasTraining
+from model_server.training.implicit_atlas import (
+    AtlasShapes,
+    AtlasTrainer,
+    AtlasTraining,
+    mode_copies,
+)
 
 PLAIN = AtlasTraining(
-    augmentations=0, steps=800, near_points=1536, smooth_weight=0, deformation_weight=0
+    latent_size=512,
+    channels=(8, 32, 16),
+    steps=600,
+    near_points=1536,
+    smooth_weight=0,
+    deformation_weight=0,
 )
 REGULAR = {"smooth_weight": 1e-3, "deformation_weight": 1e-2}
 METHODS = {
@@ -41,6 +51,7 @@ METHODS = {
     "MLP + template": replace(PLAIN, network="mlp", templates=1),
     "conv decoder": replace(PLAIN, templates=0),
     "D": replace(PLAIN, templates=1),
+    "D+MT, without linear part": replace(PLAIN, controls=0),
     "MT": replace(PLAIN, deforms=False),
     "D+MT (ImplicitAtlas)": PLAIN,
     "D+MT, LS": replace(PLAIN, smooth_weight=1e-3),
@@ -69,7 +80,10 @@ def shapes_of(chosen, split: str) -> tuple[AtlasShapes, list[Mask]]:  # type: ig
         np.savez(path, box=found.box, masks=packed, **arrays)
     kept = np.load(path)
     masks = [np.unpackbits(m).reshape(128, 128, 128).astype(bool) for m in kept["masks"]]
-    return AtlasShapes(*(kept[k] for k in ("box", "grid", "near", "wrapped"))), masks
+    shapes = AtlasShapes(*(kept[k] for k in ("box", "grid", "near", "wrapped")))
+    real = shapes.wrapped[: len(masks)] if known and shapes.wrapped is not None else None
+    more = None if real is None else mode_copies(real, NOMINAL_RADIUS, PLAIN, boxed=True)
+    return replace(shapes, more_wrapped=more), masks
 
 
 def base_of(chosen) -> tuple[int, int, int]:  # type: ignore[no-untyped-def]

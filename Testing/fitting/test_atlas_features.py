@@ -8,7 +8,12 @@ from torch import Tensor
 
 from model_server.fitting import atlas_features
 from model_server.fitting.atlas_features import Decoded, FeatureChanges, features_at, finest_map
-from model_server.priors.implicit_atlas_decoder import AtlasSizes, FeatureDecoder, SplineModes, sample
+from model_server.priors.implicit_atlas_decoder import (
+    AtlasSizes,
+    FeatureDecoder,
+    SplineModes,
+    sample,
+)
 
 SHAPES = [((8,), (4, 3, 5)), ((8, 8), (3, 4, 3)), ((16, 8, 16), (3, 4, 3))]
 

@@ -232,6 +232,14 @@ def test_points_warn_of_what_they_contradict(surface, outlines):
     assert point_warnings(outlines, surface, 8.0) == ()
 
 
+@pytest.mark.parametrize("method", ["pca", "dals", "atlas"])
+def test_every_prior_warns_of_clicks_on_one_side(method, surface):
+    behind = surface.points[surface.points[:, 1] < np.quantile(surface.points[:, 1], 0.3)]
+    clicks = Observations(boundary=(PointSet(behind[:: len(behind) // 12], "clicks"),))
+    final = list(load_prior(f"hippocampus-{method}", "cpu").fit(clicks))[-1]
+    assert any("click on the other side" in warning for warning in final.warnings)
+
+
 # --- ImplicitAtlas ------------------------------------------------------------------------------
 
 

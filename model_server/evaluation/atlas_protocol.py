@@ -33,7 +33,8 @@ from model_server.training.implicit_atlas import (
 PAD = 4  # voxels around the box
 SMOOTHING = 0.7  # voxels, of the masks before their surface is taken: less than half a voxel moves
 NOMINAL_RADIUS = 35.0 / (SIZE / 2)  # what an RMS radius is about in this box
-ENCODING_RATE = 0.03
+ENCODING_RATE = 0.01
+ENCODING_WEIGHT = 1e-4  # of the latent's length: a full volume says more than it
 POINTS_AT_ONCE = 60_000
 
 
@@ -67,7 +68,7 @@ class VolumeEncoder:
     known: AtlasShapes
     trained: TrainedAtlas
     config: AtlasTraining
-    steps: int = 200
+    steps: int = 400
     seed: int = 0
 
     def start(self, grids: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -83,7 +84,7 @@ class VolumeEncoder:
         return np.asarray(shares.T @ (self.trained.latents - mean) + mean, dtype=np.float32)
 
     def encode(self, shapes: AtlasShapes) -> Tensor:
-        """(S, c) latents that minimize the training's own loss with the networks fixed."""
+        """(S, c) latents that minimize Equation 5 and their own length, the networks fixed."""
         torch.manual_seed(self.seed)
         decoder = self.trained.decoder.requires_grad_(False)
         latents = torch.nn.Parameter(torch.from_numpy(self.start(shapes.grid)))
@@ -104,7 +105,7 @@ class VolumeEncoder:
             logits, _ = predict(decoder, latents, points, self.config.half)
             task = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
             length = latents.norm(dim=1).sum()
-            loss = task.mean(dim=1).sum() + self.config.latent_weight * length
+            loss = task.mean(dim=1).sum() + ENCODING_WEIGHT * length
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
+from scipy.spatial import cKDTree
 
 from model_server.errors import ShapePriorError
 from model_server.fitting.attachment import attach_points
@@ -178,7 +179,7 @@ def _bare_surface(observations: Observations, surface: Surface, radius: float) -
             "All boundary points lie on one side of the organ's center: what lies beyond is "
             "guessed from the prior; click on the other side, too."
         ]
-    bare = np.linalg.norm(surface.points[:, None] - clicks[None], axis=2).min(axis=1) > radius
+    bare = cKDTree(clicks).query(surface.points)[0] > radius
     if bare.mean() <= BARE:
         return []
     return [

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from model_server.errors import ShapePriorError
-from model_server.fitting.checks import check_fit, check_size
+from model_server.fitting.checks import check_fit, check_points, check_size
 from model_server.fitting.dals_solver import DalsSolver, DalsState, LocalSystem, SolverSettings
 from model_server.fitting.interrupt import check
 from model_server.fitting.pose_prior import (
@@ -446,10 +446,10 @@ class _Run:
             answer = self._reconstruction(
                 "final", surface, _unit(values[:, :3]), answer.latents, spread
             )
-        warnings = check_fit(
-            self.observations, answer.residuals, self.prior.card, self._radius_mm()
-        )
-        return replace(answer, warnings=warnings)
+        card, radius = self.prior.card, self._radius_mm()
+        warnings = check_fit(self.observations, answer.residuals, card, radius)
+        more = check_points(self.observations, answer.surface, card, radius)
+        return replace(answer, warnings=(*warnings, *more))
 
     def _latents(self) -> Array:
         assert self.state is not None

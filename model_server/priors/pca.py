@@ -19,7 +19,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 from skimage import measure
 
-from model_server.fitting.checks import check_fit, check_size
+from model_server.fitting.checks import check_fit, check_points, check_size
 from model_server.fitting.pose_prior import PosePrior, given_place, mirror_pose
 from model_server.fitting.residuals import residuals
 from model_server.fitting.samples import BoundarySamples, boundary_samples
@@ -178,7 +178,9 @@ class PcaPrior:
         spread = self.uncertainty(state, surface.points) if settings.uncertainty else None
         placed = oriented(Surface(state.pose.apply(surface.points), surface.triangles))
         gaps = residuals(placed, observations)
-        warnings = check_fit(observations, gaps, self.card, state.pose.scale * self.rms_radius)
+        radius = state.pose.scale * self.rms_radius
+        warnings = check_fit(observations, gaps, self.card, radius)
+        warnings += check_points(observations, placed, self.card, radius)
         seconds = {"quick look": time.perf_counter() - began}
         yield Reconstruction(
             surface=placed,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +79,7 @@ class AtlasTraining:
         batch: shapes in a step.
         near_points: of each shape in each step, near its surface, beside the sub-grid.
         augmentations: warped copies of each training shape.
-        mode_copies: more of them, from which only D's linear part starts.
+        mode_copies: warped copies of each wrapped sphere, from which D's linear part starts.
         softness: of the occupancy, in RMS radii: how far it takes from 0.73 to 0.27 across the
             surface. A voxel half filled is half occupied.
         latent_weight, smooth_weight, deformation_weight: of L2, L_LS, L_DP (section 4.3).
@@ -138,7 +139,7 @@ class AtlasShapes:
         grid: (S, X, Y, Z) signed distance on nodes from -box to box.
         near: (S, P, 4) points near each surface and their signed distance.
         wrapped: (S, V, 3) the sphere of DALS wrapped around each surface, or None.
-        more_wrapped: (E, V, 3) around warped copies of which nothing else is known, or None.
+        more_wrapped: (E, V, 3) warped copies of them, from which D's linear part starts, or None.
     """
 
     box: Array
@@ -247,7 +248,6 @@ def atlas_shapes(
         _measured,
         rms_radius=rms_radius,
         copies=config.augmentations,
-        more=config.mode_copies if config.controls else 0,
         wolf=config.wolf,
         box=box,
         nodes=nodes,
@@ -255,16 +255,32 @@ def atlas_shapes(
         boxed=boxed,
     )
     found: list[list[tuple[NDArray[np.float32], ...]]] = []
-    more: list[NDArray[np.float32]] = []
     with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
-        for each, spheres in pool.map(measure, surfaces, seeds.tolist()):
+        for each in pool.map(measure, surfaces, seeds.tolist()):
             found.append(each)
-            more.extend(spheres)
             if progress:
                 progress("measuring shapes", len(found) / len(surfaces), {})
     ordered = [each[copy] for copy in range(config.augmentations + 1) for each in found]
     grids, clouds, wrapped = (np.stack(part) for part in zip(*ordered, strict=True))
-    return AtlasShapes(box, grids, clouds, wrapped, np.stack(more) if more else None)
+    more = mode_copies(wrapped[: len(surfaces)], rms_radius, config, boxed)
+    return AtlasShapes(box, grids, clouds, wrapped, more)
+
+
+def mode_copies(
+    wrapped: NDArray[np.float32], rms_radius: float, config: AtlasTraining, boxed: bool
+) -> NDArray[np.float32] | None:
+    """(E, V, 3) warped copies of spheres wrapped around real shapes (S, V, 3)."""
+    if not config.controls or not config.mode_copies:
+        return None
+    rng = np.random.default_rng(config.seed)
+    triangles = icosphere(WRAP_LEVEL).triangles
+    spheres = [Surface(each.astype(np.float64), triangles) for each in wrapped]
+    found = [
+        warped(sphere, rms_radius, config.wolf, rng, boxed).points
+        for _ in range(config.mode_copies)
+        for sphere in spheres
+    ]
+    return np.asarray(found, dtype=np.float32)
 
 
 def _measured(
@@ -272,32 +288,26 @@ def _measured(
     seed: int,
     rms_radius: float,
     copies: int,
-    more: int,
     wolf: PointWolf,
     box: Array,
     nodes: Sequence[int],
     near: int,
     boxed: bool,
-) -> tuple[list[tuple[NDArray[np.float32], ...]], list[NDArray[np.float32]]]:
-    """Grid distances, near samples and wrapped sphere of a shape and of its copies; of more copies
-    the wrapped sphere alone."""
+) -> list[tuple[NDArray[np.float32], ...]]:
+    """Grid distances, near samples and wrapped sphere of a shape and of its copies."""
     rng = np.random.default_rng(seed)
     # Wrapping starts from the unit sphere, around the shape.
     shrink = 1.0 / max(1.0, 1.1 * float(np.linalg.norm(surface.points, axis=1).max()))
     sphere = wrap(replace(surface, points=shrink * surface.points), WRAP_LEVEL) / shrink
     nearest = cKDTree(surface.points).query(sphere)[1]
     found: list[tuple[NDArray[np.float32], ...]] = []
-    spheres: list[NDArray[np.float32]] = []
-    for copy in range(1 + copies + more):
+    for copy in range(copies + 1):
         shape = warped(surface, rms_radius, wolf, rng, boxed) if copy else surface
         around = sphere + shape.points[nearest] - surface.points[nearest]
-        if copy > copies:
-            spheres.append(around.astype(np.float32))
-            continue
         grid = grid_distances(shape, box, nodes).astype(np.float32)
         cloud = near_samples(shape, rms_radius, near, rng)
         found.append((grid, cloud, around.astype(np.float32)))
-    return found, spheres
+    return found
 
 
 def starting_latents(described: NDArray[np.float32], size: int) -> NDArray[np.float32]:
@@ -477,9 +487,8 @@ class AtlasTrainer:
         ).to(self.device)
         modes = [p for n, p in self.decoder.named_parameters() if n.startswith("spline.")]
         rest = [p for n, p in self.decoder.named_parameters() if not n.startswith("spline.")]
-        self.optimizer = torch.optim.Adam(
-            [{"params": rest}, {"params": modes, "share": SPLINE_SHARE}], lr=config.learning_rate
-        )
+        groups: list[dict[str, Any]] = [{"params": rest}, {"params": modes, "share": SPLINE_SHARE}]
+        self.optimizer = torch.optim.Adam(groups, lr=config.learning_rate)
         self.latent_optimizer = torch.optim.SparseAdam(
             list(self.latents.parameters()), lr=config.latent_rate
         )

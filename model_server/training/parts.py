@@ -168,8 +168,8 @@ def atlas_parts(trained: TrainedAtlas, shapes: Trained) -> NDArray[np.uint8] | N
         h = torch.from_numpy(trained.latents[index])[None]
         with torch.no_grad():
             at = torch.as_tensor(points, dtype=torch.float32)[None]
-            moved = at + decoder.deformation(decoder.deformation_net.maps(h), at)
-            return int(decoder.choice(h).argmax()), moved[0].double().numpy()
+            _, moved = decoder(h, at)
+            return int(decoder.choice(h).argmax()), (at + moved)[0].double().numpy()
 
     found = shapes.parts(atlas_nodes(decoder), decoder.sizes.templates, place)
     return None if found is None else found.reshape(-1, *decoder.sizes.nodes())

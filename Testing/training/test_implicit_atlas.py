@@ -37,8 +37,8 @@ from model_server.training.labels import check_labels
 from model_server.training.own import train_own
 
 TINY = AtlasTraining(
-    latent_size=8, templates=2, channels=(16, 16, 8), hidden=16, steps=100, batch=4, near_points=512,
-    controls=200, mode_copies=1,
+    latent_size=8, templates=2, channels=(16, 16, 8), hidden=16, steps=100, batch=4,
+    near_points=512, controls=200, mode_copies=1,
 )  # fmt: skip
 
 

@@ -83,11 +83,17 @@ class VolumeEncoder:
         mean = self.trained.latents.mean(axis=0)
         return np.asarray(shares.T @ (self.trained.latents - mean) + mean, dtype=np.float32)
 
-    def encode(self, shapes: AtlasShapes) -> Tensor:
-        """(S, c) latents that minimize Equation 5 and their own length, the networks fixed."""
+    def encode(self, shapes: AtlasShapes, start: NDArray[np.float32] | None = None) -> Tensor:
+        """(S, c) latents that minimize Equation 5 and their own length, the networks fixed.
+
+        Args:
+            shapes: what they shall be of.
+            start: (S, c) latents to begin with; by default a regression.
+        """
         torch.manual_seed(self.seed)
         decoder = self.trained.decoder.requires_grad_(False)
-        latents = torch.nn.Parameter(torch.from_numpy(self.start(shapes.grid)))
+        first = self.start(shapes.grid) if start is None else start
+        latents = torch.nn.Parameter(torch.from_numpy(first.copy()))
         optimizer = torch.optim.Adam([latents], lr=ENCODING_RATE)
         reach = shapes.box.tolist()
         axes = [torch.linspace(-b, b, n) for b, n in zip(reach, shapes.grid.shape[1:], strict=True)]

@@ -77,6 +77,11 @@ def partName(number: int, names: Mapping[int, str]) -> str:
     return names.get(number) or (f"Part {number}" if number else "No part")
 
 
+def partColor(number: int) -> tuple[float, float, float]:
+    """Red, green, blue of a part, 0 to 1."""
+    return PART_COLORS[(number - 1) % len(PART_COLORS)] if number else NO_PART
+
+
 def correspondenceColors(template: Array) -> NDArray[np.uint8]:
     """(V, 3) red, green, blue of template coordinates (V, 3): the same color, the same place."""
     # Templates lie in the unit sphere: one scale for all, or patient and template would differ.
@@ -150,9 +155,7 @@ def _tableOfParts(scene: Node, low: int, high: int, names: Mapping[int, str]) ->
     table.SetTypeToUser()
     table.SetNumberOfColors(len(labels))
     for index, label in enumerate(labels):
-        number = low + index
-        shown = PART_COLORS[(number - 1) % len(PART_COLORS)] if number else NO_PART
-        table.SetColor(index, label, *shown, 1.0)
+        table.SetColor(index, label, *partColor(low + index), 1.0)
     table.GetLookupTable().SetTableRange(low - 0.5, high + 0.5)
     table.SetHideFromEditors(True)
     table.SaveWithSceneOff()

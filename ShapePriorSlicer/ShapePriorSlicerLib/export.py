@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,11 @@ from numpy.typing import NDArray
 from vtk.util.numpy_support import numpy_to_vtk, numpy_to_vtkIdTypeArray, vtk_to_numpy
 
 from model_server.errors import ShapePriorError
+from model_server.geometry.correspondences import inside_parts
+from model_server.reconstruction import Surface
 
 from .annotations import arrayFromMatrix, worldMatrix
-from .coloring import PARTS, TEMPLATE_COORDINATES, TEMPLATE_ID, UNCERTAINTY, partName
+from .coloring import PARTS, TEMPLATE_COORDINATES, TEMPLATE_ID, UNCERTAINTY, partColor, partName
 from .live_model import partNamesOf
 
 Array = NDArray[np.float64]
@@ -42,6 +44,7 @@ MOST_OUTSIDE = 0.01  # share of the shape that may lie outside the volume
 LATTICE = 48  # steps along each side of the shape by which that share is measured
 ORTHOGONAL = 1e-3  # largest cosine between the axes of a labelmap
 CHUNK_BYTES = 1 << 20
+PART_ID = "-part-"  # between the ID of an organ's segment and the number of a part
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -366,7 +369,8 @@ class Labelmap:
     """The inside of a surface on the part of a grid that it reaches.
 
     Attributes:
-        image: vtkImageData of 0 and 1, its extent in voxels of the grid, origin 0 and spacing 1.
+        image: vtkImageData of 0 and 1, or of the numbers of parts; its extent in voxels of the
+            grid, origin 0 and spacing 1.
         grid: whole.
     """
 
@@ -382,6 +386,15 @@ class Labelmap:
         oriented.SetGeometryFromImageToWorldMatrix(matrixFrom(ijkToFrame))
         return oriented
 
+    def numbers(self) -> list[int]:
+        """What the voxels inside have, in rising order."""
+        return [int(n) for n in np.unique(_scalars(self.image)) if n]
+
+    def only(self, number: int) -> Labelmap:
+        """1 where the voxels have this number, else 0."""
+        values = _scalars(self.image) == number
+        return Labelmap(_revalued(self.image, values), self.grid)
+
     def whole(self) -> Any:
         """The same voxels on the whole grid, as vtkImageData."""
         pad = vtk.vtkImageConstantPad()
@@ -390,6 +403,18 @@ class Labelmap:
         pad.SetConstant(0)
         pad.Update()
         return pad.GetOutput()
+
+
+def _scalars(image: Any) -> NDArray[np.uint8]:
+    """(K * J * I,) voxels of an image, not a copy."""
+    return vtk_to_numpy(image.GetPointData().GetScalars())
+
+
+def _revalued(image: Any, values: NDArray[Any]) -> Any:
+    """A copy of an image with other (K * J * I,) voxels."""
+    copy = _copied(image)
+    _scalars(copy)[:] = values
+    return copy
 
 
 def labelmapOf(surface: Any, grid: Grid) -> Labelmap:
@@ -413,13 +438,34 @@ def labelmapOf(surface: Any, grid: Grid) -> Labelmap:
     first = np.clip(np.ceil(low).astype(int), 0, last)
     final = np.clip(np.floor(high).astype(int), 0, last)
     image = _insideOf(mesh, np.zeros(3), np.ones(3), first, np.maximum(first, final))
-    if not vtk_to_numpy(image.GetPointData().GetScalars()).any():
+    if not _scalars(image).any():
         raise ShapePriorError(
             f"The surface is smaller than the voxels of '{grid.name}'.",
             "Choose a volume with smaller voxels.",
             "empty",
         )
     return Labelmap(image, grid)
+
+
+def partsOf(labelmap: Labelmap, surface: Any) -> Labelmap | None:
+    """The voxels inside a surface with the numbers of their parts; None where it has no parts.
+
+    Args:
+        labelmap: the inside of the surface.
+        surface: vtkPolyData, world RAS mm; a voxel belongs to the part of the vertex nearest to it.
+    """
+    array = surface.GetPointData().GetArray(PARTS)
+    parts = np.zeros(0) if array is None else vtk_to_numpy(array)
+    if not parts.any():
+        return None
+    image, matrix = labelmap.image, labelmap.grid.ijkToWorld
+    values = _scalars(image).copy()
+    kji = np.argwhere(values.reshape(image.GetDimensions()[::-1]))
+    ijk = kji[:, ::-1] + np.array(image.GetExtent()[::2])
+    places = ijk @ matrix[:3, :3].T + matrix[:3, 3]
+    organ = Surface(pointsOf(surface), trianglesOf(surface))
+    values[values > 0] = inside_parts(organ, parts, places)
+    return Labelmap(_revalued(image, values), labelmap.grid)
 
 
 def _insideOf(mesh: Any, origin: Array, spacing: Array, first: Array, last: Array) -> Any:
@@ -499,7 +545,8 @@ def writeLabelmap(
         scene: MRML scene; nothing is added to it.
         model: closed surface.
         volume: whose voxels it takes.
-        path: .nrrd or .nii.gz (1 inside, 0 elsewhere) or .seg.nrrd (a segmentation).
+        path: .nrrd or .nii.gz (1 or the numbers of parts inside, 0 elsewhere) or .seg.nrrd (a
+            segmentation: the organ, then its parts).
         organ: as for ``saveToSegmentation``; names the segment of .seg.nrrd.
         name: of that segment.
         color: of that segment, 0 to 1.
@@ -508,12 +555,17 @@ def writeLabelmap(
         ShapePriorError: see ``gridOf``, ``labelmapOf`` and ``formatOf``; unwritable.
     """
     suffix = formatOf(path, LABELMAP_FORMATS)
-    labelmap = labelmapOf(surfaceInWorld(model), gridOf(volume))
+    surface = surfaceInWorld(model)
+    labelmap = labelmapOf(surface, gridOf(volume))
+    parts = partsOf(labelmap, surface)
     if suffix == ".seg.nrrd":
         node = _scratchSegmentation(labelmap, organ, name or model.GetName(), color)
+        segmentId = node.GetSegmentation().GetNthSegmentID(0)
+        _fillParts(node, segmentId, parts, labelmap.grid.ijkToLocal, partNamesOf(model), organ)
+        node.GetSegmentation().CollapseBinaryLabelmaps(False)  # one layer for all parts
         kind = "vtkMRMLSegmentationStorageNode"
     else:
-        node = _scratchVolume(labelmap.whole(), labelmap.grid)
+        node = _scratchVolume((parts or labelmap).whole(), labelmap.grid)
         kind = "vtkMRMLVolumeArchetypeStorageNode"
 
     def write(partial: Path) -> None:
@@ -643,10 +695,12 @@ def saveToSegmentation(
     organ: str | None = None,
     color: Color | None = None,
 ) -> tuple[Node, str]:
-    """Put the inside of a model into a segment, on the voxels of a volume.
+    """Put the inside of a model into a segment, on the voxels of a volume, and its parts into
+    segments of their own.
 
     A segment that is there keeps its ID, and its name and color unless others are given; all
-    other segments stay as they are. A segmentation with segments keeps its reference geometry.
+    other segments stay as they are. A segmentation with segments keeps its reference geometry;
+    one that is kept as surfaces takes no parts.
 
     Args:
         scene: MRML scene.
@@ -669,7 +723,8 @@ def saveToSegmentation(
     surface = surfaceInWorld(model)
     labelmap = labelmapOf(surface, gridOf(volume))
     toFrame = np.linalg.inv(worldMatrix(volume if segmentation is None else segmentation))
-    oriented = labelmap.placed(_rectangular(toFrame @ labelmap.grid.ijkToWorld))
+    ijkToFrame = _rectangular(toFrame @ labelmap.grid.ijkToWorld)
+    parts = partsOf(labelmap, surface)
     if segmentation is None:
         segmentation = _newSegmentation(scene, volume, name or model.GetName())
     else:
@@ -681,8 +736,9 @@ def saveToSegmentation(
         name = name or (f"{side} {term.meaning}".strip().capitalize() if term else model.GetName())
         color = color or (term.color if term else None)
         segmentId = _added(segmentation, name, segmentId or "")
-    _fill(segmentation, segmentId, oriented, _moved(surface, toFrame))
+    _fill(segmentation, segmentId, labelmap.placed(ijkToFrame), _moved(surface, toFrame))
     describe(content.GetSegment(segmentId), organ, name, color)
+    _fillParts(segmentation, segmentId, parts, ijkToFrame, partNamesOf(model), organ)
     return segmentation, segmentId
 
 
@@ -791,6 +847,57 @@ def _fill(segmentation: Node, segmentId: str, labelmap: Any, surface: Any | None
         )
 
 
+def partIdsOf(segmentation: Node, segmentId: str) -> list[str]:
+    """IDs of the segments that hold the parts of an organ, given that of the whole."""
+    ids = segmentation.GetSegmentation().GetSegmentIDs()
+    return [found for found in ids if found.startswith(segmentId + PART_ID)]
+
+
+def _fillParts(
+    segmentation: Node,
+    segmentId: str,
+    parts: Labelmap | None,
+    ijkToFrame: Array,
+    names: Mapping[int, str],
+    organ: str | None,
+) -> None:
+    """Put the parts of an organ into segments of their own; those it has no longer go.
+
+    Args:
+        segmentation: with the whole organ.
+        segmentId: of the whole organ, whose name begins theirs.
+        parts: None for an organ without parts.
+        ijkToFrame: (4, 4) from voxels to the segmentation's frame, mm.
+        names: of parts by their numbers.
+        organ: sets the terminology.
+    """
+    content = segmentation.GetSegmentation()
+    if content.GetSourceRepresentationName() != _names()[0]:
+        parts = None
+    found = {} if parts is None else {f"{segmentId}{PART_ID}{n}": n for n in parts.numbers()}
+    before = partIdsOf(segmentation, segmentId)
+    for partId in before:
+        if partId not in found:
+            content.RemoveSegment(partId)
+    whole = content.GetSegment(segmentId).GetName()
+    for partId, number in found.items():
+        name, isNew = f"{whole} {partName(number, names)}", partId not in before
+        if isNew:
+            _added(segmentation, name, partId)
+        _fill(segmentation, partId, parts.only(number).placed(ijkToFrame), None)
+        color = partColor(number) if isNew else None
+        describe(content.GetSegment(partId), organ, name, color)
+    if bool(before) != bool(found):  # else as the user has it
+        _setFilled(segmentation, segmentId, not found)
+
+
+def _setFilled(segmentation: Node, segmentId: str, isFilled: bool) -> None:
+    """Show a segment filled in slice views, or its outline alone: over its parts."""
+    display = segmentation.GetDisplayNode()
+    if display is not None:
+        display.SetSegmentVisibility2DFill(segmentId, isFilled)
+
+
 # --- undo ---------------------------------------------------------------------------------------
 
 
@@ -803,12 +910,22 @@ class SegmentState:
         index: its place in the list.
         labelmap: vtkOrientedImageData in the segmentation's frame; None for an empty one.
         surface: vtkPolyData in that frame, where the segmentation is kept as surfaces.
+        isFilled: whether slice views show more than its outline.
     """
 
     description: Any | None = None
     index: int = -1
     labelmap: Any | None = None
     surface: Any | None = None
+    isFilled: bool = True
+
+
+def segmentStates(segmentation: Node | None, segmentId: str | None) -> dict[str, SegmentState]:
+    """Copies of an organ's segment and of those of its parts, by their IDs."""
+    if segmentation is None or not segmentId:
+        return {}
+    ids = (segmentId, *partIdsOf(segmentation, segmentId))
+    return {found: segmentState(segmentation, found) for found in ids}
 
 
 def segmentState(segmentation: Node | None, segmentId: str | None) -> SegmentState:
@@ -826,7 +943,10 @@ def segmentState(segmentation: Node | None, segmentId: str | None) -> SegmentSta
     if content.GetSourceRepresentationName() == closed:
         surface = vtk.vtkPolyData()
         surface.DeepCopy(segment.GetRepresentation(closed))
-    return SegmentState(description, content.GetSegmentIndex(segmentId), labelmap, surface)
+    display = segmentation.GetDisplayNode()
+    isFilled = display is None or display.GetSegmentVisibility2DFill(segmentId)
+    index = content.GetSegmentIndex(segmentId)
+    return SegmentState(description, index, labelmap, surface, isFilled)
 
 
 def _voxelsOf(segment: Node, binary: str) -> Any | None:
@@ -859,7 +979,8 @@ def _voxelsOf(segment: Node, binary: str) -> Any | None:
 
 
 def restoreSegment(segmentation: Node, segmentId: str, state: SegmentState) -> None:
-    """Put a segment back as it was when ``segmentState`` was asked: its voxels, name, color, tags.
+    """Put a segment back as it was when ``segmentState`` was asked: its voxels, name, color, tags,
+    and whether slice views fill it.
 
     It may have changed, been deleted or been made since. Other segments stay as they are.
     """
@@ -877,6 +998,7 @@ def restoreSegment(segmentation: Node, segmentId: str, state: SegmentState) -> N
     value = segment.GetLabelValue()
     segment.DeepCopyMetadata(state.description)
     segment.SetLabelValue(value)
+    _setFilled(segmentation, segmentId, state.isFilled)
 
 
 def _copied(data: Any | None) -> Any | None:

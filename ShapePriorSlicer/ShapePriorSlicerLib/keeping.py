@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from .export import (
     SegmentState,
     restoreSegment,
     saveToSegmentation,
-    segmentState,
+    segmentStates,
     writeCorrespondences,
     writeLabelmap,
     writeLandmarks,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .session import Session
 
 Node = Any
+States = Mapping[str, SegmentState]  # of segments by their IDs
 
 SEGMENT_PARAMETER = "segment"  # ID of the segment the structure was kept in last
 SURFACES = (".stl", ".ply", ".obj", ".vtp", ".vtk")
@@ -37,9 +38,8 @@ SUFFIXES = (*SURFACES, *LABELMAPS, CORRESPONDENCES, LANDMARK_TABLE)
 @dataclass(frozen=True)
 class _Kept:
     segmentationId: str
-    segmentId: str
-    before: SegmentState
-    after: SegmentState
+    before: States
+    after: States
 
 
 class Keeper:
@@ -56,6 +56,8 @@ class Keeper:
     def keep(self, organ: str, segmentation: Node | None) -> Node:
         """Put the surface into a segment; the one it was kept in before is replaced.
 
+        Its parts, if it has any, go into segments of their own.
+
         Args:
             organ: of the prior, for the terminology.
             segmentation: to put it in; None makes one.
@@ -70,7 +72,7 @@ class Keeper:
         segmentId = structure.node.GetParameter(SEGMENT_PARAMETER) or None
         if segmentation is None or structure.refers(SEGMENTATION) is not segmentation:
             segmentId = None
-        before = segmentState(segmentation, segmentId)
+        before = segmentStates(segmentation, segmentId)
         segmentation, segmentId = saveToSegmentation(
             structure.scene,
             structure.refers(MODEL),
@@ -81,8 +83,9 @@ class Keeper:
             organ=organ,
         )
         number = structure.saved + 1
-        after = segmentState(segmentation, segmentId)
-        self._kept[number] = _Kept(segmentation.GetID(), segmentId, before, after)
+        after = segmentStates(segmentation, segmentId)
+        absent = dict.fromkeys((*before, *after), SegmentState())
+        self._kept[number] = _Kept(segmentation.GetID(), absent | before, absent | after)
         structure.refer(SEGMENTATION, segmentation)
         structure.node.SetParameter(SEGMENT_PARAMETER, segmentId)
         structure.node.SetParameter(SAVED_PARAMETER, str(number))
@@ -95,12 +98,13 @@ class Keeper:
         for number in range(before + 1, after + 1):
             self._restore(number, lambda kept: kept.after)
 
-    def _restore(self, number: int, state: Callable[[_Kept], SegmentState]) -> None:
+    def _restore(self, number: int, states: Callable[[_Kept], States]) -> None:
         kept = self._kept.get(number)
         node = None if kept is None else self._structure.scene.GetNodeByID(kept.segmentationId)
         if kept is None or node is None:
             return  # of an earlier sitting, or the user deleted the segmentation
-        restoreSegment(node, kept.segmentId, state(kept))
+        for segmentId, state in states(kept).items():
+            restoreSegment(node, segmentId, state)
 
 
 def suffixOf(path: Path) -> str:

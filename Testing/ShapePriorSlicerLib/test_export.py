@@ -16,6 +16,7 @@ import pytest
 slicer = pytest.importorskip("slicer", reason="slicer-core is not installed")
 import vtk  # noqa: E402
 from ShapePriorSlicerLib import export  # noqa: E402
+from ShapePriorSlicerLib.coloring import PART_COLORS  # noqa: E402
 from ShapePriorSlicerLib.live_model import NAMES_ATTRIBUTE, polyDataOf  # noqa: E402
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy  # noqa: E402
 
@@ -37,7 +38,7 @@ def scene():
     scene.Clear(1)
 
 
-def ellipsoid(center=CENTER, radii=RADII):
+def ellipsoid(center=CENTER, radii=RADII, parted=False):
     source = vtk.vtkSphereSource()
     source.SetRadius(1.0)
     source.SetThetaResolution(48)
@@ -48,12 +49,14 @@ def ellipsoid(center=CENTER, radii=RADII):
     unit = vtk_to_numpy(mesh.GetPoints().GetData()).astype(np.float64)
     points = vtk_to_numpy(mesh.GetPoints().GetData())
     points[:] = unit * radii + center
-    for name, values in (
-        ("TemplateCoordinates", unit.astype(np.float32)),
-        ("UncertaintyMm", np.linspace(0.1, 0.9, len(unit), dtype=np.float32)),
-        ("TemplateId", np.full(len(unit), 3, dtype=np.uint8)),
-        ("Part", np.where(points[:, 1] > center[1], 1, 2).astype(np.uint8)),
-    ):
+    arrays = {
+        "TemplateCoordinates": unit.astype(np.float32),
+        "UncertaintyMm": np.linspace(0.1, 0.9, len(unit), dtype=np.float32),
+        "TemplateId": np.full(len(unit), 3, dtype=np.uint8),
+    }
+    if parted:
+        arrays["Part"] = np.where(points[:, 1] > center[1], 1, 2).astype(np.uint8)
+    for name, values in arrays.items():
         array = numpy_to_vtk(np.ascontiguousarray(values), deep=1)
         array.SetName(name)
         mesh.GetPointData().AddArray(array)
@@ -64,8 +67,15 @@ def ellipsoid(center=CENTER, radii=RADII):
 def model(scene):
     node = scene.AddNewNodeByClass("vtkMRMLModelNode", "organ")
     node.SetAndObservePolyData(ellipsoid())
-    node.SetAttribute(NAMES_ATTRIBUTE, '{"1": "front"}')
     return node
+
+
+@pytest.fixture
+def parted(model):
+    """The organ with two parts, one of them named."""
+    model.SetAndObservePolyData(ellipsoid(parted=True))
+    model.SetAttribute(NAMES_ATTRIBUTE, '{"1": "front"}')
+    return model
 
 
 def volumeIn(scene, size=(64, 70, 60), spacing=(1.0, 1.0, 1.0), axes=None, center=CENTER):
@@ -178,11 +188,11 @@ def requireEllipsoid(points, voxel, matrix=None):
 
 
 @pytest.mark.parametrize("suffix", export.SURFACE_FORMATS)
-def test_slicer_reads_a_surface_where_it_was(scene, model, tmp_path, suffix):
+def test_slicer_reads_a_surface_where_it_was(scene, parted, tmp_path, suffix):
     path = tmp_path / f"organ, left{suffix}"
-    export.writeSurface(model, path)
+    export.writeSurface(parted, path)
     points, triangles, mesh = readSurface(path)
-    wanted = ellipsoid()
+    wanted = ellipsoid(parted=True)
     known, faces = export.pointsOf(wanted), export.trianglesOf(wanted)
     assert np.abs(points[triangles] - known[faces]).max() < 1e-3
     if suffix != ".stl":
@@ -248,9 +258,9 @@ def test_a_model_without_a_surface_is_refused(scene, tmp_path):
 # --- tables -------------------------------------------------------------------------------------
 
 
-def test_correspondences_are_a_table_in_world_ras(scene, model, tmp_path):
-    under(scene, model, moving())
-    export.writeCorrespondences(model, tmp_path / "c.csv")
+def test_correspondences_are_a_table_in_world_ras(scene, parted, tmp_path):
+    under(scene, parted, moving())
+    export.writeCorrespondences(parted, tmp_path / "c.csv")
     with (tmp_path / "c.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
     assert header == [
@@ -274,14 +284,14 @@ def test_correspondences_are_a_table_in_world_ras(scene, model, tmp_path):
     assert np.array_equal(front, export.pointsOf(mesh)[:, 1] > CENTER[1])
 
 
-def test_without_uncertainty_and_parts_their_columns_are_empty(model, tmp_path):
+def test_without_uncertainty_and_parts_their_columns_are_empty(parted, tmp_path):
     for name in ("UncertaintyMm", "Part"):
-        model.GetPolyData().GetPointData().RemoveArray(name)
-    export.writeCorrespondences(model, tmp_path / "c.csv")
+        parted.GetPolyData().GetPointData().RemoveArray(name)
+    export.writeCorrespondences(parted, tmp_path / "c.csv")
     assert (tmp_path / "c.csv").read_text().splitlines()[1].endswith(",3,,,")
-    model.GetPolyData().GetPointData().RemoveArray("TemplateCoordinates")
+    parted.GetPolyData().GetPointData().RemoveArray("TemplateCoordinates")
     with pytest.raises(ShapePriorError) as caught:
-        export.writeCorrespondences(model, tmp_path / "c.csv")
+        export.writeCorrespondences(parted, tmp_path / "c.csv")
     assert caught.value.code == "no-correspondences"
 
 
@@ -405,6 +415,65 @@ def test_a_big_volume_costs_seconds_not_memory(scene, model, tmp_path):
     assert saved < 2 * grid
     assert most < 6 * grid
     assert seconds < 20
+
+
+# --- parts in labelmap files --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".nii.gz"])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_parts_are_those_of_the_command_line(scene, parted, tmp_path, geometry, suffix):
+    volumes = pytest.importorskip("model_server.io.volumes")
+    volume = volumeIn(scene, **GEOMETRIES[geometry])
+    export.writeLabelmap(scene, parted, volume, tmp_path / f"mine{suffix}")
+    mesh = ellipsoid(parted=True)
+    where = volumes.Geometry(ijkToRas(volume), volume.GetImageData().GetDimensions()[::-1])
+    volumes.write_labelmap(
+        tmp_path / f"its{suffix}",
+        Surface(export.pointsOf(mesh), export.trianglesOf(mesh).astype(np.int32)),
+        where,
+        "organ",
+        vtk_to_numpy(mesh.GetPointData().GetArray("Part")),
+    )
+    mine, its = (volumes.read_volume(tmp_path / f"{n}{suffix}").array for n in ("mine", "its"))
+    assert set(np.unique(mine)) == {0, 1, 2}
+    both = (mine > 0) & (its > 0)
+    # Voxel centers on the very surface, or as far from either part, may fall either way.
+    assert both.sum() >= 0.999 * max((mine > 0).sum(), (its > 0).sum())
+    assert (mine[both] == its[both]).mean() > 0.999
+
+
+def test_the_nearest_vertex_is_nearest_in_the_patient(scene, parted, volume, tmp_path):
+    # A transform that stretches: what is nearest in voxels is not what is nearest in millimeters.
+    stretch = np.diag([1.0, 0.25, 3.0, 1.0])
+    under(scene, volume, stretch)
+    under(scene, parted, stretch)
+    export.writeLabelmap(scene, parted, volume, tmp_path / "organ.nrrd")
+    array, matrix = readLabelmap(tmp_path / "organ.nrrd")
+    world = stretch @ matrix
+    places = np.argwhere(array)[:, ::-1] @ world[:3, :3].T + world[:3, 3]
+    mesh = ellipsoid(parted=True)
+    vertices = export.pointsOf(mesh) @ stretch[:3, :3].T
+    nearest = np.concatenate(
+        [
+            np.linalg.norm(some[:, None] - vertices, axis=2).argmin(axis=1)
+            for some in np.array_split(places, 20)
+        ]
+    )
+    expected = vtk_to_numpy(mesh.GetPointData().GetArray("Part"))[nearest]
+    assert (array[array > 0] == expected).mean() > 0.999
+
+
+def test_a_segmentation_file_holds_the_organ_and_its_parts(scene, parted, volume, tmp_path):
+    path = tmp_path / "organ.seg.nrrd"
+    export.writeLabelmap(scene, parted, volume, path, "left hippocampus", "Hippocampus")
+    node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "read")
+    storage = slicer.vtkMRMLSegmentationStorageNode()
+    scene.AddNode(storage)
+    storage.SetFileName(str(path))
+    assert storage.ReadData(node)
+    assert node.GetSegmentation().GetNumberOfLayers() == 2
+    requireParts(node, "Hippocampus", "left hippocampus")
 
 
 # --- what cannot be a labelmap ------------------------------------------------------------------
@@ -621,6 +690,73 @@ def test_a_segmentation_of_surfaces_takes_the_surface(scene, model, volume):
     again = content.GetSegment("organ").GetRepresentation("Closed surface")
     assert np.allclose(export.pointsOf(again), export.pointsOf(found))
     assert content.GetSegment("cube").GetRepresentation("Closed surface") is not None
+
+
+def requireParts(node, name, organ):
+    """The organ, and its two parts which share its voxels."""
+    content = node.GetSegmentation()
+    ids = content.GetSegmentIDs()[-3:]
+    segments = [content.GetSegment(found) for found in ids]
+    assert [s.GetName() for s in segments] == [name, f"{name} front", f"{name} Part 2"]
+    for number, segment in enumerate(segments[1:]):
+        assert segment.GetColor() == pytest.approx(PART_COLORS[number])
+        assert terminology(segment) == export.terminologyOf(organ)
+    whole, front, back = (segmentPoints(node, found)[0] for found in ids)
+    requireEllipsoid(whole, segmentPoints(node, ids[0])[1])
+    together = np.concatenate([front, back])
+    assert len(together) == len(np.unique(together.round(4), axis=0)) == len(whole)
+    assert np.abs(np.sort(together, axis=0) - np.sort(whole, axis=0)).max() < 1e-4
+    assert len(front) == pytest.approx(len(back), rel=0.2)
+    assert front[:, 1].min() > CENTER[1] - 2.0
+    assert back[:, 1].max() < CENTER[1] + 2.0
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("existing", [False, True])
+def test_parts_stand_beside_the_organ(scene, parted, geometry, existing):
+    volume = volumeIn(scene, **GEOMETRIES[geometry])
+    node = layer(scene, (-30, 5, 25), (60, 60, 60)) if existing else None
+    before = []
+    if existing:
+        under(scene, node, moving())
+        before = [snapshot(node, f"s{n}") for n in (0, 1)]
+    node, segmentId = export.saveToSegmentation(
+        scene, parted, volume, node, name="Hippocampus", organ="hippocampus"
+    )
+    requireParts(node, "Hippocampus", "hippocampus")
+    # The outline alone is drawn over the parts.
+    display = node.GetDisplayNode()
+    ids = (segmentId, *export.partIdsOf(node, segmentId))
+    assert [display.GetSegmentVisibility2DFill(found) for found in ids] == [False, True, True]
+    assert [snapshot(node, f"s{n}") for n in range(len(before))] == before
+
+
+def test_saving_again_keeps_the_user_s_colors_and_takes_away_parts_that_went(scene, parted, volume):
+    node, segmentId = export.saveToSegmentation(scene, parted, volume, name="organ")
+    content, display = node.GetSegmentation(), node.GetDisplayNode()
+    front, back = export.partIdsOf(node, segmentId)
+    content.GetSegment(front).SetColor(1.0, 0.0, 0.0)
+    display.SetSegmentVisibility2DFill(segmentId, True)
+    parts = vtk_to_numpy(parted.GetPolyData().GetPointData().GetArray("Part"))
+    parts[parts == 2] = 4
+    export.saveToSegmentation(scene, parted, volume, node, segmentId)
+    again, fourth = export.partIdsOf(node, segmentId)
+    assert (again, content.GetSegment(back)) == (front, None)
+    assert content.GetSegment(front).GetColor() == (1.0, 0.0, 0.0)
+    assert content.GetSegment(fourth).GetName() == "organ Part 4"
+    assert display.GetSegmentVisibility2DFill(segmentId)  # as the user wants it
+    display.SetSegmentVisibility2DFill(segmentId, False)
+    parted.SetAndObservePolyData(ellipsoid())
+    export.saveToSegmentation(scene, parted, volume, node, segmentId)
+    assert list(content.GetSegmentIDs()) == [segmentId]
+    assert display.GetSegmentVisibility2DFill(segmentId)
+
+
+def test_a_segmentation_of_surfaces_takes_no_parts(scene, parted, volume):
+    node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "surfaces")
+    node.GetSegmentation().SetSourceRepresentationName("Closed surface")
+    export.saveToSegmentation(scene, parted, volume, node, "organ")
+    assert list(node.GetSegmentation().GetSegmentIDs()) == ["organ"]
 
 
 @pytest.mark.parametrize(

@@ -546,7 +546,7 @@ def writeLabelmap(
         model: closed surface.
         volume: whose voxels it takes.
         path: .nrrd or .nii.gz (1 or the numbers of parts inside, 0 elsewhere) or .seg.nrrd (a
-            segmentation: the organ, then its parts).
+            segmentation: the organ, or its parts).
         organ: as for ``saveToSegmentation``; names the segment of .seg.nrrd.
         name: of that segment.
         color: of that segment, 0 to 1.
@@ -562,7 +562,10 @@ def writeLabelmap(
         node = _scratchSegmentation(labelmap, organ, name or model.GetName(), color)
         segmentId = node.GetSegmentation().GetNthSegmentID(0)
         _fillParts(node, segmentId, parts, labelmap.grid.ijkToLocal, partNamesOf(model), organ)
-        node.GetSegmentation().CollapseBinaryLabelmaps(False)  # one layer for all parts
+        if parts:
+            # Parts make up the whole; many readers know a file of one layer only.
+            node.GetSegmentation().RemoveSegment(segmentId)
+        node.GetSegmentation().CollapseBinaryLabelmaps(False)
         kind = "vtkMRMLSegmentationStorageNode"
     else:
         node = _scratchVolume((parts or labelmap).whole(), labelmap.grid)

@@ -464,7 +464,7 @@ def test_the_nearest_vertex_is_nearest_in_the_patient(scene, parted, volume, tmp
     assert (array[array > 0] == expected).mean() > 0.999
 
 
-def test_a_segmentation_file_holds_the_organ_and_its_parts(scene, parted, volume, tmp_path):
+def test_a_segmentation_file_holds_the_parts_in_one_layer(scene, parted, volume, tmp_path):
     path = tmp_path / "organ.seg.nrrd"
     export.writeLabelmap(scene, parted, volume, path, "left hippocampus", "Hippocampus")
     node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "read")
@@ -472,8 +472,15 @@ def test_a_segmentation_file_holds_the_organ_and_its_parts(scene, parted, volume
     scene.AddNode(storage)
     storage.SetFileName(str(path))
     assert storage.ReadData(node)
-    assert node.GetSegmentation().GetNumberOfLayers() == 2
-    requireParts(node, "Hippocampus", "left hippocampus")
+    content = node.GetSegmentation()
+    assert content.GetNumberOfLayers() == 1
+    segments = [content.GetSegment(found) for found in content.GetSegmentIDs()]
+    assert [s.GetName() for s in segments] == ["Hippocampus front", "Hippocampus Part 2"]
+    assert {terminology(s) for s in segments} == {export.terminologyOf("left hippocampus")}
+    front, back = (segmentPoints(node, found)[0] for found in content.GetSegmentIDs())
+    requireEllipsoid(
+        np.concatenate([front, back]), segmentPoints(node, content.GetSegmentIDs()[0])[1]
+    )
 
 
 # --- what cannot be a labelmap ------------------------------------------------------------------

@@ -5,8 +5,8 @@
 
 Every method is trained with the same steps, points and optimizer on the same training cases. Known
 shapes and unknown ones (the validation cases) are decoded from latents optimized with the networks
-fixed; those of known shapes start where training left them. Finished trainings in --work are not repeated, interrupted ones
-go on.
+fixed; those of known shapes start where training left them. Finished trainings in --work are not
+repeated, interrupted ones go on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from common import RESULTS, parser, show
 
 from model_server.evaluation.atlas_protocol import (

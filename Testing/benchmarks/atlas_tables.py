@@ -141,7 +141,7 @@ def main() -> None:
         f"{chosen.organ}, {len(masks)} training and {len(unknown[1])} validation cases, "
         f"{steps} steps ({m['cpu']}, {m['date']}, commit {m['commit']})"
     )
-    path = (chosen.output or RESULTS) / f"atlas_tables_{chosen.organ}_{kind}.md"
+    path = (chosen.output or RESULTS) / f"atlas_tables_{chosen.organ}_{kind}_{steps}.md"
     path.unlink(missing_ok=True)
     show(title, HEADER, rows, path)
 

@@ -141,6 +141,15 @@ def test_the_template_that_explains_more_after_a_step_goes_on(solver, state):
     assert best.energy == pytest.approx(min(alone), rel=1e-6)
 
 
+def test_every_other_point_keeps_what_is_known_of_it():
+    evidence = Evidence(np.zeros((5, 3)), np.arange(5.0), np.arange(5), np.arange(5.0) / 10)
+    half = evidence.every(2)
+    assert half.counts.tolist() == [0, 2, 4] == half.sides.tolist()
+    assert half.own == pytest.approx([0.0, 0.2, 0.4])
+    alike = Evidence(np.zeros((5, 3)), np.ones(5), np.zeros(5, dtype=np.int64))
+    assert alike.every(2).own == pytest.approx(np.zeros(3))
+
+
 def test_few_points_have_a_guide_and_fewer_axes():
     chosen = AtlasSettings()
     few, many = chosen.given(chosen.many - 1), chosen.given(chosen.many)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from scipy.spatial import cKDTree
 from torch.nn import functional
 
 from model_server.errors import ShapePriorError
@@ -17,6 +18,7 @@ from model_server.evaluation.metrics import dice
 from model_server.geometry.icosphere import icosphere
 from model_server.geometry.labels import spline_surface
 from model_server.io.volumes import image_from_array, read_volume
+from model_server.pose import Pose
 from model_server.priors.implicit_atlas import ImplicitAtlasPrior
 from model_server.priors.implicit_atlas_decoder import sample
 from model_server.priors.protocol import FitSettings
@@ -239,6 +241,20 @@ def test_parts_are_transferred(prior, labels):
     assert set(np.unique(found.parts)) == {1, 2}
     front = found.surface.points[:, 1] > 2.0
     assert (found.parts[front] == 1).mean() > 0.9
+
+
+def test_places_around_a_label_are_sided_and_clear_of_its_border(prior, labels):
+    label = read_volume(sorted(labels.iterdir())[0])
+    border = spline_surface(label).points
+    center, scale = border.mean(axis=0), 20.0
+    inside, outside = prior._sided_points(
+        label, Pose(center, scale), border, np.random.default_rng(0)
+    )
+    assert min(len(inside), len(outside)) > 20
+    reach = [np.linalg.norm((p - center) / axes_of(0), axis=1) for p in (inside, outside)]
+    assert reach[0].max() < 1.0 < reach[1].min()
+    gap = cKDTree(border).query(np.concatenate([inside, outside]))[0]
+    assert gap.min() > 0.1 * scale * prior.rms_radius * 0.99
 
 
 def test_a_label_volume_is_encoded(prior, labels):

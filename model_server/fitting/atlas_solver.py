@@ -137,7 +137,8 @@ class Evidence:
 
     def every(self, step: int) -> Evidence:
         """Each ``step``-th of boundary points alone."""
-        return Evidence(self.points[::step], self.counts[::step], self.sides[::step])
+        own = np.broadcast_to(self.own, len(self.points))
+        return Evidence(self.points[::step], self.counts[::step], self.sides[::step], own[::step])
 
     def joined(self, guide: Array, counted: float, own: float) -> Evidence:
         """With (G, 3) points of a guessed surface that count as ``counted`` together."""

@@ -59,11 +59,16 @@ SPREAD_POINTS = 600  # vertices at which the uncertainty is computed; others tak
 INVERSE_STEPS = 20  # of the fixed point that inverts p + D(p)
 INVERSE_TOLERANCE = 1e-4  # canonical units
 DENSE_POINTS = 4000  # of a label volume's surface
+SIDED_POINTS = 3000  # in the box around a label volume, inside or outside
+SIDED_NOISE = 0.02  # their standard deviation, canonical units
+SIDED_GAP = 0.1  # so far from the surface, in RMS radii
 QUICK_MODES = 30  # latent axes with which templates are tried on a label volume
 FINE_GRID = 64  # nodes along the shortest edge of the box for the surface of a label volume
+# A few latents too many, and D carries places far from the surface into the template: hence their
+# weight.
 DENSE = AtlasSettings(
-    steps=6, renew=2, noise_start=0.04, noise=0.01, local_noise=0.005, local_spread=0.03,
-    local_length=0.06,
+    steps=6, renew=2, noise_start=0.04, noise=0.01, latent_weight=10.0, local_noise=0.005,
+    local_spread=0.03, local_length=0.06,
 )  # fmt: skip
 # A label volume tells center and size: so far may they be off (mm in RMS radii, log, radians).
 DENSE_POSE = np.array([0.1, 0.1, 0.1, 0.05, 0.15, 0.15, 0.15])
@@ -211,8 +216,9 @@ class ImplicitAtlasPrior:
         surface = spline_surface(label)
         found = standardization(surface)
         pose = Pose(found.center, found.rms_radius / self.rms_radius)
-        points = sample_surface(surface, DENSE_POINTS, np.random.default_rng(0))
-        evidence = boundary_evidence(points)
+        rng = np.random.default_rng(0)
+        points = sample_surface(surface, DENSE_POINTS, rng)
+        evidence = boundary_evidence(points, *self._sided_points(label, pose, points, rng))
         units = DENSE_POSE * np.array([found.rms_radius] * 3 + [1.0] * 4)
         spread = np.diag(units**2)
         guessed = self._guess(label, Pose(found.center, found.rms_radius / self.quick.rms_radius))
@@ -222,6 +228,25 @@ class ImplicitAtlasPrior:
         leftover = solver.leftover(state, evidence, 1.0)
         fine = solver.surface(state, leftover, FINE_GRID)
         return Encoded(state, leftover, Surface(state.pose.apply(fine.points), fine.triangles))
+
+    def _sided_points(
+        self, label: Volume, pose: Pose, border: Array, rng: np.random.Generator
+    ) -> tuple[Array, Array]:
+        """RAS mm points inside (N, 3) and outside (M, 3) a label, clear of its border (B, 3).
+
+        All over the box: with many latent axes D could carry places far from the surface into the
+        template.
+        """
+        box = self.decoder.box.double().cpu().numpy()
+        points = pose.apply(rng.uniform(-box, box, (SIDED_POINTS, 3)))
+        clear = cKDTree(border).query(points)[0] > SIDED_GAP * pose.scale * self.rms_radius
+        points = points[clear]
+        array = np.asarray(label.array)
+        index = np.round(label.to_ijk(points)).astype(int)[:, ::-1]
+        known = ((index >= 0) & (index < array.shape)).all(axis=1)
+        inside = np.zeros(len(points), dtype=bool)
+        inside[known] = array[tuple(index[known].T)] > 0
+        return points[inside], points[~inside]
 
     def latents_of(self, encoded: Encoded) -> Array:
         """(c,) latents of an encoded volume."""
@@ -370,10 +395,12 @@ def atlas_nodes(decoder: AtlasDecoder) -> Array:
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
-def boundary_evidence(points: Array) -> Evidence:
-    """(N, 3) independent points on the boundary, RAS mm."""
-    count = len(points)
-    return Evidence(points, np.ones(count), np.zeros(count, dtype=np.int64))
+def boundary_evidence(points: Array, inside: Array, outside: Array) -> Evidence:
+    """Independent RAS mm points on the boundary (N, 3), inside and outside."""
+    every = (points, inside, outside)
+    sides = np.repeat([0, -1, 1], [len(part) for part in every])
+    own = np.where(sides == 0, 0.0, SIDED_NOISE)
+    return Evidence(np.concatenate(every), np.ones(len(sides)), sides, own)
 
 
 class _Run:

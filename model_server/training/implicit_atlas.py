@@ -114,7 +114,7 @@ class AtlasTraining:
 
 # For a handful of shapes: warped copies of them teach the networks how such shapes deform.
 FEW = 20
-FEW_SHOT = AtlasTraining(steps=1200, augmentations=60, deformation_weight=3e-3)
+FEW_SHOT = AtlasTraining(steps=600, augmentations=60, deformation_weight=3e-3)
 
 
 @dataclass
@@ -466,8 +466,8 @@ class AtlasTrainer:
         self.grid = torch.from_numpy(shapes.grid).to(self.device)
         self.near = torch.from_numpy(shapes.near).to(self.device)
         edges = shapes.box.tolist()
-        deformed = config.templates and config.deforms and shapes.wrapped is not None
-        linear = bool(config.controls and deformed)
+        deformed = config.network == "conv" and config.templates and config.deforms
+        linear = config.controls > 0 and deformed and shapes.wrapped is not None
         self.sizes = AtlasSizes(
             config.latent_size,
             config.templates,

@@ -128,7 +128,7 @@ def _clamped(grids: NDArray[np.float32]) -> NDArray[np.float64]:
 def occupied(decoder: AtlasDecoder, latent: Tensor) -> Mask:
     """(128, 128, 128) voxels that lie inside the shape of a latent (c,).
 
-    Every fourth voxel is asked first; where none of a voxel's neighbors among those differ, it is as
+    Every fourth voxel is asked first; where none of the neighbors among those differ, a voxel is as
     they are.
     """
     axis = (torch.arange(SIZE) + 0.5) / (SIZE / 2) - 1.0

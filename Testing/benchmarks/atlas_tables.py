@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from common import RESULTS, parser, show
@@ -92,7 +93,7 @@ def base_of(chosen) -> tuple[int, int, int]:  # type: ignore[no-untyped-def]
     return base_nodes(edges[::-1].tolist())
 
 
-def measured(name: str, config: AtlasTraining, chosen, known, unknown) -> dict[str, float]:  # type: ignore[no-untyped-def]
+def measured(name: str, config: AtlasTraining, chosen, known, unknown) -> dict[str, Any]:  # type: ignore[no-untyped-def]
     """Train one method and score it; kept in --work."""
     slug = "".join(c if c.isalnum() else "-" for c in name) + ("-few" if chosen.few else "")
     result: Path = chosen.work / f"{chosen.organ}-{slug}.json"
@@ -105,13 +106,14 @@ def measured(name: str, config: AtlasTraining, chosen, known, unknown) -> dict[s
     trained = trainer.run(
         lambda stage, share, figures: print(f"{name}: {share:.0%} {figures}", flush=True)
     )
-    every = max(1, len(masks) // SHOWN)
     encoder = VolumeEncoder(shapes, trained, config)
-    shown = slice(0, len(masks), every)
-    few = AtlasShapes(shapes.box, shapes.grid[shown], shapes.near[shown])
-    seen = scores(trained.decoder, encoder.encode(few, trained.latents[shown]), masks[shown])
     unseen = scores(trained.decoder, encoder.encode(unknown[0]), unknown[1])
-    row = {"known": seen, "unknown": unseen, "steps": config.steps}
+    row: dict[str, Any] = {"unknown": unseen, "steps": config.steps}
+    if not chosen.unknown:
+        shown = slice(0, len(masks), max(1, len(masks) // SHOWN))
+        some = AtlasShapes(shapes.box, shapes.grid[shown], shapes.near[shown])
+        latents = encoder.encode(some, trained.latents[shown])
+        row["known"] = scores(trained.decoder, latents, masks[shown])
     result.write_text(json.dumps(row))
     return row
 
@@ -122,6 +124,7 @@ def main() -> None:
     arguments.add_argument("--organ", default="hippocampus")
     arguments.add_argument("--work", type=Path, required=True, help="folder for what is trained")
     arguments.add_argument("--few", action="store_true", help="train on the first five cases only")
+    arguments.add_argument("--unknown", action="store_true", help="score unknown shapes only")
     arguments.add_argument("--steps", type=int, help="of every training")
     chosen = arguments.parse_args()
     use_threads(chosen.threads)
@@ -132,8 +135,9 @@ def main() -> None:
     for name in chosen.methods:
         config = replace(METHODS[name], steps=steps, base=base)
         row = measured(name, config, chosen, (shapes, masks), unknown)
-        figures = [row[k][f] for k in ("known", "unknown") for f in ("dsc", "nsd")]
-        rows.append([name, *(f"{v:.2f}" for v in figures)])
+        seen = row.get("known", {})
+        figures = [part.get(f) for part in (seen, row["unknown"]) for f in ("dsc", "nsd")]
+        rows.append([name, *("-" if v is None else f"{v:.2f}" for v in figures)])
         print(rows[-1], flush=True)
     m = machine(chosen.device, chosen.threads)
     kind = "few" if chosen.few else "full"

@@ -468,7 +468,9 @@ class _Run:
             moving = self.prior.latent_root[:, : self.chosen.modes]
             rest = start.latents - moving @ whitened[: self.chosen.modes]
             self.solver = self.prior.solver(self.chosen, rest)
-        self._enter(start.pose, whitened[: self.chosen.modes], start.template)
+        # A prior that was trained anew may have fewer.
+        template = start.template if start.template < self.prior.template_count else None
+        self._enter(start.pose, whitened[: self.chosen.modes], template)
         if self.chosen.guide_points > 0:
             found = self.prior.quick.solve(self.observations, self.settings)
             if found.pose.mirrored == self.mirrored:

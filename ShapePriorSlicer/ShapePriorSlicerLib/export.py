@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import gzip
 import os
+import re
 import shutil
 import tempfile
 import zlib
@@ -853,7 +854,8 @@ def _fill(segmentation: Node, segmentId: str, labelmap: Any, surface: Any | None
 def partIdsOf(segmentation: Node, segmentId: str) -> list[str]:
     """IDs of the segments that hold the parts of an organ, given that of the whole."""
     ids = segmentation.GetSegmentation().GetSegmentIDs()
-    return [found for found in ids if found.startswith(segmentId + PART_ID)]
+    ours = re.compile(re.escape(segmentId + PART_ID) + r"\d+")
+    return [found for found in ids if ours.fullmatch(found)]
 
 
 def _fillParts(

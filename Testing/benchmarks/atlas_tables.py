@@ -96,9 +96,12 @@ def base_of(chosen) -> tuple[int, int, int]:  # type: ignore[no-untyped-def]
 def measured(name: str, config: AtlasTraining, chosen, known, unknown) -> dict[str, Any]:  # type: ignore[no-untyped-def]
     """Train one method and score it; kept in --work."""
     slug = "".join(c if c.isalnum() else "-" for c in name) + ("-few" if chosen.few else "")
+    slug += f"-{config.steps}"
     result: Path = chosen.work / f"{chosen.organ}-{slug}.json"
     if result.is_file():
-        return json.loads(result.read_text())  # type: ignore[no-any-return]
+        kept: dict[str, Any] = json.loads(result.read_text())
+        if chosen.unknown or "known" in kept:
+            return kept
     shapes, masks = known
     trainer = AtlasTrainer(
         shapes, len(masks), NOMINAL_RADIUS, config, checkpoint=result.with_suffix(".pt")

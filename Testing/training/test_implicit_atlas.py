@@ -106,6 +106,13 @@ def test_training_lowers_the_loss_and_resumes(tmp_path):
     assert np.allclose(again.latents.weight.detach().numpy(), trained.latents)
 
 
+def test_an_unfinished_training_of_other_networks_is_refused(tmp_path):
+    shapes = atlas_shapes(surfaces(), 0.5, replace(TINY, mode_copies=0), near=100)
+    AtlasTrainer(shapes, 5, 0.5, TINY)._save(tmp_path / "c.pt")
+    with pytest.raises(ShapePriorError, match="another version"):
+        AtlasTrainer(shapes, 5, 0.5, replace(TINY, controls=0), checkpoint=tmp_path / "c.pt")
+
+
 def test_the_lesson_leads_every_shape_onto_its_template():
     shapes = atlas_shapes(surfaces(), 0.5, TINY, near=100)
     template = np.array([0, 1, 0, 1, 1])

@@ -136,7 +136,7 @@ class Evidence:
     own: Array | float = 0.0
 
     def every(self, step: int) -> Evidence:
-        """Each ``step``-th of boundary points alone."""
+        """Each ``step``-th of the points."""
         own = np.broadcast_to(self.own, len(self.points))
         return Evidence(self.points[::step], self.counts[::step], self.sides[::step], own[::step])
 
@@ -149,7 +149,7 @@ class Evidence:
             np.concatenate([self.points, guide]),
             np.concatenate([self.counts, ones * min(1.0, counted / len(guide))]),
             np.concatenate([self.sides, np.zeros(len(guide), dtype=np.int64)]),
-            np.concatenate([np.zeros(len(self.points)), own * ones]),
+            np.concatenate([np.broadcast_to(self.own, len(self.points)), own * ones]),
         )
 
 
@@ -176,7 +176,7 @@ class Seen:
         canonical: (N, 3) points.
         distance: (N,) canonical units, outside positive.
         slope: (N, 3) of the logits by place.
-        by_features: (N, hidden) of the logits.
+        by_features: (N, hidden, with D's linear part + 3) of the logits.
         length: (N,) of ``slope``, held above what can be divided by.
     """
 
@@ -351,7 +351,7 @@ class AtlasSolver:
         return torch.cat(parts).double().cpu().numpy()
 
     def slopes(self, state: AtlasState, points: Array) -> tuple[Array, Array, Tensor]:
-        """Logits (N,), their gradient (N, 3) by place and (N, hidden) by features."""
+        """Logits (N,), their gradient (N, 3) by place and by features (see ``Seen``)."""
         place = self._tensor(points).requires_grad_()
         features = self._features(state, place)(place / self.decoder.box)
         moved = place + self.decoder.finish(features)

@@ -41,7 +41,7 @@ from model_server.fitting.pose_prior import (
 )
 from model_server.fitting.residuals import residuals
 from model_server.fitting.samples import BoundarySamples, boundary_samples
-from model_server.geometry.labels import spline_surface
+from model_server.geometry.labels import largest_component, spline_surface
 from model_server.geometry.remesh import remesh
 from model_server.geometry.sampling import sample_surface
 from model_server.observations import Observations, Volume
@@ -59,7 +59,7 @@ SPREAD_POINTS = 600  # vertices at which the uncertainty is computed; others tak
 INVERSE_STEPS = 20  # of the fixed point that inverts p + D(p)
 INVERSE_TOLERANCE = 1e-4  # canonical units
 DENSE_POINTS = 4000  # of a label volume's surface
-SIDED_POINTS = 3000  # in the box around a label volume, inside or outside
+SIDED_POINTS = 2000  # in the box around a label volume, inside or outside
 SIDED_NOISE = 0.02  # their standard deviation, canonical units
 SIDED_GAP = 0.1  # so far from the surface, in RMS radii
 QUICK_MODES = 30  # latent axes with which templates are tried on a label volume
@@ -241,11 +241,11 @@ class ImplicitAtlasPrior:
         points = pose.apply(rng.uniform(-box, box, (SIDED_POINTS, 3)))
         clear = cKDTree(border).query(points)[0] > SIDED_GAP * pose.scale * self.rms_radius
         points = points[clear]
-        array = np.asarray(label.array)
+        organ = largest_component(np.asarray(label.array) > 0)
         index = np.round(label.to_ijk(points)).astype(int)[:, ::-1]
-        known = ((index >= 0) & (index < array.shape)).all(axis=1)
+        known = ((index >= 0) & (index < organ.shape)).all(axis=1)
         inside = np.zeros(len(points), dtype=bool)
-        inside[known] = array[tuple(index[known].T)] > 0
+        inside[known] = organ[tuple(index[known].T)]
         return points[inside], points[~inside]
 
     def latents_of(self, encoded: Encoded) -> Array:
@@ -269,7 +269,7 @@ class ImplicitAtlasPrior:
         return np.asarray(seen @ self.from_quick)
 
     def _best_template(self, start: AtlasState, evidence: Evidence, spread: Array) -> AtlasState:
-        """A few steps with few latents and a tenth of the points, all templates side by side."""
+        """A few steps with few latents and a tenth of the evidence, all templates side by side."""
         count = min(QUICK_MODES, len(start.latent))
         quickly = self.solver(replace(DENSE, steps=3, renew=3, modes=count))
         few = replace(start, latent=start.latent[:count])
@@ -289,7 +289,12 @@ class ImplicitAtlasPrior:
     def _state_of(self, found: Reconstruction) -> AtlasState:
         """Of a reconstruction, with the template it was fitted with."""
         state = self._state(found.latents)
-        return replace(state, pose=found.pose, template=found.template)
+        template = state.template if self.lacks(found.template) else found.template
+        return replace(state, pose=found.pose, template=template)
+
+    def lacks(self, template: int) -> bool:
+        """Whether there is no such template: a prior that was trained anew may have fewer."""
+        return not 0 <= template < self.template_count
 
     def decode(self, latents: Array, resolution: int = 3) -> Surface:
         """(c,) latents -> closed surface in the canonical frame.
@@ -468,8 +473,7 @@ class _Run:
             moving = self.prior.latent_root[:, : self.chosen.modes]
             rest = start.latents - moving @ whitened[: self.chosen.modes]
             self.solver = self.prior.solver(self.chosen, rest)
-        # A prior that was trained anew may have fewer.
-        template = start.template if start.template < self.prior.template_count else None
+        template = None if self.prior.lacks(start.template) else start.template
         self._enter(start.pose, whitened[: self.chosen.modes], template)
         if self.chosen.guide_points > 0:
             found = self.prior.quick.solve(self.observations, self.settings)

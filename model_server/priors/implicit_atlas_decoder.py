@@ -422,7 +422,7 @@ class AtlasDecoder(nn.Module):
             latents: (B, c).
 
         Returns:
-            (B, nodes, hidden) each.
+            (B, nodes, hidden), and as ``deformation_maps``.
         """
         if not self.sizes.templates:
             return self.template_net.maps(latents), None

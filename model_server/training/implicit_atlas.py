@@ -20,6 +20,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.nn import functional
 
+from model_server.errors import ShapePriorError
 from model_server.geometry.icosphere import icosphere
 from model_server.geometry.labels import oriented, spline_surface, voxelize
 from model_server.observations import Volume
@@ -110,6 +111,11 @@ class AtlasTraining:
     half: bool = True
     seed: int = 0
     wolf: PointWolf = field(default_factory=PointWolf)
+
+    @property
+    def linear(self) -> bool:
+        """Whether D has a linear part."""
+        return self.network == "conv" and self.templates > 0 and self.deforms and self.controls > 0
 
 
 # For a handful of shapes: warped copies of them teach the networks how such shapes deform.
@@ -270,7 +276,7 @@ def mode_copies(
     wrapped: NDArray[np.float32], rms_radius: float, config: AtlasTraining, boxed: bool
 ) -> NDArray[np.float32] | None:
     """(E, V, 3) warped copies of spheres wrapped around real shapes (S, V, 3)."""
-    if not config.controls or not config.mode_copies:
+    if not (config.linear and config.mode_copies):
         return None
     rng = np.random.default_rng(config.seed)
     triangles = icosphere(WRAP_LEVEL).triangles
@@ -466,8 +472,7 @@ class AtlasTrainer:
         self.grid = torch.from_numpy(shapes.grid).to(self.device)
         self.near = torch.from_numpy(shapes.near).to(self.device)
         edges = shapes.box.tolist()
-        deformed = config.network == "conv" and config.templates and config.deforms
-        linear = config.controls > 0 and deformed and shapes.wrapped is not None
+        linear = config.linear and shapes.wrapped is not None
         self.sizes = AtlasSizes(
             config.latent_size,
             config.templates,
@@ -707,12 +712,19 @@ class AtlasTrainer:
 
     def _resume(self, path: Path) -> None:
         state = torch.load(path, map_location=self.device, weights_only=True)
-        self.decoder.load_state_dict(state["decoder"])
-        self.latents.load_state_dict(state["latents"])
-        for optimizer, kept in zip(
-            (self.optimizer, self.latent_optimizer), state["optimizers"], strict=True
-        ):
-            optimizer.load_state_dict(kept)
+        try:
+            self.decoder.load_state_dict(state["decoder"])
+            self.latents.load_state_dict(state["latents"])
+            for optimizer, kept in zip(
+                (self.optimizer, self.latent_optimizer), state["optimizers"], strict=True
+            ):
+                optimizer.load_state_dict(kept)
+        except (RuntimeError, ValueError) as error:
+            raise ShapePriorError(
+                f"The unfinished training in '{path.parent}' is of another version.",
+                "Remove that folder, then start again.",
+                "bad-checkpoint",
+            ) from error
         self.step, self.history = state["step"], state["history"]
 
 

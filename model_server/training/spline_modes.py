@@ -22,7 +22,7 @@ BENDING = 1e-4  # weight of squared second differences of the control points
 FAR = 1e-3  # weight of moving as the nearest place does, far from all of them
 FAR_FROM = 0.1  # of the box's half edges
 FAR_NODES = 12  # along each edge of the box
-TINY = 1e-9
+TINY = 1e-7
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,9 @@ def fitted_controls(
         wanted += weight * rows.T @ by[nearest[far]]
     bent = bending(spline.controls)
     scale = BENDING / bent.diagonal().mean() / count
-    normal = normal + scale * bent + TINY * torch.eye(count)
-    return torch.linalg.solve(normal, wanted).flatten()
+    # Almost singular where no place is near: in single precision rounding would be seen.
+    normal = (normal + scale * bent).double() + TINY * torch.eye(count)
+    return torch.linalg.solve(normal, wanted.double()).float().flatten()
 
 
 def _rows(spline: SplineModes, places: Tensor) -> Tensor:

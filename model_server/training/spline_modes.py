@@ -22,7 +22,7 @@ BENDING = 1e-4  # weight of squared second differences of the control points
 FAR = 1e-3  # weight of moving as the nearest place does, far from all of them
 FAR_FROM = 0.1  # of the box's half edges
 FAR_NODES = 12  # along each edge of the box
-TINY = 1e-7
+TINY = 1e-9
 
 
 @dataclass(frozen=True)

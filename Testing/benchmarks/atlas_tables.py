@@ -129,11 +129,12 @@ def main() -> None:
     arguments.add_argument("--few", action="store_true", help="train on the first five cases only")
     arguments.add_argument("--unknown", action="store_true", help="score unknown shapes only")
     arguments.add_argument("--steps", type=int, help="of every training")
+    arguments.add_argument("--base", type=int, nargs=3, help="nodes of the coarsest map (k, j, i)")
     chosen = arguments.parse_args()
     use_threads(chosen.threads)
     chosen.work.mkdir(parents=True, exist_ok=True)
     (shapes, masks), unknown = (shapes_of(chosen, s) for s in ("training", "validation"))
-    steps, base = chosen.steps or PLAIN.steps, base_of(chosen)
+    steps, base = chosen.steps or PLAIN.steps, tuple(chosen.base or base_of(chosen))
     rows = []
     for name in chosen.methods:
         config = replace(METHODS[name], steps=steps, base=base)

@@ -120,7 +120,7 @@ class AtlasTraining:
 
 # For a handful of shapes: warped copies of them teach the networks how such shapes deform.
 FEW = 20
-FEW_SHOT = AtlasTraining(steps=600, augmentations=60, deformation_weight=3e-3)
+FEW_SHOT = AtlasTraining(steps=400, augmentations=40, deformation_weight=3e-3)
 
 
 @dataclass

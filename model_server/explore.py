@@ -204,7 +204,9 @@ def _write(surface: Surface, path: Path) -> None:
 
 def _tile(title: str, surface: Surface, reference: Surface | None = None) -> Tile:
     gaps = None if reference is None else signed_gaps(surface, reference)
-    return Tile(f"{title}\n{surface.volume() / 1000:.3g} ml", surface, gaps)
+    milliliters = surface.volume() / 1000
+    shown = f"{milliliters:,.0f}" if milliliters >= 100 else f"{milliliters:.3g}"
+    return Tile(f"{title}\n{shown} ml", surface, gaps)
 
 
 def signed_gaps(surface: Surface, reference: Surface) -> Array:
@@ -273,7 +275,8 @@ def _template_rows(space: _Space) -> list[Row]:
     tiles = []
     for k, surface in enumerate(surfaces):
         tile = _tile(f"template {k + 1}", surface, surfaces[0])
-        tiles.append(Tile(f"{tile.title}, {chosen[k]} shapes", surface, tile.gaps))
+        times = f"{chosen[k]} shape" if chosen[k] == 1 else f"{chosen[k]} shapes"
+        tiles.append(Tile(f"{tile.title}, {times}", surface, tile.gaps))
     return [Row("template", "templates", tuple(tiles), "to template 1")]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from model_server import cli
 from model_server.io.markups import Markup, write_markups
 
 Array = NDArray[np.float64]
@@ -58,3 +60,19 @@ def outlines(tmp_path: Path) -> Path:
     path = tmp_path / "outlines.mrk.json"
     write_markups(path, [outline(axis) for axis in range(3)])
     return path
+
+
+@pytest.fixture
+def shape_prior(
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``shape_prior("fit", ...)``: the command line in this process."""
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        said = [str(word) for word in words]
+        with pytest.raises(SystemExit) as end:
+            cli.app(cli.split_several(said))
+        seen = capsys.readouterr()
+        return subprocess.CompletedProcess(said, int(end.value.code or 0), seen.out, seen.err)
+
+    return run

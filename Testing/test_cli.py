@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,26 +31,6 @@ pytestmark = pytest.mark.skipif(
     not (BUNDLED_ZOO / PRIOR / "prior.json").is_file(), reason=f"'{PRIOR}' is not in the zoo"
 )
 Draw = Callable[..., Markup]
-
-
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def shape_prior(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
-    """``shape_prior("fit", ...)``: the command line in this process."""
-
-    def run(*words: object) -> Ended:
-        with pytest.raises(SystemExit) as end:
-            cli.app(cli.split_several([str(w) for w in words]))
-        seen = capsys.readouterr()
-        return Ended(int(end.value.code or 0), seen.out, seen.err)
-
-    return run
 
 
 def saved(folder: Path, *markups: Markup, name: str = "drawn.mrk.json") -> Path:
@@ -98,10 +78,10 @@ def test_fit_writes_surface_labelmap_and_report(shape_prior, tmp_path):
         *("fit", "--prior", PRIOR, "--annotations", as_drawn(true, tmp_path)),
         *("--output", stl, "--output", seg, "--report", report),
     )
-    assert done.code == 0, done.err
-    assert done.out == ""
-    assert "quick look" in done.err
-    assert "mm from the annotations" in done.err
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "quick look" in done.stderr
+    assert "mm from the annotations" in done.stderr
     surface, _ = read_surface(stl)
     assert surface.volume() == pytest.approx(true.volume(), rel=0.1)
     np.testing.assert_allclose(surface.points.min(axis=0), true.points.min(axis=0), atol=1.5)
@@ -129,7 +109,7 @@ def test_real_hippocampus_from_three_outlines(shape_prior, data_root, tmp_path):
     sitk.WriteImage(image_from_array(array, matrix), str(reference))
     words = ("fit", "--prior", PRIOR, "--annotations", drawn, "--reference", reference)
     done = shape_prior(*words, "--output", out)
-    assert done.code == 0, done.err
+    assert done.returncode == 0, done.stderr
     found = read_volume(out).array > 0
     assert 2.0 * (found & (array > 0)).sum() / (found.sum() + array.sum()) > 0.8
 
@@ -139,7 +119,7 @@ def test_several_files_after_one_flag_and_quiet(shape_prior, draw, tmp_path):
     out = tmp_path / "out.ply"
     words = ("fit", "--annotations", *files, "--prior", PRIOR, "--output", out, "--quiet")
     done = shape_prior(*words)
-    assert (done.code, done.out, done.err) == (0, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert out.is_file()
 
 
@@ -160,7 +140,7 @@ def test_labelmap_lies_in_the_reference(shape_prior, outlines, tmp_path):
     out = tmp_path / "out.nii.gz"
     words = ("fit", "--prior", PRIOR, "--annotations", outlines, "--reference", reference)
     done = shape_prior(*words, "--output", out)
-    assert done.code == 0, done.err
+    assert done.returncode == 0, done.stderr
     label, image = read_volume(out), read_volume(reference)
     np.testing.assert_allclose(label.ijk_to_ras, image.ijk_to_ras, atol=1e-4)
     assert label.array.shape == image.array.shape
@@ -170,15 +150,15 @@ def test_clicks_alone_are_fitted(shape_prior, draw, tmp_path):
     points = np.concatenate([draw(axis).points for axis in range(3)])
     path, out = saved(tmp_path, Markup("edge", "Fiducial", points)), tmp_path / "a.obj"
     done = shape_prior("fit", "--prior", PRIOR, "--annotations", path, "--output", out)
-    assert done.code == 0, done.err
+    assert done.returncode == 0, done.stderr
 
 
 def test_mask_is_refined(shape_prior, outlines, tmp_path):
     first, second = tmp_path / "first.nrrd", tmp_path / "second.stl"
     begun = shape_prior("fit", "--prior", PRIOR, "--annotations", outlines, "--output", first)
-    assert begun.code == 0, begun.err
+    assert begun.returncode == 0, begun.stderr
     done = shape_prior("fit", "--prior", PRIOR, "--mask", first, "--output", second)
-    assert done.code == 0, done.err
+    assert done.returncode == 0, done.stderr
     assert second.is_file()
 
 
@@ -187,14 +167,14 @@ def test_parallel_outlines_are_fitted_with_a_warning(shape_prior, draw, tmp_path
     out = tmp_path / "out.stl"
     words = ("fit", "--prior", PRIOR, "--annotations", path, "--output", out)
     done = shape_prior(*words, "--quiet")
-    assert done.code == 0, done.err
-    assert done.err.startswith("Warning: All outlines are parallel")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("Warning: All outlines are parallel")
     assert out.is_file()
 
 
 def test_priors_are_listed(shape_prior):
-    assert PRIOR in shape_prior("priors").out
-    content = json.loads(shape_prior("priors", "--json").out)
+    assert PRIOR in shape_prior("priors").stdout
+    content = json.loads(shape_prior("priors", "--json").stdout)
     assert PRIOR in [card["name"] for card in content["priors"]]
     assert "rbf" in content["untrained"]
 
@@ -202,15 +182,15 @@ def test_priors_are_listed(shape_prior):
 def test_evaluation_prints_whole_tables(shape_prior, data_root, tmp_path):
     words = ("evaluate", "--organ", "hippocampus", "--data", data_root, "--limit", 1, "--quiet")
     done = shape_prior(*words, "--methods", "pca", "rbf", "--output", tmp_path / "e.json")
-    assert done.code == 0, done.err
-    assert "\u2026" not in done.out  # no column cut off
-    assert "pca against the others" in done.out
+    assert done.returncode == 0, done.stderr
+    assert "\u2026" not in done.stdout  # no column cut off
+    assert "pca against the others" in done.stdout
     assert (tmp_path / "e.json").is_file()
 
 
 def test_tables_are_whole_in_a_narrow_window(shape_prior, monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")
-    lines = shape_prior("priors").out.splitlines()
+    lines = shape_prior("priors").stdout.splitlines()
     (line,) = (text for text in lines if text.startswith(PRIOR))
     assert line.split()[:3] == [PRIOR, "hippocampus", "pca"]
 
@@ -220,8 +200,8 @@ def test_tables_are_whole_in_a_narrow_window(shape_prior, monkeypatch):
 )
 def test_help_is_there(shape_prior, command):
     done = shape_prior(*command.split(), "--help")
-    assert done.code == 0
-    assert "Usage" in done.out
+    assert done.returncode == 0
+    assert "Usage" in done.stdout
 
 
 def test_interruption_ends_in_130_and_writes_nothing(shape_prior, outlines, tmp_path, monkeypatch):
@@ -231,7 +211,7 @@ def test_interruption_ends_in_130_and_writes_nothing(shape_prior, outlines, tmp_
     monkeypatch.setattr(cli.Session, "fit", interrupt)
     out = tmp_path / "out.stl"
     done = shape_prior("fit", "--prior", PRIOR, "--annotations", outlines, "--output", out)
-    assert done.code == 130
+    assert done.returncode == 130
     assert not out.exists()
 
 
@@ -307,14 +287,14 @@ BAD_DRAWINGS: dict[str, tuple[Callable[[Draw], list[Markup]], str]] = {
 }
 
 
-def assert_refused(done: Ended, says: str, *untouched: Path) -> None:
+def assert_refused(done: subprocess.CompletedProcess[str], says: str, *untouched: Path) -> None:
     """Exit code 2, one line on standard error that says so, and no file."""
-    assert done.code == 2, done.err
-    assert says in done.err
-    assert done.err.startswith("Error: ")
-    assert done.err.endswith(".\n")
-    assert done.err.count("\n") == 1, done.err
-    assert done.out == ""
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.endswith(".\n")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stdout == ""
     for path in untouched:
         assert not path.exists()
         assert not list(path.parent.glob(".part-*"))
@@ -359,7 +339,7 @@ def test_unknown_prior_is_refused_with_those_there_are(shape_prior, outlines, tm
     out = tmp_path / "out.stl"
     done = shape_prior("fit", "--prior", "heart", "--annotations", outlines, "--output", out)
     assert_refused(done, "There is no prior called 'heart'", out)
-    assert PRIOR in done.err
+    assert PRIOR in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -454,4 +434,4 @@ def test_real_process_ends_in_two_with_one_line(draw, tmp_path):
         text=True,
         timeout=120,
     )
-    assert_refused(Ended(done.returncode, done.stdout, done.stderr), "the only plane", out)
+    assert_refused(done, "the only plane", out)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,6 @@ import pytest
 import SimpleITK as sitk
 from matplotlib.image import imread
 
-from model_server import cli
 from model_server.explore import pairwise_dice, signed_gaps
 from model_server.explore_picture import Row, Tile, colored, draw
 from model_server.geometry.icosphere import icosphere
@@ -22,23 +21,18 @@ from model_server.picture import Camera
 from model_server.priors.registry import load_prior
 from model_server.reconstruction import Surface
 
+Done = subprocess.CompletedProcess[str]
 METHODS = ("pca", "dals", "atlas")
 
 
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def explored(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
-    def run(*words: object) -> Ended:
-        with pytest.raises(SystemExit) as end:
-            cli.app(["explore", *(str(w) for w in words)])
-        seen = capsys.readouterr()
-        return Ended(int(end.value.code or 0), " ".join(seen.out.split()), seen.err)
+def explored(shape_prior: Callable[..., Done]) -> Callable[..., Done]:
+    """``explored("--prior", ...)``: the command, its line breaks taken out of what it prints."""
+
+    def run(*words: object) -> Done:
+        done = shape_prior("explore", *words)
+        done.stdout = " ".join(done.stdout.split())
+        return done
 
     return run
 
@@ -58,14 +52,14 @@ def label_file(path: Path, surface: Surface) -> Path:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_prior_is_explored(explored, tmp_path, method):
     done = explored("--prior", f"hippocampus-{method}", "--output", tmp_path, "--samples", 2)
-    assert done.code == 0, done.err
+    assert done.returncode == 0, done.stderr
     meshes = sorted(p.stem for p in tmp_path.glob("*.ply"))
     # The ends of the way are the random shapes, in meshes of their own.
     expected = {"mean", "sample-1", "sample-2", "between-1", "between-3", "between-5"}
     expected |= {f"mode{m}-{k}" for m in (1, 2, 3, 4) for k in (1, 2, 4, 5)}
     assert expected <= set(meshes)
     assert ("template-5" in meshes) == (method == "atlas")
-    assert ("Average pairwise Dice of the 5 templates" in done.out) == (method == "atlas")
+    assert ("Average pairwise Dice of the 5 templates" in done.stdout) == (method == "atlas")
     picture = imread(tmp_path / "explore.png")
     assert min(picture.shape[:2]) > 800
     mean, low, high = (
@@ -92,14 +86,14 @@ def test_the_way_leads_from_a_patient_to_another(explored, tmp_path):
         *("--prior", "hippocampus-atlas", "--first", first, "--second", second),
         *("--output", tmp_path / "out", "--samples", 1),
     )
-    assert done.code == 0, done.err
+    assert done.returncode == 0, done.stderr
     way = [read_surface(tmp_path / "out" / f"between-{k}.ply")[0].volume() for k in range(1, 6)]
     assert way[0] == pytest.approx(small, rel=0.08)
     assert way[-1] == pytest.approx(large, rel=0.08)
     assert way == sorted(way)
     names = prior.card.splits["training"]
-    assert f"nearest to 3.nrrd: {names[3]} (" in done.out
-    assert f"nearest to 40.nrrd: {names[40]} (" in done.out
+    assert f"nearest to 3.nrrd: {names[3]} (" in done.stdout
+    assert f"nearest to 40.nrrd: {names[40]} (" in done.stdout
 
 
 @pytest.mark.parametrize("method", ["pca", "dals"])
@@ -112,18 +106,18 @@ def test_one_patient_is_compared_with_the_mean(explored, tmp_path, method):
     done = explored(
         *("--prior", f"hippocampus-{method}", "--first", path, "--output", out, "--samples", 1)
     )
-    assert done.code == 0, done.err
+    assert done.returncode == 0, done.stderr
     found = read_surface(out / "between-5.ply")[0]
     assert found.volume() == pytest.approx(patient.volume(), rel=0.1)
 
 
 def test_templates_alone(explored, tmp_path):
     done = explored("--prior", "hippocampus-atlas", "--templates", "--output", tmp_path)
-    assert done.code == 0, done.err
+    assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         *(f"template-{k}.ply" for k in range(1, 6)), "templates.png"
     ]  # fmt: skip
-    assert "Average pairwise Dice of the 5 templates: " in done.out
+    assert "Average pairwise Dice of the 5 templates: " in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -138,8 +132,8 @@ def test_templates_alone(explored, tmp_path):
 )
 def test_what_cannot_be_explored_is_one_sentence(explored, tmp_path, words, sentence):
     done = explored(*words, "--output", tmp_path / "out")
-    assert done.code == 2
-    assert sentence in done.err
+    assert done.returncode == 2
+    assert sentence in done.stderr
     assert not (tmp_path / "out").exists()
 
 

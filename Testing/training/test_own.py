@@ -9,8 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,24 +41,6 @@ TINY: dict[str, dict[str, Any]] = {
                        "templates": 2, "augmentations": 1, "near_points": 256},
 }  # fmt: skip
 CHECKPOINT_STEPS = {"dals": 500, "implicit-atlas": 200}
-
-
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def shape_prior(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
-    def run(*words: object) -> Ended:
-        with pytest.raises(SystemExit) as end:
-            cli.app(cli.split_several([str(w) for w in words]))
-        seen = capsys.readouterr()
-        return Ended(int(end.value.code or 0), seen.out, seen.err)
-
-    return run
 
 
 def command(method: str, labels: Path, output: Path, steps: int) -> list[str]:
@@ -115,15 +95,15 @@ def test_a_killed_training_goes_on_and_its_prior_fits(
         lambda self, stage, share, figures: shares.append(share) if stage == "training" else None,
     )
     done = shape_prior(*words)
-    assert done.code == 0, done.err
-    assert "Going on from the checkpoint" in done.err
+    assert done.returncode == 0, done.stderr
+    assert "Going on from the checkpoint" in done.stderr
     assert min(s for s in shares if s > 0) > CHECKPOINT_STEPS[method] / steps
     assert folders(zoo) == sorted([name, "bean-pca"])
     assert sorted(p.name for p in (zoo / name).iterdir()) == [
         "loss.png", CARD_FILE, "weights.safetensors"
     ]  # fmt: skip
-    assert "clicks-64" in done.out
-    assert "on new ones it does worse" in done.out
+    assert "clicks-64" in done.stdout
+    assert "on new ones it does worse" in done.stdout
     card = read_card(zoo / name)
     assert card.licence == "the user's own"
     assert card.scores["clicks-64"]["cases"] == 5
@@ -141,7 +121,7 @@ def assert_fits(shape_prior, name, zoo, shapes, tmp_path, monkeypatch) -> None:
     path, out = tmp_path / "clicks.mrk.json", tmp_path / "out.ply"
     write_markups(path, [Markup("edge", "Fiducial", points.boundary_points())])
     done = shape_prior("fit", "--prior", name, "--annotations", path, "--output", out, "--quiet")
-    assert done.code == 0, done.err
+    assert done.returncode == 0, done.stderr
     assert dice(read_surface(out)[0], label) > 0.8
     assert name in [card["name"] for card in prior_cards()]
     served = list(Priors("cpu").get(name).fit(points))
@@ -277,9 +257,9 @@ def test_bad_labels_leave_no_trace(shape_prior, tmp_path):
     for index in range(5):
         sitk.WriteImage(sitk.Image([9, 9, 9], sitk.sitkUInt8), str(labels / f"{index}.nrrd"))
     done = shape_prior(*command("dals", labels, tmp_path / "zoo", 100))
-    assert done.code == 2
-    assert done.err.count("is empty: no voxel has a label: segment the organ") == 5
-    assert done.err.splitlines()[-1].strip() == "Nothing was trained."
+    assert done.returncode == 2
+    assert done.stderr.count("is empty: no voxel has a label: segment the organ") == 5
+    assert done.stderr.splitlines()[-1].strip() == "Nothing was trained."
     assert not (tmp_path / "zoo").exists()
 
 
@@ -298,9 +278,9 @@ def test_a_wrong_choice_is_one_sentence(shape_prior, shapes, tmp_path, words, se
     for option, value in zip(words[::2], words[1::2], strict=True):
         given += [option, value]
     done = shape_prior(*given)
-    assert done.code == 2
-    assert done.err.strip().startswith("Error: ")
-    assert sentence in done.err
+    assert done.returncode == 2
+    assert done.stderr.strip().startswith("Error: ")
+    assert sentence in done.stderr
     assert not (tmp_path / "zoo").exists()
 
 

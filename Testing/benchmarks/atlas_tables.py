@@ -5,7 +5,7 @@
 
 Every method is trained with the same steps, points and optimizer on the same training cases. Known
 shapes and unknown ones (the validation cases) are decoded from latents optimized with the networks
-fixed; those of known shapes start where training left them. Finished trainings in --work are not
+fixed, on the best template of several; those of known shapes start where training left them. Finished trainings in --work are not
 repeated, interrupted ones go on.
 """
 
@@ -39,6 +39,8 @@ from model_server.training.implicit_atlas import (
 PLAIN = AtlasTraining(
     latent_size=512,
     channels=(8, 32, 16),
+    controls=2744,
+    mode_copies=2,
     steps=600,
     near_points=1536,
     smooth_weight=0,
@@ -115,8 +117,8 @@ def measured(name: str, config: AtlasTraining, chosen, known, unknown) -> dict[s
     if not chosen.unknown:
         shown = slice(0, len(masks), max(1, len(masks) // SHOWN))
         some = AtlasShapes(shapes.box, shapes.grid[shown], shapes.near[shown])
-        latents = encoder.encode(some, trained.latents[shown])
-        row["known"] = scores(trained.decoder, latents, masks[shown])
+        encoded = encoder.encode(some, trained.latents[shown])
+        row["known"] = scores(trained.decoder, encoded, masks[shown])
     result.write_text(json.dumps(row))
     return row
 

@@ -415,18 +415,24 @@ class AtlasDecoder(nn.Module):
         inside = LOGIT_SCALE * self.template_net.read(maps, places).squeeze(-1)
         return inside - OUTSIDE_SLOPE * beyond
 
-    def fields(self, latents: Tensor) -> tuple[Tensor, Tensor | None]:
+    def fields(
+        self, latents: Tensor, templates: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Features of the chosen templates and, if there is one, of the deformation.
 
         Args:
             latents: (B, c).
+            templates: (B,) their numbers; by default the latents choose.
 
         Returns:
             (B, nodes, hidden), and as ``deformation_maps``.
         """
         if not self.sizes.templates:
             return self.template_net.maps(latents), None
-        choice = self.choose(latents)
+        if templates is None:
+            choice = self.choose(latents)
+        else:
+            choice = functional.one_hot(templates, self.sizes.templates).to(latents)
         chosen = torch.einsum("bm,mnh->bnh", choice, self.template_maps())
         if not self.sizes.deforms:
             return chosen, None

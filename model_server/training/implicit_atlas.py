@@ -426,7 +426,12 @@ def deformation_loss(moved: Tensor) -> Tensor:
 
 
 def predict(
-    decoder: AtlasDecoder, latents: Tensor, points: Tensor, half: bool, deformed: bool = True
+    decoder: AtlasDecoder,
+    latents: Tensor,
+    points: Tensor,
+    half: bool,
+    deformed: bool = True,
+    templates: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Occupancy logits (B, N) and deformations (B, N, 3) of latents (B, c) at (B, N, 3).
 
@@ -436,10 +441,11 @@ def predict(
         points: canonical.
         half: bfloat16 where it saves time: not for the few small layers at points.
         deformed: False leaves the deformation out.
+        templates: (B,) their numbers; by default the latents choose.
     """
     kind = points.device.type
     with torch.autocast(kind, torch.bfloat16, enabled=half):
-        chosen, maps = decoder.fields(latents)
+        chosen, maps = decoder.fields(latents, templates)
     with torch.autocast(kind, torch.bfloat16, enabled=half and decoder.sizes.network == "mlp"):
         logits, moved = decoder.evaluate(chosen.float(), maps if deformed else None, points)
     return logits.float(), moved.float()

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache, reduce
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
+from scipy.linalg import solve
 from torch import Tensor
 
 from model_server.priors.implicit_atlas_decoder import SplineModes
@@ -23,6 +26,7 @@ FAR = 1e-3  # weight of moving as the nearest place does, far from all of them
 FAR_FROM = 0.1  # of the box's half edges
 FAR_NODES = 12  # along each edge of the box
 TINY = 1e-9
+REAL_WEIGHT = 10.0  # of real shapes against their copies where axes are chosen
 
 
 @dataclass(frozen=True)
@@ -49,18 +53,21 @@ class PrincipalModes:
         Args:
             controls: first those of real shapes.
             size: c; axes beyond the shapes' number stay zero.
-            real_count: shapes the mean is taken over.
+            real_count: shapes the mean is taken over, and that count more than their copies.
         """
         mean = controls[:real_count].mean(axis=0, dtype=np.float64)
         rows = controls - mean
-        values, vectors = np.linalg.eigh(rows @ rows.T)
+        weighted = np.where(np.arange(len(rows)) < real_count, REAL_WEIGHT, 1.0)[:, None] * rows
+        values, vectors = np.linalg.eigh(weighted @ weighted.T)
         keep = np.argsort(values)[::-1][:size]
         # Rounding leaves a remainder of axes that are not there.
         keep = keep[values[keep] > 1e-9 * values.max()]
-        deviation = np.sqrt(values[keep])
+        axes = weighted.T @ vectors[:, keep] / np.sqrt(values[keep])
+        found = rows @ axes
+        root = np.sqrt(np.linalg.norm(found, axis=0))
         latents, basis = np.zeros((len(rows), size)), np.zeros((rows.shape[1], size))
-        latents[:, : len(keep)] = vectors[:, keep] * np.sqrt(deviation)
-        basis[:, : len(keep)] = rows.T @ vectors[:, keep] / np.sqrt(deviation)
+        latents[:, : len(keep)] = found / root
+        basis[:, : len(keep)] = axes * root
         length = np.sqrt((latents**2).sum(axis=1).mean())
         return cls(*(a.astype(np.float32) for a in (latents / length, basis * length, mean)))
 
@@ -75,38 +82,55 @@ def fitted_controls(
         places: of each shape (V, 3), -1 to 1 across the box.
         moved: of each shape (V, 3) displacements.
     """
-    count = spline.controls[0] * spline.controls[1] * spline.controls[2]
     axis = torch.linspace(-1.0, 1.0, FAR_NODES)
     around = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).flatten(0, 2)
     around_rows = _rows(spline, around)
-    normal, wanted = torch.zeros(count, count), torch.zeros(count, 3)
-    for at, by in zip(places, moved, strict=True):
-        rows = _rows(spline, at)
-        normal += rows.T @ rows / (len(at) * len(places))
-        wanted += rows.T @ by / (len(at) * len(places))
-        gap, nearest = torch.cdist(around, at).min(dim=1)
-        far = gap > FAR_FROM
-        rows, weight = around_rows[far], FAR / (len(around) * len(places))
-        normal += weight * rows.T @ rows
-        wanted += weight * rows.T @ by[nearest[far]]
-    bent = bending(spline.controls)
-    scale = BENDING / bent.diagonal().mean() / count
+    bent = bending(tuple(spline.controls))
+    normal = bent * (BENDING / bent.diagonal().mean() / bent.shape[0])
     # Almost singular where no place is near: in single precision rounding would be seen.
-    normal = (normal + scale * bent).double() + TINY * torch.eye(count)
-    return torch.linalg.solve(normal, wanted.double()).float().flatten()
+    normal = normal + TINY * sparse.csr_array(sparse.identity(bent.shape[0]))
+    wanted = np.zeros((bent.shape[0], 3))
+    for at, by in zip(places, moved, strict=True):
+        gap, nearest = torch.cdist(around, at).min(dim=1)
+        far = (gap > FAR_FROM).numpy()
+        for rows, goal, weight in (
+            (_rows(spline, at), by, 1.0 / len(at)),
+            (around_rows[far], by[nearest[far]], FAR / len(around)),
+        ):
+            normal = normal + (weight / len(places)) * (rows.T @ rows)
+            wanted += (weight / len(places)) * (rows.T @ goal.double().numpy())
+    found = solve(normal.toarray(), wanted, assume_a="pos", overwrite_a=True)
+    return torch.from_numpy(found.astype(np.float32)).flatten()
 
 
-def _rows(spline: SplineModes, places: Tensor) -> Tensor:
-    """(N, control points) what each gives places (N, 3)."""
-    return torch.einsum("nx,ny,nz->nxyz", *spline.weights(places)).flatten(1)
+def _rows(spline: SplineModes, places: Tensor) -> sparse.csr_array:
+    """(N, control points) what each gives places (N, 3): a handful of them a place."""
+    columns, shares = [], []
+    for weights in spline.weights(places):
+        share = weights.double().numpy()
+        first = (share > 0).argmax(axis=1)
+        last = share.shape[1] - 1 - (share[:, ::-1] > 0).argmax(axis=1)
+        touched = int((last - first).max()) + 1
+        first = np.minimum(first, share.shape[1] - touched)
+        columns.append(first[:, None] + np.arange(touched))
+        shares.append(np.take_along_axis(share, columns[-1], axis=1))
+    (x, y, z), (_, high, deep) = columns, spline.controls
+    index = (x[:, :, None, None] * high + y[:, None, :, None]) * deep + z[:, None, None, :]
+    values = np.einsum("nx,ny,nz->nxyz", *shares)
+    place = np.repeat(np.arange(len(index)), index[0].size)
+    found = sparse.csr_array(
+        (values.ravel(), (place, index.ravel())), shape=(len(index), int(np.prod(spline.controls)))
+    )
+    found.eliminate_zeros()
+    return found
 
 
-def bending(controls: Sequence[int]) -> Tensor:
+@lru_cache(maxsize=1)
+def bending(controls: tuple[int, ...]) -> sparse.csr_array:
     """(count, count) quadratic form: squared second differences along the axes."""
-    total = torch.zeros(int(np.prod(controls)), int(np.prod(controls)))
-    units = [torch.eye(n) for n in controls]
-    for axis, unit in enumerate(units):
-        second = torch.diff(unit, n=2, dim=0)
-        parts = [second.T @ second if a == axis else u for a, u in enumerate(units)]
-        total += torch.kron(torch.kron(parts[0], parts[1]), parts[2])
-    return total
+    total = sparse.csr_array((int(np.prod(controls)),) * 2)
+    for axis in range(3):
+        second = np.diff(np.eye(controls[axis]), n=2, axis=0)
+        parts = [second.T @ second if a == axis else np.eye(n) for a, n in enumerate(controls)]
+        total = total + reduce(sparse.kron, parts)
+    return sparse.csr_array(total)

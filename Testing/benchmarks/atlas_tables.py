@@ -5,8 +5,8 @@
 
 Every method is trained with the same steps, points and optimizer on the same training cases. Known
 shapes and unknown ones (the validation cases) are decoded from latents optimized with the networks
-fixed, on the best template of several; those of known shapes start where training left them. Finished trainings in --work are not
-repeated, interrupted ones go on.
+fixed, on the best template of several; those of known shapes start where training left them.
+Finished trainings in --work are not repeated, interrupted ones go on.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import pytest
 
 from model_server.evaluation.atlas_protocol import (
     NOMINAL_RADIUS,
+    Encoded,
     VolumeEncoder,
     scores,
     volume_shapes,
@@ -56,8 +57,12 @@ def test_known_and_unknown_shapes_are_reconstructed(shapes):
     encoder = VolumeEncoder(shapes, trained, TINY, steps=60)
     unknown = ellipsoid(2)
     new = volume_shapes([unknown], TINY)
-    found = scores(trained.decoder, encoder.encode(new), [unknown])
+    encoded = encoder.encode(new)
+    found = scores(trained.decoder, encoded, [unknown])
     assert found["dsc"] > 95
     assert found["nsd"] > 50
-    other = scores(trained.decoder, encoder.encode(new), [~unknown])
-    assert other["dsc"] < 50
+    assert scores(trained.decoder, encoded, [~unknown])["dsc"] < 50
+    # The template that was held is the best one, at least by what is seen.
+    assert encoded.templates is not None
+    other = Encoded(encoded.latents, 1 - encoded.templates)
+    assert scores(trained.decoder, other, [unknown])["dsc"] < found["dsc"]

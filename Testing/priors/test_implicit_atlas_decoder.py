@@ -84,6 +84,20 @@ def test_the_choice_is_hard_but_learns() -> None:
     assert decoder.choice.weight.grad.abs().max() > 0
 
 
+def test_a_template_can_be_told_instead_of_chosen() -> None:
+    decoder = AtlasDecoder(SIZES, (1.0, 1.0, 1.0))
+    latents = torch.randn(5, 8)
+    own = decoder.choose(latents).argmax(dim=1)
+    chosen, maps = decoder.fields(latents)
+    told, told_maps = decoder.fields(latents, own)
+    assert maps is not None
+    assert told_maps is not None
+    assert torch.allclose(told, chosen, atol=1e-5)
+    assert torch.allclose(told_maps, maps, atol=1e-5)
+    other, _ = decoder.fields(latents, (own + 1) % SIZES.templates)
+    assert (other - chosen).abs().amax(dim=(1, 2)).min() > 1e-3
+
+
 def test_an_untrained_deformation_is_nearly_none_and_outside_is_outside() -> None:
     decoder = AtlasDecoder(SIZES, (0.5, 0.8, 0.5))
     points = torch.rand(1, 30, 3) - 0.5

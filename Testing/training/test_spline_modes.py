@@ -55,3 +55,14 @@ def test_modes_and_latents_give_back_the_control_points():
     assert (found.latents**2).sum(axis=1).mean() == pytest.approx(1.0, rel=1e-4)
     # The mean of nine of twelve is no principal axis, but one more dimension at most.
     assert np.abs(found.latents[:, 6:]).max() < 1e-6
+
+
+def test_few_axes_serve_real_shapes_before_their_copies():
+    rng = np.random.default_rng(3)
+    real = rng.normal(size=(20, 3)) @ rng.normal(size=(3, 60))
+    copies = rng.normal(size=(40, 8)) @ (2.0 * rng.normal(size=(8, 60)))
+    controls = np.concatenate([real, copies]).astype(np.float32)
+    found = PrincipalModes.of(controls, 3, real_count=20)
+    missed = np.linalg.norm(found.mean + found.latents @ found.basis.T - controls, axis=1)
+    assert missed[:20].mean() < 0.05 * np.linalg.norm(real - real.mean(axis=0), axis=1).mean()
+    assert missed[20:].mean() > missed[:20].mean()

@@ -40,7 +40,6 @@ PLAIN = AtlasTraining(
     latent_size=512,
     channels=(8, 32, 16),
     controls=2744,
-    mode_copies=2,
     steps=600,
     near_points=1536,
     smooth_weight=0,
@@ -82,9 +81,10 @@ def shapes_of(chosen, split: str) -> tuple[AtlasShapes, list[Mask]]:  # type: ig
     kept = np.load(path)
     masks = [np.unpackbits(m).reshape(128, 128, 128).astype(bool) for m in kept["masks"]]
     shapes = AtlasShapes(*(kept[k] for k in ("box", "grid", "near", "wrapped")))
-    real = shapes.wrapped[: len(masks)] if known and shapes.wrapped is not None else None
-    more = None if real is None else mode_copies(real, NOMINAL_RADIUS, PLAIN, boxed=True)
-    return replace(shapes, more_wrapped=more), masks
+    if known and shapes.wrapped is not None:
+        more = mode_copies(shapes.wrapped, len(masks), NOMINAL_RADIUS, PLAIN, boxed=True)
+        shapes = replace(shapes, more_wrapped=more)
+    return shapes, masks
 
 
 def base_of(chosen) -> tuple[int, int, int]:  # type: ignore[no-untyped-def]

@@ -37,7 +37,7 @@ from model_server.training.pca import train_modes
 from model_server.training.pointwolf import PointWolf
 from model_server.training.shapes import standardization
 from model_server.training.spline_modes import PrincipalModes, fitted_controls
-from model_server.training.wrapping import wrap
+from model_server.training.wrapping import cover, wrap
 
 Array = NDArray[np.float64]
 Progress = Callable[[str, float, dict[str, float]], None]
@@ -46,6 +46,7 @@ MARGIN = 1.12  # of the box around all shapes
 CELLS = 16  # distance nodes for every two cells of the coarsest map
 STRIDE = 4  # distance nodes in a cell of the sub-grid, along each axis
 LEAST_SPREAD = 0.05
+SHAPES_EACH = 1.25  # for every number of a latent, from which D's linear part starts
 WARM_UP = 0.1  # share of the steps until the learning rate is at its peak
 WRAP_LEVEL = 4  # of the icosphere
 TAUGHT = 0.2  # share of the steps in which D learns the rough correspondences
@@ -80,7 +81,6 @@ class AtlasTraining:
         batch: shapes in a step.
         near_points: of each shape in each step, near its surface, beside the sub-grid.
         augmentations: warped copies of each training shape.
-        mode_copies: warped copies of each wrapped sphere, from which D's linear part starts.
         softness: of the occupancy, in RMS radii: how far it takes from 0.73 to 0.27 across the
             surface. A voxel half filled is half occupied.
         latent_weight, smooth_weight, deformation_weight: of L2, L_LS, L_DP (section 4.3).
@@ -101,7 +101,6 @@ class AtlasTraining:
     batch: int = 16
     near_points: int = 3072
     augmentations: int = 0
-    mode_copies: int = 5
     softness: float = 0.02
     latent_weight: float = 1e-3
     smooth_weight: float = 1e-3
@@ -268,23 +267,30 @@ def atlas_shapes(
                 progress("measuring shapes", len(found) / len(surfaces), {})
     ordered = [each[copy] for copy in range(config.augmentations + 1) for each in found]
     grids, clouds, wrapped = (np.stack(part) for part in zip(*ordered, strict=True))
-    more = mode_copies(wrapped[: len(surfaces)], rms_radius, config, boxed)
+    more = mode_copies(wrapped, len(surfaces), rms_radius, config, boxed)
     return AtlasShapes(box, grids, clouds, wrapped, more)
 
 
 def mode_copies(
-    wrapped: NDArray[np.float32], rms_radius: float, config: AtlasTraining, boxed: bool
+    wrapped: NDArray[np.float32],
+    real_count: int,
+    rms_radius: float,
+    config: AtlasTraining,
+    boxed: bool,
 ) -> NDArray[np.float32] | None:
-    """(E, V, 3) warped copies of spheres wrapped around real shapes (S, V, 3)."""
-    if not (config.linear and config.mode_copies):
+    """(E, V, 3) warped copies of wrapped spheres (S, V, 3), the first of them of real shapes.
+
+    As many as the latents have room for: a few shapes alone do not tell how others differ.
+    """
+    missing = int(SHAPES_EACH * config.latent_size) - len(wrapped)
+    if missing <= 0 or not config.linear:
         return None
     rng = np.random.default_rng(config.seed)
     triangles = icosphere(WRAP_LEVEL).triangles
-    spheres = [Surface(each.astype(np.float64), triangles) for each in wrapped]
+    spheres = [Surface(each.astype(np.float64), triangles) for each in wrapped[:real_count]]
     found = [
-        warped(sphere, rms_radius, config.wolf, rng, boxed).points
-        for _ in range(config.mode_copies)
-        for sphere in spheres
+        warped(spheres[index % real_count], rms_radius, config.wolf, rng, boxed).points
+        for index in range(missing)
     ]
     return np.asarray(found, dtype=np.float32)
 
@@ -305,6 +311,7 @@ def _measured(
     # Wrapping starts from the unit sphere, around the shape.
     shrink = 1.0 / max(1.0, 1.1 * float(np.linalg.norm(surface.points, axis=1).max()))
     sphere = wrap(replace(surface, points=shrink * surface.points), WRAP_LEVEL) / shrink
+    sphere = cover(sphere, surface, WRAP_LEVEL)
     nearest = cKDTree(surface.points).query(sphere)[1]
     found: list[tuple[NDArray[np.float32], ...]] = []
     for copy in range(copies + 1):

@@ -15,7 +15,9 @@ from multiprocessing import get_context
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, map_coordinates
+from scipy.spatial import cKDTree
 
+from model_server.fitting.attachment import vertex_normals
 from model_server.geometry.grid import Grid
 from model_server.geometry.icosphere import icosphere, neighbor_means
 from model_server.reconstruction import Surface
@@ -25,6 +27,9 @@ GRID = 56
 STEPS = 400
 DESCENT = 0.1  # share of the distance to the surface made in a step
 EVENING = 0.3  # share of the way to the neighbors' mean
+COVERING_STEPS = 60
+COVERING_POINTS = 15_000  # of the surface, at most
+PULL = 0.5  # share of the way to the mean of the surface's points that are nearest
 
 
 def wrap(surface: Surface, level: int) -> Array:
@@ -45,6 +50,31 @@ def wrap(surface: Surface, level: int) -> Array:
         even = neighbor_means(points, level) - points
         even -= (even * normal).sum(axis=1, keepdims=True) * normal
         points = points - DESCENT * gap[:, None] * normal + EVENING * even
+    return points
+
+
+def cover(points: Array, surface: Surface, level: int) -> Array:
+    """(V, 3) a wrapped ``icosphere(level)`` spread over all of a dense surface.
+
+    The flow of ``wrap`` leaves thin ends out. Here every vertex goes to the middle of the surface's
+    points that are nearest to it (Lloyd's relaxation), so that those of an end pull the vertices
+    at its root into it.
+    """
+    normals = vertex_normals(surface)
+    triangles = icosphere(level).triangles
+    asked = surface.points[:: 1 + len(surface.points) // COVERING_POINTS]
+    tree = cKDTree(surface.points)
+    for _ in range(COVERING_STEPS):
+        nearest = cKDTree(points).query(asked)[1]
+        count = np.bincount(nearest, minlength=len(points))[:, None]
+        total = np.stack([np.bincount(nearest, a, len(points)) for a in asked.T], axis=1)
+        points = points + PULL * (total - count * points) / np.maximum(count, 1)
+        own = vertex_normals(Surface(points, triangles))
+        even = neighbor_means(points, level) - points
+        points = points + EVENING * (even - (even * own).sum(axis=1, keepdims=True) * own)
+        at = tree.query(points)[1]
+        gap = ((surface.points[at] - points) * normals[at]).sum(axis=1, keepdims=True)
+        points = points + 0.5 * gap * normals[at]
     return points
 
 

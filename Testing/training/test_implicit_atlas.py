@@ -40,7 +40,7 @@ from model_server.training.own import train_own
 
 TINY = AtlasTraining(
     latent_size=8, templates=2, channels=(16, 16, 8), hidden=16, steps=100, batch=4,
-    near_points=512, controls=200, mode_copies=1,
+    near_points=512, controls=200,
 )  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def test_training_lowers_the_loss_and_resumes(tmp_path):
 
 
 def test_an_unfinished_training_of_other_networks_is_refused(tmp_path):
-    shapes = atlas_shapes(surfaces(), 0.5, replace(TINY, mode_copies=0), near=100)
+    shapes = atlas_shapes(surfaces(), 0.5, replace(TINY, latent_size=4), near=100)
     AtlasTrainer(shapes, 5, 0.5, TINY)._save(tmp_path / "c.pt")
     with pytest.raises(ShapePriorError, match="another version"):
         AtlasTrainer(shapes, 5, 0.5, replace(TINY, controls=0), checkpoint=tmp_path / "c.pt")
@@ -151,7 +151,7 @@ def test_the_lesson_is_learned_and_templates_come_to_differ(monkeypatch):
 
 
 def test_training_starts_from_the_rough_correspondences():
-    shapes = atlas_shapes(surfaces(), 0.5, replace(TINY, mode_copies=0), near=100)
+    shapes = atlas_shapes(surfaces(), 0.5, replace(TINY, latent_size=4), near=100)
     trainer = AtlasTrainer(shapes, 5, 0.5, TINY)
     lesson, decoder = trainer.lesson, trainer.decoder
     assert decoder.spline is not None
@@ -162,11 +162,14 @@ def test_training_starts_from_the_rough_correspondences():
         places = lesson.wrapped / decoder.box
         moved = sample(moved, places, decoder.sizes.nodes())
     goal = lesson.middle[lesson.template] - lesson.wrapped
-    assert (moved - goal).norm(dim=-1).mean() < 0.15 * goal.norm(dim=-1).mean()
+    # Along the surface, rough correspondences are too rough for a smooth way.
+    missed = ((moved - goal) * lesson.normals).sum(dim=-1).abs()
+    assert missed.mean() < 0.15 * goal.norm(dim=-1).mean()
 
 
 def test_copies_for_the_linear_part_are_placed_as_shapes_are():
-    shapes = atlas_shapes(surfaces(), 0.5, replace(TINY, mode_copies=2), near=100)
+    shapes = atlas_shapes(surfaces(), 0.5, replace(TINY, latent_size=12), near=100)
+    # Five shapes and ten copies: enough for twelve axes.
     assert shapes.more_wrapped.shape == (10, *shapes.wrapped.shape[1:])
     radii = np.linalg.norm(shapes.more_wrapped, axis=2).mean(axis=1)
     assert np.allclose(radii, 0.5, rtol=0.15)

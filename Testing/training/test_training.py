@@ -11,6 +11,7 @@ from scipy.spatial import cKDTree
 
 from model_server.errors import ShapePriorError
 from model_server.evaluation import simulate
+from model_server.evaluation.atlas_protocol import boxed_surface
 from model_server.evaluation.metrics import self_intersections
 from model_server.geometry.icosphere import icosphere
 from model_server.io.volumes import image_from_array
@@ -21,7 +22,7 @@ from model_server.training.dals import DalsTrainer, DalsTraining
 from model_server.training.pointwolf import PointWolf
 from model_server.training.run import train
 from model_server.training.shapes import Case, split_cases
-from model_server.training.wrapping import wrap
+from model_server.training.wrapping import cover, wrap
 
 
 def ellipsoid(index: int, level: int = 3) -> Surface:
@@ -115,6 +116,25 @@ def test_wrapping_covers_a_shape_without_folds(bend):
     assert self_intersections(wrapped) == 0.0
     assert wrapped.volume() == pytest.approx(shape.volume(), rel=0.1)
     assert cKDTree(wrapped.points).query(shape.points)[0].max() < 0.1
+
+
+def finger_on_a_ball() -> Surface:
+    """Inside the unit sphere, dense."""
+    axis = (np.arange(128) + 0.5) / 64 - 1
+    z, y, x = np.meshgrid(axis, axis, axis, indexing="ij")
+    ball = (x + 0.4) ** 2 + y**2 + z**2 < 0.4**2
+    return boxed_surface(ball | ((y**2 + z**2 < 0.07**2) & (np.abs(x - 0.35) < 0.55)))
+
+
+def test_a_wrapped_sphere_is_spread_into_thin_ends():
+    shape = finger_on_a_ball()
+    wrapped = wrap(shape, 4)
+    covered = Surface(cover(wrapped, shape, 4), icosphere(4).triangles)
+    beyond = [cKDTree(p).query(shape.points)[0] for p in (wrapped, covered.points)]
+    assert beyond[1].max() < 0.3 * beyond[0].max()
+    assert beyond[1].max() < 0.1
+    assert np.abs(cKDTree(shape.points).query(covered.points)[0]).mean() < 0.01
+    assert covered.volume() == pytest.approx(shape.volume(), rel=0.03)
 
 
 def test_train_then_fit(folder, tmp_path, monkeypatch):

@@ -155,16 +155,6 @@ def camera_for(surface: Surface, elevation_deg: float = 24.0) -> Camera:
     return Camera(axes, 0.5 * (low + high) @ axes, pixel, (shape[0], shape[1]))
 
 
-def vertex_normals(surface: Surface) -> Array:
-    """(V, 3) unit normals, area weighted."""
-    corners = surface.corners()
-    face = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    normals = np.zeros_like(surface.points)
-    for k in range(3):
-        np.add.at(normals, surface.triangles[:, k], face)
-    return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
-
-
 def render(surface: Surface, camera: Camera) -> tuple[Array, Array]:
     """Smoothly shaded picture (rows, columns, 4) and heights (rows, columns), -inf where empty.
 
@@ -174,7 +164,7 @@ def render(surface: Surface, camera: Camera) -> tuple[Array, Array]:
     depth = np.full(rows * columns, -np.inf)
     normal = np.zeros((rows * columns, 3))
     places = camera.project(surface.points)[surface.triangles]
-    normals = (vertex_normals(surface) @ camera.axes.T)[surface.triangles]
+    normals = (surface.vertex_normals() @ camera.axes.T)[surface.triangles]
     for triangle, pixel, weights in _fragments(places, rows, columns):
         height = (weights * places[triangle, :, 2]).sum(axis=1)
         # Of fragments on one pixel the last one stays: the highest.

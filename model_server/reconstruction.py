@@ -25,6 +25,15 @@ class Surface:
         """(F, 3, 3) corner points of every triangle."""
         return self.points[self.triangles]
 
+    def vertex_normals(self) -> Array:
+        """(V, 3) unit normals, area weighted."""
+        corners = self.corners()
+        cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+        normals = np.zeros_like(self.points)
+        for corner in range(3):
+            np.add.at(normals, self.triangles[:, corner], cross)
+        return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+
     def area(self) -> float:
         """Surface area, in squared units of ``points``."""
         a, b, c = self.corners().transpose(1, 0, 2)

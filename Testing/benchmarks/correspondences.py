@@ -26,7 +26,6 @@ from model_server.evaluation.harness import cases_of, use_threads
 from model_server.evaluation.metrics import Truth
 from model_server.evaluation.protocols import find_protocol
 from model_server.evaluation.results import machine
-from model_server.fitting.attachment import vertex_normals
 from model_server.geometry.correspondences import inside_parts
 from model_server.geometry.labels import voxelize
 from model_server.geometry.sampling import sample_surface
@@ -112,7 +111,7 @@ def shift(prior: Any, first: Reconstruction, second: Reconstruction) -> Array:
     picked = np.random.default_rng(0).integers(len(first.surface.points), size=LANDMARKS)
     moved, _ = prior.from_template(second, first.template_coordinates[picked])
     step = moved - first.surface.points[picked]
-    normal = vertex_normals(first.surface)[picked]
+    normal = first.surface.vertex_normals()[picked]
     across = (step * normal).sum(axis=1)
     along = np.linalg.norm(step - across[:, None] * normal, axis=1)
     return np.column_stack([np.linalg.norm(step, axis=1), np.abs(across), along])

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from model_server.errors import ShapePriorError
-from model_server.fitting.attachment import SIDE_TRUST, attach, attach_points, vertex_normals
+from model_server.fitting.attachment import SIDE_TRUST, attach, attach_points
 from model_server.fitting.checks import check_fit, check_points, check_size, point_warnings
 from model_server.fitting.mask import MaskField
 from model_server.fitting.oriented import cloud_normals
@@ -51,7 +51,7 @@ def circle(radius: float, seed: int, offset: float = 0.0) -> PlanarOutline:
 def test_normals_of_a_sphere_point_away_from_its_center() -> None:
     surface = ball()
     outward = (surface.points - CENTER) / 10.0
-    assert (vertex_normals(surface) * outward).sum(axis=1).min() > 0.999
+    assert (surface.vertex_normals() * outward).sum(axis=1).min() > 0.999
 
 
 @pytest.mark.parametrize("gap", [1.0, -1.0])
@@ -291,4 +291,4 @@ def test_normals_of_many_points_point_outward_where_the_shape_is_hollow() -> Non
     bend = np.outer((3.0 * sphere.points[:, 1]) ** 2, [0.4, 0.0, 0.0])
     shape = Surface(sphere.points * [1.0, 3.0, 1.0] + bend, sphere.triangles)
     found = cloud_normals(shape.points, shape.points.mean(axis=0))
-    assert ((found * vertex_normals(shape)).sum(axis=1) > 0.8).mean() > 0.99
+    assert ((found * shape.vertex_normals()).sum(axis=1) > 0.8).mean() > 0.99

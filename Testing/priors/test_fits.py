@@ -169,12 +169,11 @@ def test_a_mask_is_refined(dals, truth):
 
 
 def test_inside_and_outside_points_pull_the_surface(dals, outlines, stages):
-    from model_server.fitting.attachment import vertex_normals
     from model_server.fitting.residuals import closest_distance
 
     surface = stages[-1].surface
     far = int(stages[-1].uncertainty_mm.argmax())
-    outward = vertex_normals(surface)[far]
+    outward = surface.vertex_normals()[far]
     target = surface.points[far] + 3.0 * outward
     told = dataclasses.replace(outlines, inside=(PointSet(target[None], "inside"),))
     final = list(dals.fit(told, settings=FitSettings(uncertainty=False)))[-1].surface
@@ -304,11 +303,11 @@ def test_a_preview_keeps_the_narrow_axes(atlas, clicks, atlas_final):
 
 
 def test_atlas_heeds_points_on_a_side(atlas, clicks, surface):
-    from model_server.fitting.attachment import attach_points, vertex_normals
+    from model_server.fitting.attachment import attach_points
 
     plain = list(atlas.fit(clicks, settings=FitSettings(uncertainty=False)))[-1].surface
     vertex = int(plain.points[:, 1].argmax())
-    target = plain.points[vertex] + 2.0 * vertex_normals(plain)[vertex]
+    target = plain.points[vertex] + 2.0 * plain.vertex_normals()[vertex]
     told = dataclasses.replace(clicks, inside=(PointSet(target[None], "in"),))
     found = list(atlas.fit(told, settings=FitSettings(uncertainty=False)))[-1].surface
     before = attach_points(plain, target[None]).residuals[0]

@@ -48,19 +48,9 @@ class Attachment:
         return Attachment(*(np.concatenate(pair) for pair in pairs))
 
 
-def vertex_normals(surface: Surface) -> Array:
-    """(V, 3) unit normals, area weighted."""
-    corners = surface.corners()
-    cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    normals = np.zeros_like(surface.points)
-    for corner in range(3):
-        np.add.at(normals, surface.triangles[:, corner], cross)
-    return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
-
-
 def attach(surface: Surface, samples: BoundarySamples) -> Attachment:
     """Residuals of a mesh against all boundary samples, RAS mm."""
-    normals = vertex_normals(surface)
+    normals = surface.vertex_normals()
     planar = np.abs(samples.normals).sum(axis=1) > 0
     parts = []
     for plane in samples.planes():
@@ -83,7 +73,7 @@ def _blend(values: Array, vertices: Indices, weights: Array) -> Array:
 
 def attach_points(surface: Surface, points: Array, normals: Array | None = None) -> Attachment:
     """Residuals of (N, 3) points in space: signed distance along the surface normal."""
-    normals = vertex_normals(surface) if normals is None else normals
+    normals = surface.vertex_normals() if normals is None else normals
     triangle, weights, _ = closest_on_mesh(surface, points)
     vertices = surface.triangles[triangle].astype(np.int64)
     direction = _blend(normals, vertices, weights)

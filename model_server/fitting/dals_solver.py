@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import linalg, sparse
 
-from model_server.fitting.attachment import Attachment, attach, attach_points, vertex_normals
+from model_server.fitting.attachment import Attachment, attach, attach_points
 from model_server.fitting.interrupt import check
 from model_server.fitting.samples import BoundarySamples
 from model_server.geometry.icosphere import icosphere, uniform_laplacian
@@ -371,7 +371,7 @@ class DalsSolver:
         every = np.arange(len(surface.points))
         ones = np.tile([1.0, 0.0, 0.0], (len(every), 1))
         own = np.repeat(every[:, None], 3, axis=1)
-        here = Attachment(own, ones, vertex_normals(surface), np.zeros(len(every)), ones[:, 0])
+        here = Attachment(own, ones, surface.vertex_normals(), np.zeros(len(every)), ones[:, 0])
         by_latent = self._by_latent(state, here, None if local is None else local.jacobian)
         variance = np.zeros(len(every))
         if state.covariance is not None:

@@ -154,18 +154,11 @@ class AtlasShapes:
     more_wrapped: NDArray[np.float32] | None = None
 
 
-def vertex_normals(surface: Surface) -> Array:
-    """(V, 3) unit normals, area weighted."""
-    from model_server.fitting.attachment import vertex_normals as normals
-
-    return normals(surface)
-
-
 def near_samples(
     surface: Surface, rms_radius: float, count: int, rng: np.random.Generator
 ) -> NDArray[np.float32]:
     """(count, 4) points near a dense surface with their signed distance (to tangent planes)."""
-    normals = vertex_normals(surface)
+    normals = surface.vertex_normals()
     chosen = rng.integers(len(surface.points), size=count)
     spread = rng.choice(NEAR_SHARES, (count, 1)) * rms_radius
     points = surface.points[chosen] + spread * rng.standard_normal((count, 3))
@@ -206,7 +199,7 @@ def bumped(surface: Surface, rms_radius: float, rng: np.random.Generator) -> Sur
     field = np.cos(surface.points @ waves + phases).mean(axis=1) * np.sqrt(2.0 * BUMP_WAVES)
     height = rng.uniform(0.0, BUMP_HEIGHT) * rms_radius
     return replace(
-        surface, points=surface.points + height * field[:, None] * vertex_normals(surface)
+        surface, points=surface.points + height * field[:, None] * surface.vertex_normals()
     )
 
 
@@ -385,8 +378,10 @@ class Lesson:
             grid_distances(subdivided(Surface(m, triangles)), shapes.box, shapes.grid.shape[1:])
             for m in middles
         ]
-        normals = [vertex_normals(Surface(w.astype(np.float64), triangles)) for w in shapes.wrapped]
-        around = [vertex_normals(Surface(m, triangles)) for m in middles]
+        normals = [
+            Surface(w.astype(np.float64), triangles).vertex_normals() for w in shapes.wrapped
+        ]
+        around = [Surface(m, triangles).vertex_normals() for m in middles]
 
         def tensor(array: object) -> Tensor:
             return torch.from_numpy(np.asarray(array, dtype=np.float32))

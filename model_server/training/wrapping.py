@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, map_coordinates
 from scipy.spatial import cKDTree
 
-from model_server.fitting.attachment import vertex_normals
 from model_server.geometry.grid import Grid
 from model_server.geometry.icosphere import icosphere, neighbor_means
 from model_server.reconstruction import Surface
@@ -60,7 +59,7 @@ def cover(points: Array, surface: Surface, level: int) -> Array:
     points that are nearest to it (Lloyd's relaxation), so that those of an end pull the vertices
     at its root into it.
     """
-    normals = vertex_normals(surface)
+    normals = surface.vertex_normals()
     triangles = icosphere(level).triangles
     asked = surface.points[:: 1 + len(surface.points) // COVERING_POINTS]
     tree = cKDTree(surface.points)
@@ -69,7 +68,7 @@ def cover(points: Array, surface: Surface, level: int) -> Array:
         count = np.bincount(nearest, minlength=len(points))[:, None]
         total = np.stack([np.bincount(nearest, a, len(points)) for a in asked.T], axis=1)
         points = points + PULL * (total - count * points) / np.maximum(count, 1)
-        own = vertex_normals(Surface(points, triangles))
+        own = Surface(points, triangles).vertex_normals()
         even = neighbor_means(points, level) - points
         points = points + EVENING * (even - (even * own).sum(axis=1, keepdims=True) * own)
         at = tree.query(points)[1]

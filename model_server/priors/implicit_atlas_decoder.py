@@ -290,7 +290,7 @@ class SplineModes(nn.Module):
         nodes: tuple[int, int, int],
     ) -> None:
         super().__init__()
-        self.controls = controls
+        self.controls, self.nodes = controls, nodes
         count = 3 * controls[0] * controls[1] * controls[2]
         self.modes = nn.Linear(latent_size, count)
         self.offsets = nn.Parameter(torch.zeros(templates, count))

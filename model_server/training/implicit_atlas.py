@@ -36,7 +36,7 @@ from model_server.training.canonical import CanonicalShapes
 from model_server.training.pca import train_modes
 from model_server.training.pointwolf import PointWolf
 from model_server.training.shapes import standardization
-from model_server.training.spline_modes import PrincipalModes, fitted_controls
+from model_server.training.spline_modes import PrincipalModes, controls_onto, fitted_controls
 from model_server.training.wrapping import cover, wrap
 
 Array = NDArray[np.float64]
@@ -52,6 +52,7 @@ WRAP_LEVEL = 4  # of the icosphere
 TAUGHT = 0.2  # share of the steps in which D learns the rough correspondences
 LESSON_SPREAD = 0.06  # standard deviation of its places beside the surface, in RMS radii
 LESSON_WEIGHT = 10.0
+LAYER = 0.1  # of what moves with a surface, in RMS radii
 CLUSTER_MODES = 6  # principal axes along which shapes are grouped by template
 CLUSTERINGS = 20  # k-means from so many starts
 SHARPNESS = 10.0  # of the choice at the start
@@ -535,15 +536,11 @@ class AtlasTrainer:
         self, spline: SplineModes, wrapped: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         """(S, c) principal components of how shapes move onto the mean of the real ones."""
-        mean = torch.from_numpy(wrapped[: self.real_count].mean(axis=0))
-        box = self.decoder.box
-        controls = [
-            fitted_controls(spline, [each / box], [mean - each])
-            for each in torch.from_numpy(wrapped)
-        ]
-        found = PrincipalModes.of(
-            torch.stack(controls).numpy(), self.config.latent_size, self.real_count
-        )
+        mean = wrapped[: self.real_count].mean(axis=0)
+        goal = Surface(mean.astype(np.float64), icosphere(WRAP_LEVEL).triangles)
+        spread = LAYER * self.rms_radius
+        controls = controls_onto(goal, wrapped, spread, self.decoder.box, spline)
+        found = PrincipalModes.of(controls, self.config.latent_size, self.real_count)
         with torch.no_grad():
             spline.modes.weight.copy_(torch.from_numpy(found.basis))
             spline.modes.bias.copy_(torch.from_numpy(found.mean))

@@ -8,9 +8,12 @@ models of the brain using nonrigid registration).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, reduce
+from functools import lru_cache, partial, reduce
+from multiprocessing import get_context
 
 import numpy as np
 import torch
@@ -20,11 +23,13 @@ from scipy.linalg import solve
 from torch import Tensor
 
 from model_server.priors.implicit_atlas_decoder import SplineModes
+from model_server.reconstruction import Surface
 
 BENDING = 1e-4  # weight of squared second differences of the control points
-FAR = 1e-3  # weight of moving as the nearest place does, far from all of them
+FAR = 1e-2  # weight of moving as the nearest place does, far from all of them
 FAR_FROM = 0.1  # of the box's half edges
 FAR_NODES = 12  # along each edge of the box
+ALONE = 64  # so many shapes are not worth other processes
 TINY = 1e-9
 REAL_WEIGHT = 10.0  # of real shapes against their copies where axes are chosen
 
@@ -70,6 +75,43 @@ class PrincipalModes:
         basis[:, : len(keep)] = axes * root
         length = np.sqrt((latents**2).sum(axis=1).mean())
         return cls(*(a.astype(np.float32) for a in (latents / length, basis * length, mean)))
+
+
+def controls_onto(
+    goal: Surface, wrapped: NDArray[np.float32], spread: float, box: Tensor, spline: SplineModes
+) -> NDArray[np.float32]:
+    """(S, 3 controls) control points that move wrapped spheres (S, V, 3) onto one of them.
+
+    Layers beside the surface move along with it: the surface alone is met by ways that fold there.
+
+    Args:
+        goal: (V, 3) vertices, and the triangles of all.
+        wrapped: of the shapes.
+        spread: how far the layers are from the surface.
+        box: (3,) half edges.
+        spline: the control points.
+    """
+    small = SplineModes(1, 1, spline.controls, spline.nodes).requires_grad_(False)
+    fit = partial(_fitted_onto, small, box, spread, goal)
+    if len(wrapped) <= ALONE:
+        return np.stack([fit(each) for each in wrapped])
+    workers = min(4, os.cpu_count() or 1)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        return np.stack(list(pool.map(fit, wrapped, chunksize=8)))
+
+
+def _fitted_onto(
+    spline: SplineModes, box: Tensor, spread: float, goal: Surface, wrapped: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    places = _layers(Surface(wrapped.astype(np.float64), goal.triangles), spread)
+    found = fitted_controls(spline, [places / box], [_layers(goal, spread) - places])
+    return np.asarray(found.numpy())
+
+
+def _layers(surface: Surface, spread: float) -> Tensor:
+    """(3 V, 3) vertices, and places inside and outside along their normals."""
+    step = spread * surface.vertex_normals()
+    return torch.from_numpy(np.concatenate([surface.points + k * step for k in (0, -1, 1)])).float()
 
 
 def fitted_controls(

@@ -105,12 +105,14 @@ def measured(name: str, config: AtlasTraining, chosen, known, unknown) -> dict[s
         if chosen.unknown or "known" in kept:
             return kept
     shapes, masks = known
-    trainer = AtlasTrainer(
-        shapes, len(masks), NOMINAL_RADIUS, config, checkpoint=result.with_suffix(".pt")
-    )
-    trained = trainer.run(
-        lambda stage, share, figures: print(f"{name}: {share:.0%} {figures}", flush=True)
-    )
+    trained = AtlasTrainer(
+        shapes,
+        len(masks),
+        NOMINAL_RADIUS,
+        config,
+        checkpoint=result.with_suffix(".pt"),
+        progress=lambda *told: print(name, *told, flush=True),
+    ).run()
     encoder = VolumeEncoder(shapes, trained, config)
     unseen = scores(trained.decoder, encoder.encode(unknown[0]), unknown[1])
     row: dict[str, Any] = {"unknown": unseen, "steps": config.steps}

@@ -95,8 +95,13 @@ def surfaces() -> list[Surface]:
 
 def test_training_lowers_the_loss_and_resumes(tmp_path):
     shapes = atlas_shapes(surfaces(), 0.5, TINY, near=2000)
-    trainer = AtlasTrainer(shapes, 5, 0.5, TINY, checkpoint=tmp_path / "c.pt")
+    told = []
+    trainer = AtlasTrainer(
+        shapes, 5, 0.5, TINY, checkpoint=tmp_path / "c.pt",
+        progress=lambda stage, share, figures: told.append((stage, share)),
+    )  # fmt: skip
     trained = trainer.run()
+    assert [stage for stage, share in told if share == 1.0] == ["relating shapes", "training"]
     assert trained.history[-1]["occupancy"] < 0.7 * trained.history[0]["occupancy"]
     assert trained.history[0]["miss"] > 0  # correspondences first
     assert trained.history[-1]["miss"] == 0

@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from model_server.geometry.icosphere import icosphere
 from model_server.priors.implicit_atlas_decoder import SplineModes
-from model_server.training.spline_modes import PrincipalModes, bending, fitted_controls
+from model_server.reconstruction import Surface
+from model_server.training import spline_modes
+from model_server.training.spline_modes import (
+    PrincipalModes,
+    bending,
+    controls_onto,
+    fitted_controls,
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +45,25 @@ def test_far_away_places_move_little_more_than_the_nearest(spline):
     found = fitted_controls(spline, [shell(600)], [waves(shell(600))]).view(7, 8, 7, 3)
     corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 3)
     assert spline.at(found, corners).norm(dim=1).max() < 3.0 * waves(shell(600)).norm(dim=1).max()
+
+
+def test_what_lies_beside_a_surface_moves_along_in_other_processes_too(spline, monkeypatch):
+    sphere = icosphere(3)
+    goal = Surface(0.5 * sphere.points, sphere.triangles)
+    shapes = np.stack([0.5 * sphere.points * k for k in ([1.0, 1.2, 0.9], [0.8, 1.0, 1.1])])
+    box, shares = torch.tensor([1.0, 1.0, 1.0]), []
+    given = (goal, shapes.astype(np.float32), 0.05, box, spline, 2, shares.append)
+    found = controls_onto(*given)
+    assert shares == [0.5, 1.0]
+    for shape, controls in zip(shapes, found, strict=True):
+        # 10 % outside each ellipsoid is 10 % outside the goal.
+        places = torch.from_numpy(1.1 * shape).float()
+        way = spline.at(torch.from_numpy(controls).view(7, 8, 7, 3), places)
+        radius = (places + way).norm(dim=1)
+        assert float(radius.mean()) == pytest.approx(0.55, abs=0.01)
+        assert float(radius.std()) < 0.01
+    monkeypatch.setattr(spline_modes, "ALONE", 1)
+    assert np.allclose(controls_onto(*given), found, atol=1e-5)
 
 
 def test_lines_do_not_bend():

@@ -464,6 +464,7 @@ class AtlasTrainer:
         config: hyperparameters.
         device: torch device.
         checkpoint: file to write every 200 steps and to resume from when it exists.
+        progress: told the stage, the share of it done and the losses.
     """
 
     def __init__(
@@ -474,8 +475,10 @@ class AtlasTrainer:
         config: AtlasTraining,
         device: str = "cpu",
         checkpoint: Path | None = None,
+        progress: Progress | None = None,
     ) -> None:
         torch.manual_seed(config.seed)
+        self.progress = progress or (lambda stage, share, figures: None)
         self.config, self.device, self.checkpoint = config, torch.device(device), checkpoint
         self.real_count, self.rms_radius = real_count, rms_radius
         self.grid = torch.from_numpy(shapes.grid).to(self.device)
@@ -539,7 +542,15 @@ class AtlasTrainer:
         mean = wrapped[: self.real_count].mean(axis=0)
         goal = Surface(mean.astype(np.float64), icosphere(WRAP_LEVEL).triangles)
         spread = LAYER * self.rms_radius
-        controls = controls_onto(goal, wrapped, spread, self.decoder.box, spline)
+        controls = controls_onto(
+            goal,
+            wrapped,
+            spread,
+            self.decoder.box,
+            spline,
+            WORKERS,
+            lambda share: self.progress("relating shapes", share, {}),
+        )
         found = PrincipalModes.of(controls, self.config.latent_size, self.real_count)
         with torch.no_grad():
             spline.modes.weight.copy_(torch.from_numpy(found.basis))
@@ -574,8 +585,8 @@ class AtlasTrainer:
             self.decoder.choice.bias.copy_(torch.from_numpy(bias))
             return np.asarray(self.decoder.choice(torch.from_numpy(latents)).argmax(1).numpy())
 
-    def run(self, progress: Progress | None = None) -> TrainedAtlas:
-        """Train to the end; ``progress(stage, share, losses)`` is called every 50 steps."""
+    def run(self) -> TrainedAtlas:
+        """Train to the end."""
         running: list[dict[str, float]] = []
         for order in self._batches():
             running.append(self._train_step(order))
@@ -584,8 +595,7 @@ class AtlasTrainer:
                 means = {k: float(np.mean([r[k] for r in running])) for k in running[0]}
                 self.history.append({"step": self.step, **means})
                 running = []
-                if progress:
-                    progress("training", self.step / self.config.steps, means)
+                self.progress("training", self.step / self.config.steps, means)
             if self.checkpoint and self.step % 200 == 0:
                 self._save(self.checkpoint)
         latents = self.latents.weight.detach().cpu().numpy()

@@ -448,8 +448,9 @@ def _train_atlas(
         config,
         str(choose_device(device)),
         folder / "checkpoint.pt",
+        progress,
     )
-    trained = trainer.run(progress)
+    trained = trainer.run()
     arrays: dict[str, NDArray[Any]] = pack_networks(trained.decoder.cpu())
     gaussian = atlas.latent_gaussian(trained, real_only=len(labels) > atlas.FEW)
     arrays |= gaussian

@@ -8,9 +8,9 @@ models of the brain using nonrigid registration).
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache, partial, reduce
 from multiprocessing import get_context
@@ -78,7 +78,13 @@ class PrincipalModes:
 
 
 def controls_onto(
-    goal: Surface, wrapped: NDArray[np.float32], spread: float, box: Tensor, spline: SplineModes
+    goal: Surface,
+    wrapped: NDArray[np.float32],
+    spread: float,
+    box: Tensor,
+    spline: SplineModes,
+    workers: int,
+    done: Callable[[float], None],
 ) -> NDArray[np.float32]:
     """(S, 3 controls) control points that move wrapped spheres (S, V, 3) onto one of them.
 
@@ -90,14 +96,21 @@ def controls_onto(
         spread: how far the layers are from the surface.
         box: (3,) half edges.
         spline: the control points.
+        workers: processes; a few shapes take none.
+        done: told the share done.
     """
     small = SplineModes(1, 1, spline.controls, spline.nodes).requires_grad_(False)
     fit = partial(_fitted_onto, small, box, spread, goal)
-    if len(wrapped) <= ALONE:
-        return np.stack([fit(each) for each in wrapped])
-    workers = min(4, os.cpu_count() or 1)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        return np.stack(list(pool.map(fit, wrapped, chunksize=8)))
+    found: list[NDArray[np.float32]] = []
+    with ExitStack() as stack:
+        fitted: Iterable[NDArray[np.float32]] = map(fit, wrapped)
+        if len(wrapped) > ALONE:
+            pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+            fitted = stack.enter_context(pool).map(fit, wrapped, chunksize=8)
+        for each in fitted:
+            found.append(each)
+            done(len(found) / len(wrapped))
+    return np.stack(found)
 
 
 def _fitted_onto(

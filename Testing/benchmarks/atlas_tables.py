@@ -29,12 +29,9 @@ from model_server.evaluation.harness import cases_of, use_threads
 from model_server.evaluation.results import machine
 from model_server.evaluation.volume_protocol import Mask, ResizedLabel
 from model_server.priors.implicit_atlas_decoder import base_nodes
-from model_server.training.implicit_atlas import (
-    AtlasShapes,
-    AtlasTrainer,
-    AtlasTraining,
-    mode_copies,
-)
+from model_server.training.atlas_config import AtlasTraining
+from model_server.training.atlas_shapes import AtlasShapes, mode_copies
+from model_server.training.implicit_atlas import AtlasTrainer
 
 PLAIN = AtlasTraining(
     latent_size=512,

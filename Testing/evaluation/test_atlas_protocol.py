@@ -14,7 +14,8 @@ from model_server.evaluation.atlas_protocol import (
     scores,
     volume_shapes,
 )
-from model_server.training.implicit_atlas import AtlasTrainer, AtlasTraining
+from model_server.training.atlas_config import AtlasTraining
+from model_server.training.implicit_atlas import AtlasTrainer
 
 TINY = AtlasTraining(
     latent_size=8, templates=2, base=(3, 3, 3), channels=(16, 16, 8), hidden=16,

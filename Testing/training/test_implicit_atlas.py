@@ -25,16 +25,10 @@ from model_server.priors.protocol import FitSettings
 from model_server.priors.registry import load_prior
 from model_server.reconstruction import Surface
 from model_server.training import implicit_atlas
-from model_server.training.implicit_atlas import (
-    AtlasTrainer,
-    AtlasTraining,
-    Lesson,
-    atlas_shapes,
-    bumped,
-    deformation_loss,
-    laplacian_loss,
-    starting_latents,
-)
+from model_server.training.atlas_config import AtlasTraining
+from model_server.training.atlas_shapes import atlas_shapes, bumped
+from model_server.training.atlas_start import Lesson, starting_latents
+from model_server.training.implicit_atlas import AtlasTrainer, deformation_loss, laplacian_loss
 from model_server.training.labels import check_labels
 from model_server.training.own import train_own
 
@@ -106,7 +100,12 @@ def test_training_lowers_the_loss_and_resumes(tmp_path):
     assert trained.history[0]["miss"] > 0  # correspondences first
     assert trained.history[-1]["miss"] == 0
     trainer._save(tmp_path / "c.pt")
-    again = AtlasTrainer(shapes, 5, 0.5, TINY, checkpoint=tmp_path / "c.pt")
+    told.clear()
+    again = AtlasTrainer(
+        shapes, 5, 0.5, TINY, checkpoint=tmp_path / "c.pt", progress=lambda *each: told.append(each)
+    )
+    assert not told  # shapes are not related again
+    assert torch.equal(again.lesson.middle, trainer.lesson.middle)
     assert again.step == 100
     assert np.allclose(again.latents.weight.detach().numpy(), trained.latents)
 

@@ -22,13 +22,9 @@ from model_server.evaluation.volume_protocol import SIZE, Mask, border_overlap, 
 from model_server.geometry.labels import oriented
 from model_server.priors.implicit_atlas_decoder import AtlasDecoder
 from model_server.reconstruction import Surface
-from model_server.training.implicit_atlas import (
-    AtlasShapes,
-    AtlasTraining,
-    TrainedAtlas,
-    atlas_shapes,
-    predict,
-)
+from model_server.training.atlas_config import AtlasTraining
+from model_server.training.atlas_shapes import AtlasShapes, atlas_shapes
+from model_server.training.implicit_atlas import TrainedAtlas, predict
 
 PAD = 4  # voxels around the box
 SMOOTHING = 0.7  # voxels, of the masks before their surface is taken: less than half a voxel moves

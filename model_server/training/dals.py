@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,10 +17,10 @@ from model_server.geometry.icosphere import icosphere
 from model_server.priors.dals_decoder import DalsDecoder
 from model_server.reconstruction import Surface
 from model_server.training.pointwolf import PointWolf
+from model_server.training.progress import Progress
 from model_server.training.wrapping import wrap_all
 
 Array = NDArray[np.float64]
-Progress = Callable[[str, float, dict[str, float]], None]
 
 
 @dataclass(frozen=True)

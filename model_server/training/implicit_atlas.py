@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, fields, replace
-from functools import partial
-from multiprocessing import get_context
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import trimesh
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.nn import functional
 
 from model_server.errors import ShapePriorError
 from model_server.geometry.icosphere import icosphere
-from model_server.geometry.labels import oriented, spline_surface, voxelize
-from model_server.observations import Volume
-from model_server.pose import Pose
 from model_server.priors.implicit_atlas_decoder import (
     AtlasDecoder,
     AtlasSizes,
@@ -32,95 +23,27 @@ from model_server.priors.implicit_atlas_decoder import (
     base_nodes,
 )
 from model_server.reconstruction import Surface
+from model_server.training.atlas_config import AtlasTraining
+from model_server.training.atlas_shapes import WORKERS, WRAP_LEVEL, AtlasShapes
+from model_server.training.atlas_start import Lesson, cluster_centers, starting_latents
 from model_server.training.canonical import CanonicalShapes
 from model_server.training.pca import train_modes
-from model_server.training.pointwolf import PointWolf
-from model_server.training.shapes import standardization
+from model_server.training.progress import Progress
 from model_server.training.spline_modes import PrincipalModes, controls_onto, fitted_controls
-from model_server.training.wrapping import cover, wrap
 
-Array = NDArray[np.float64]
-Progress = Callable[[str, float, dict[str, float]], None]
-WORKERS = min(4, os.cpu_count() or 1)
-MARGIN = 1.12  # of the box around all shapes
-CELLS = 16  # distance nodes for every two cells of the coarsest map
 STRIDE = 4  # distance nodes in a cell of the sub-grid, along each axis
 LEAST_SPREAD = 0.05
-SHAPES_EACH = 1.25  # for every number of a latent, from which D's linear part starts
 WARM_UP = 0.1  # share of the steps until the learning rate is at its peak
-WRAP_LEVEL = 4  # of the icosphere
 TAUGHT = 0.2  # share of the steps in which D learns the rough correspondences
 LESSON_SPREAD = 0.06  # standard deviation of its places beside the surface, in RMS radii
 LESSON_WEIGHT = 10.0
 LAYER = 0.1  # of what moves with a surface, in RMS radii
 CLUSTER_MODES = 6  # principal axes along which shapes are grouped by template
-CLUSTERINGS = 20  # k-means from so many starts
 SHARPNESS = 10.0  # of the choice at the start
 SPLINE_SHARE = 0.02  # of the learning rate: modes start close to where they end
 MEMBERS = 60  # shapes from which the way to their template is learned
 TEMPLATES_FIRST = 0.1  # share of the steps in which nothing is deformed
 RIDGE = 3.0  # of the regression on the quick look's modes
-BUMP_HEIGHT = 0.05  # largest standard deviation of the copies' bumps, in RMS radii
-BUMP_LENGTHS = (0.15, 0.5)  # over which bumps are alike, in RMS radii
-BUMP_WAVES = 64
-NEAR_SHARES = (0.02, 0.08)  # standard deviation of samples near a surface, in RMS radii
-
-
-@dataclass(frozen=True)
-class AtlasTraining:
-    """Hyperparameters.
-
-    Attributes:
-        latent_size: c.
-        templates: m; the paper's is 5.
-        base: nodes of the coarsest feature map; by default from the box.
-        channels: of the feature maps, coarse to fine.
-        hidden: width of the MLP.
-        network, deforms: for baselines, see ``AtlasSizes``.
-        controls: control points of D's linear part, at most; 0 for none.
-        steps: optimizer steps.
-        batch: shapes in a step.
-        near_points: of each shape in each step, near its surface, beside the sub-grid.
-        augmentations: warped copies of each training shape.
-        softness: of the occupancy, in RMS radii: how far it takes from 0.73 to 0.27 across the
-            surface. A voxel half filled is half occupied.
-        latent_weight, smooth_weight, deformation_weight: of L2, L_LS, L_DP (section 4.3).
-        learning_rate: peak, of the networks; latents use ``latent_rate``.
-        half: bfloat16 convolutions.
-        seed: of everything random.
-    """
-
-    latent_size: int = 384
-    templates: int = 5
-    base: tuple[int, int, int] | None = None
-    channels: tuple[int, ...] = (16, 32, 16)
-    hidden: int = 32
-    network: str = "conv"
-    deforms: bool = True
-    controls: int = 1000
-    steps: int = 6000
-    batch: int = 16
-    near_points: int = 3072
-    augmentations: int = 0
-    softness: float = 0.02
-    latent_weight: float = 1e-3
-    smooth_weight: float = 1e-3
-    deformation_weight: float = 1e-2
-    learning_rate: float = 2e-3
-    latent_rate: float = 1e-3
-    half: bool = True
-    seed: int = 0
-    wolf: PointWolf = field(default_factory=PointWolf)
-
-    @property
-    def linear(self) -> bool:
-        """Whether D has a linear part."""
-        return self.network == "conv" and self.templates > 0 and self.deforms and self.controls > 0
-
-
-# For a handful of shapes: warped copies of them teach the networks how such shapes deform.
-FEW = 20
-FEW_SHOT = AtlasTraining(steps=400, augmentations=40, deformation_weight=3e-3)
 
 
 @dataclass
@@ -131,282 +54,6 @@ class TrainedAtlas:
     latents: NDArray[np.float32]
     real_count: int
     history: list[dict[str, float]]
-
-
-# --- shapes -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class AtlasShapes:
-    """What the networks are trained on.
-
-    Attributes:
-        box: (3,) half edges around all shapes, canonical units.
-        grid: (S, X, Y, Z) signed distance on nodes from -box to box.
-        near: (S, P, 4) points near each surface and their signed distance.
-        wrapped: (S, V, 3) the sphere of DALS wrapped around each surface, or None.
-        more_wrapped: (E, V, 3) warped copies of them, from which D's linear part starts, or None.
-    """
-
-    box: Array
-    grid: NDArray[np.float32]
-    near: NDArray[np.float32]
-    wrapped: NDArray[np.float32] | None = None
-    more_wrapped: NDArray[np.float32] | None = None
-
-
-def near_samples(
-    surface: Surface, rms_radius: float, count: int, rng: np.random.Generator
-) -> NDArray[np.float32]:
-    """(count, 4) points near a dense surface with their signed distance (to tangent planes)."""
-    normals = surface.vertex_normals()
-    chosen = rng.integers(len(surface.points), size=count)
-    spread = rng.choice(NEAR_SHARES, (count, 1)) * rms_radius
-    points = surface.points[chosen] + spread * rng.standard_normal((count, 3))
-    _, nearest = cKDTree(surface.points).query(points)
-    gap = ((points - surface.points[nearest]) * normals[nearest]).sum(axis=1)
-    return np.column_stack([points, gap]).astype(np.float32)
-
-
-def grid_distances(surface: Surface, box: Array, nodes: Sequence[int]) -> NDArray[np.float32]:
-    """(X, Y, Z) signed distance on nodes from -box to box, to a dense surface's vertices."""
-    step = 2.0 * box / (np.array(nodes) - 1)
-    place = np.diag([*step, 1.0])
-    place[:3, 3] = -box
-    x, y, z = nodes
-    inside = voxelize(surface, place, (z, y, x)).transpose(2, 1, 0)
-    axes = [np.linspace(-b, b, n) for b, n in zip(box, nodes, strict=True)]
-    points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
-    # Far from the surface nobody asks for exact distances, and they take most of the time.
-    gap, _ = cKDTree(surface.points).query(points.reshape(-1, 3), eps=0.01)
-    return np.where(inside, -1.0, 1.0) * gap.reshape(x, y, z)  # type: ignore[no-any-return]
-
-
-def box_of(surfaces: Sequence[Surface]) -> Array:
-    """(3,) half edges of the centered box around all surfaces, with a margin."""
-    reach = np.max([np.abs(s.points).max(axis=0) for s in surfaces], axis=0)
-    return np.asarray(MARGIN * reach)
-
-
-def bumped(surface: Surface, rms_radius: float, rng: np.random.Generator) -> Surface:
-    """Moved along its normals by a smooth random field, so that latents learn to tell detail.
-
-    The field is a Gaussian process with a squared exponential kernel, drawn by random Fourier
-    features (Rahimi and Recht).
-    """
-    length = rng.uniform(*BUMP_LENGTHS) * rms_radius
-    waves = rng.standard_normal((3, BUMP_WAVES)) / length
-    phases = rng.uniform(0.0, 2.0 * np.pi, BUMP_WAVES)
-    field = np.cos(surface.points @ waves + phases).mean(axis=1) * np.sqrt(2.0 * BUMP_WAVES)
-    height = rng.uniform(0.0, BUMP_HEIGHT) * rms_radius
-    return replace(
-        surface, points=surface.points + height * field[:, None] * surface.vertex_normals()
-    )
-
-
-def warped(
-    surface: Surface,
-    rms_radius: float,
-    wolf: PointWolf,
-    rng: np.random.Generator,
-    boxed: bool = False,
-) -> Surface:
-    """A warped copy with bumps, placed as the real shapes are: see ``atlas_shapes``."""
-    points = wolf.warp(surface.points, rng)
-    moved = oriented(bumped(Surface(points, surface.triangles), rms_radius, rng))
-    if boxed:
-        low, high = moved.points.min(axis=0), moved.points.max(axis=0)
-        return replace(moved, points=2.0 * (moved.points - low) / (high - low) - 1.0)
-    found = standardization(moved)
-    return replace(moved, points=(moved.points - found.center) * (rms_radius / found.rms_radius))
-
-
-def atlas_shapes(
-    surfaces: Sequence[Surface],
-    rms_radius: float,
-    config: AtlasTraining,
-    progress: Progress | None = None,
-    near: int = 24000,
-    boxed: bool = False,
-) -> AtlasShapes:
-    """Distances of the surfaces, first the real ones, then their warped copies.
-
-    Args:
-        surfaces: dense, canonical frame.
-        rms_radius: theirs.
-        config: augmentations and seed.
-        progress: told the share done.
-        near: samples near each surface.
-        boxed: shapes reach from -1 to 1 along each axis, as in the paper; else they are centered
-            and have ``rms_radius``.
-    """
-    seeds = np.random.SeedSequence(config.seed).generate_state(len(surfaces))
-    box = box_of(surfaces)
-    nodes = tuple(1 + CELLS * round((n - 1) / 2) for n in base_nodes(box.tolist()))
-    measure = partial(
-        _measured,
-        rms_radius=rms_radius,
-        copies=config.augmentations,
-        wolf=config.wolf,
-        box=box,
-        nodes=nodes,
-        near=near,
-        boxed=boxed,
-    )
-    found: list[list[tuple[NDArray[np.float32], ...]]] = []
-    with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
-        for each in pool.map(measure, surfaces, seeds.tolist()):
-            found.append(each)
-            if progress:
-                progress("measuring shapes", len(found) / len(surfaces), {})
-    ordered = [each[copy] for copy in range(config.augmentations + 1) for each in found]
-    grids, clouds, wrapped = (np.stack(part) for part in zip(*ordered, strict=True))
-    more = mode_copies(wrapped, len(surfaces), rms_radius, config, boxed)
-    return AtlasShapes(box, grids, clouds, wrapped, more)
-
-
-def mode_copies(
-    wrapped: NDArray[np.float32],
-    real_count: int,
-    rms_radius: float,
-    config: AtlasTraining,
-    boxed: bool,
-) -> NDArray[np.float32] | None:
-    """(E, V, 3) warped copies of wrapped spheres (S, V, 3), the first of them of real shapes.
-
-    As many as the latents have room for: a few shapes alone do not tell how others differ.
-    """
-    missing = int(SHAPES_EACH * config.latent_size) - len(wrapped)
-    if missing <= 0 or not config.linear:
-        return None
-    rng = np.random.default_rng(config.seed)
-    triangles = icosphere(WRAP_LEVEL).triangles
-    spheres = [Surface(each.astype(np.float64), triangles) for each in wrapped[:real_count]]
-    found = [
-        warped(spheres[index % real_count], rms_radius, config.wolf, rng, boxed).points
-        for index in range(missing)
-    ]
-    return np.asarray(found, dtype=np.float32)
-
-
-def _measured(
-    surface: Surface,
-    seed: int,
-    rms_radius: float,
-    copies: int,
-    wolf: PointWolf,
-    box: Array,
-    nodes: Sequence[int],
-    near: int,
-    boxed: bool,
-) -> list[tuple[NDArray[np.float32], ...]]:
-    """Grid distances, near samples and wrapped sphere of a shape and of its copies."""
-    rng = np.random.default_rng(seed)
-    # Wrapping starts from the unit sphere, around the shape.
-    shrink = 1.0 / max(1.0, 1.1 * float(np.linalg.norm(surface.points, axis=1).max()))
-    sphere = wrap(replace(surface, points=shrink * surface.points), WRAP_LEVEL) / shrink
-    sphere = cover(sphere, surface, WRAP_LEVEL)
-    nearest = cKDTree(surface.points).query(sphere)[1]
-    found: list[tuple[NDArray[np.float32], ...]] = []
-    for copy in range(copies + 1):
-        shape = warped(surface, rms_radius, wolf, rng, boxed) if copy else surface
-        around = sphere + shape.points[nearest] - surface.points[nearest]
-        grid = grid_distances(shape, box, nodes).astype(np.float32)
-        cloud = near_samples(shape, rms_radius, near, rng)
-        found.append((grid, cloud, around.astype(np.float32)))
-    return found
-
-
-def starting_latents(described: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    """(S, size) principal components of what describes the shapes (S, ...); total variance 1.
-
-    Their standard deviations are square roots of the true ones: unscaled, the decoder would learn
-    fine modes much later than coarse ones.
-    """
-    rows = described.reshape(len(described), -1).astype(np.float64)
-    rows = rows - rows.mean(axis=0)
-    values, vectors = np.linalg.eigh(rows @ rows.T)
-    keep = np.argsort(values)[::-1][:size]
-    latents = np.zeros((len(rows), size), np.float32)
-    latents[:, : len(keep)] = vectors[:, keep] * np.maximum(values[keep], 0.0) ** 0.25
-    return np.asarray(latents / np.sqrt((latents**2).sum(axis=1).mean()), dtype=np.float32)
-
-
-def cluster_centers(rows: NDArray[np.float32], count: int, seed: int) -> NDArray[np.float32]:
-    """(count, c) centers of groups of like rows (S, c), the smallest group as large as can be."""
-    from scipy.cluster.vq import kmeans2
-
-    best, most = rows[:count], -1
-    for attempt in range(CLUSTERINGS):
-        centers, found = kmeans2(rows.astype(np.float64), count, minit="++", seed=seed + attempt)
-        smallest = int(np.bincount(found, minlength=count).min())
-        if smallest > most:
-            best, most = centers.astype(np.float32), smallest
-    return best
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """Rough correspondences that D learns first, and the templates they lead to.
-
-    The sphere wrapped around every shape gives a place on each template: the mean of the wrapped
-    spheres of the shapes that start with it.
-
-    Attributes:
-        wrapped, normals: (S, V, 3) of the shapes.
-        middle, middle_normals: (m, V, 3) of the templates.
-        grid: (m, X, Y, Z) signed distance of the templates, as ``AtlasShapes.grid``.
-        template: (S,) of each shape.
-    """
-
-    wrapped: Tensor
-    normals: Tensor
-    middle: Tensor
-    middle_normals: Tensor
-    grid: Tensor
-    template: Tensor
-
-    @classmethod
-    def of(cls, shapes: AtlasShapes, template: NDArray[np.int64], count: int) -> Lesson:
-        """From shapes that were wrapped, and the template each of them starts with."""
-        assert shapes.wrapped is not None
-        triangles = icosphere(WRAP_LEVEL).triangles
-        members = [shapes.wrapped[template == k] for k in range(count)]
-        middles = [
-            (m if len(m) else shapes.wrapped).mean(axis=0, dtype=np.float64) for m in members
-        ]
-        grids = [
-            grid_distances(subdivided(Surface(m, triangles)), shapes.box, shapes.grid.shape[1:])
-            for m in middles
-        ]
-        normals = [
-            Surface(w.astype(np.float64), triangles).vertex_normals() for w in shapes.wrapped
-        ]
-        around = [Surface(m, triangles).vertex_normals() for m in middles]
-
-        def tensor(array: object) -> Tensor:
-            return torch.from_numpy(np.asarray(array, dtype=np.float32))
-
-        return cls(
-            wrapped=tensor(shapes.wrapped),
-            normals=tensor(normals),
-            middle=tensor(middles),
-            middle_normals=tensor(around),
-            grid=tensor(grids),
-            template=torch.from_numpy(template),
-        )
-
-    def to(self, device: torch.device) -> Lesson:
-        """The same on a device."""
-        return Lesson(*(getattr(self, f.name).to(device) for f in fields(self)))
-
-
-def subdivided(surface: Surface) -> Surface:
-    """Every triangle in four, twice: distances are taken to vertices."""
-    points, triangles = surface.points, surface.triangles
-    for _ in range(2):
-        points, triangles = trimesh.remesh.subdivide(points, triangles)
-    return Surface(np.asarray(points), np.asarray(triangles))
 
 
 # --- losses -------------------------------------------------------------------------------------
@@ -496,11 +143,18 @@ class AtlasTrainer:
             controls=base_nodes(edges, config.controls, beyond=2) if linear else None,
         )
         self.decoder = AtlasDecoder(self.sizes, edges)
-        self.lesson: Lesson | None = None
-        start = self._start(shapes)
+        kept = self._kept((len(shapes.grid), config.latent_size))
+        if kept is None:
+            self.template, start = self._start(shapes)
+        else:
+            self.template, start = kept["template"].cpu().numpy(), kept["latents"]["weight"].cpu()
+        lesson = self._lesson(shapes)
+        if kept is None and lesson is not None:
+            self._start_offsets(shapes, lesson)
+        self.lesson = lesson.to(self.device) if lesson else None
         self.decoder.to(self.device)
         self.latents = torch.nn.Embedding.from_pretrained(
-            torch.from_numpy(start), freeze=False, sparse=True
+            torch.as_tensor(start), freeze=False, sparse=True
         ).to(self.device)
         modes = [p for n, p in self.decoder.named_parameters() if n.startswith("spline.")]
         rest = [p for n, p in self.decoder.named_parameters() if not n.startswith("spline.")]
@@ -512,11 +166,11 @@ class AtlasTrainer:
         self.step = 0
         self.rng = np.random.default_rng(config.seed)
         self.history: list[dict[str, float]] = []
-        if checkpoint and checkpoint.exists():
-            self._resume(checkpoint)
+        if kept is not None:
+            self._resume(kept)
 
-    def _start(self, shapes: AtlasShapes) -> NDArray[np.float32]:
-        """(S, c) first latents; sets the choice of templates, the lesson and D's linear part."""
+    def _start(self, shapes: AtlasShapes) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """(S,) first templates and (S, c) latents; sets the choice and D's linear part."""
         config, wrapped, spline = self.config, shapes.wrapped, self.decoder.spline
         if spline is None:
             clamp = 0.5 * self.rms_radius
@@ -527,13 +181,12 @@ class AtlasTrainer:
             more = shapes.more_wrapped
             every = wrapped if more is None else np.concatenate([wrapped, more])
             start = self._start_spline(spline, every)[: len(wrapped)]
-        chosen = self._choose_by_clusters(start)
-        if wrapped is not None and self.sizes.templates and config.deforms:
-            lesson = Lesson.of(shapes, chosen, self.sizes.templates)
-            self.lesson = lesson.to(self.device)
-            if spline is not None:
-                self._start_offsets(spline, wrapped, lesson)
-        return start
+        return self._choose_by_clusters(start), start
+
+    def _lesson(self, shapes: AtlasShapes) -> Lesson | None:
+        if shapes.wrapped is None or not self.sizes.templates or not self.config.deforms:
+            return None
+        return Lesson.of(shapes, self.template, self.sizes.templates)
 
     def _start_spline(
         self, spline: SplineModes, wrapped: NDArray[np.float32]
@@ -557,11 +210,12 @@ class AtlasTrainer:
             spline.modes.bias.copy_(torch.from_numpy(found.mean))
         return found.latents
 
-    def _start_offsets(
-        self, spline: SplineModes, wrapped: NDArray[np.float32], lesson: Lesson
-    ) -> None:
+    def _start_offsets(self, shapes: AtlasShapes, lesson: Lesson) -> None:
         """From the mean of all shapes on to each template, where its shapes are."""
-        every = torch.from_numpy(wrapped)
+        spline = self.decoder.spline
+        if spline is None:
+            return
+        every = torch.from_numpy(shapes.wrapped)
         mean = every[: self.real_count].mean(dim=0)
         for number, middle in enumerate(lesson.middle):
             members = every[lesson.template == number][:MEMBERS]
@@ -715,6 +369,7 @@ class AtlasTrainer:
     def _save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         state = {
+            "template": torch.from_numpy(self.template),
             "decoder": self.decoder.state_dict(),
             "latents": self.latents.state_dict(),
             "optimizers": [self.optimizer.state_dict(), self.latent_optimizer.state_dict()],
@@ -725,37 +380,41 @@ class AtlasTrainer:
         torch.save(state, part)
         part.replace(path)
 
-    def _resume(self, path: Path) -> None:
-        state = torch.load(path, map_location=self.device, weights_only=True)
+    def _kept(self, latents: tuple[int, int]) -> dict[str, Any] | None:
+        """The checkpoint, if there is one; (S, c) are the latents it must have."""
+        if not self.checkpoint or not self.checkpoint.exists():
+            return None
+        kept: dict[str, Any] = torch.load(
+            self.checkpoint, map_location=self.device, weights_only=True
+        )
+        if "template" not in kept or kept["latents"]["weight"].shape != latents:
+            raise self._of_another_version()
+        return kept
+
+    def _resume(self, kept: dict[str, Any]) -> None:
         try:
-            self.decoder.load_state_dict(state["decoder"])
-            self.latents.load_state_dict(state["latents"])
-            for optimizer, kept in zip(
-                (self.optimizer, self.latent_optimizer), state["optimizers"], strict=True
+            self.decoder.load_state_dict(kept["decoder"])
+            for optimizer, state in zip(
+                (self.optimizer, self.latent_optimizer), kept["optimizers"], strict=True
             ):
-                optimizer.load_state_dict(kept)
+                optimizer.load_state_dict(state)
         except (RuntimeError, ValueError) as error:
-            raise ShapePriorError(
-                f"The unfinished training in '{path.parent}' is of another version.",
-                "Remove that folder, then start again.",
-                "bad-checkpoint",
-            ) from error
-        self.step, self.history = state["step"], state["history"]
+            raise self._of_another_version() from error
+        self.step, self.history = kept["step"], kept["history"]
 
-
-def dense_surfaces(labels: Sequence[Volume], poses: Sequence[Pose]) -> list[Surface]:
-    """The spline surfaces of labels in the canonical frame."""
-    found = []
-    for label, pose in zip(labels, poses, strict=True):
-        surface = spline_surface(label)
-        found.append(oriented(Surface(pose.invert(surface.points), surface.triangles)))
-    return found
+    def _of_another_version(self) -> ShapePriorError:
+        assert self.checkpoint is not None
+        return ShapePriorError(
+            f"The unfinished training in '{self.checkpoint.parent}' is of another version.",
+            "Remove that folder, then start again.",
+            "bad-checkpoint",
+        )
 
 
 # --- after training -----------------------------------------------------------------------------
 
 
-def latent_gaussian(trained: TrainedAtlas, real_only: bool) -> dict[str, NDArray[np.float32]]:
+def latent_whitening(trained: TrainedAtlas, real_only: bool) -> dict[str, NDArray[np.float32]]:
     """Mean (c,) and root (c, c) of the latents, by principal axes, the widest first.
 
     Axes in which training shapes hardly differ get ``LEAST_SPREAD`` of the mean variance: a

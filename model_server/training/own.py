@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from model_server.errors import ShapePriorError
 from model_server.io.outputs import make_folder, write_text, write_together
 from model_server.priors.card import CARD_FILE, PriorCard, read_card
 from model_server.training.labels import HOLD_OUT_FROM, CheckedLabels, check_labels
+from model_server.training.progress import Progress
 from model_server.training.run import (
     CHECKSUM,
     DataSource,
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from model_server.evaluation.metrics import Truth
     from model_server.priors.protocol import ShapePrior
 
-Progress = Callable[[str, float, dict[str, Any]], None]
 MEASURED = 5  # cases at most that are fitted after the training
 PROTOCOLS = ("outlines", "clicks-64")
 NEEDED_MB = 200  # checkpoints and weights

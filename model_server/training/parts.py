@@ -27,6 +27,7 @@ from model_server.priors.dals import TEMPLATE_LEVEL
 from model_server.priors.implicit_atlas import atlas_nodes
 from model_server.priors.protocol import FitSettings, ShapePrior
 from model_server.reconstruction import Reconstruction
+from model_server.training.progress import Progress
 from model_server.training.shapes import Case, split_cases
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 Place = Callable[[int, Array], tuple[int, Array]]
-Progress = Callable[[str, float, dict[str, float]], None]
 # What the values of these data mean. A tumor is no part: it may be anywhere.
 NAMES: dict[str, dict[int, str]] = {"hippocampus": {1: "anterior", 2: "posterior"}, "kidney": {}}
 NAMES_KEY = "part_names"  # among the hyperparameters of a card

@@ -21,9 +21,9 @@ from model_server.priors.card import PriorCard, save_prior
 from model_server.reconstruction import Surface
 from model_server.training.canonical import CanonicalShapes, canonical_shapes, load_surfaces
 from model_server.training.pose_prior import learn_pose_prior
+from model_server.training.progress import Progress
 from model_server.training.shapes import Case, Split, split_cases
 
-Progress = Callable[[str, float, dict[str, Any]], None]
 METHODS = ("pca", "dals", "atlas", "deepsdf")
 ALIASES = {"implicit-atlas": "atlas"}
 # Settings of the fit that differ from the defaults, chosen on validation cases.
@@ -206,7 +206,7 @@ def _options(method: str) -> set[str]:
 
         return {f.name for f in fields(DalsTraining)}
     if method == "atlas":
-        from model_server.training.implicit_atlas import AtlasTraining
+        from model_server.training.atlas_config import AtlasTraining
 
         return {f.name for f in fields(AtlasTraining)}
     return {"grid", "modes", "steps"} if method == "pca" else {"steps"}
@@ -432,16 +432,22 @@ def _train_atlas(
 ) -> tuple[PriorCard, dict[str, NDArray[Any]]]:
     from model_server.priors.dals import choose_device
     from model_server.priors.implicit_atlas import pack_networks
-    from model_server.training import implicit_atlas as atlas
+    from model_server.training.atlas_config import FEW_SHOT, AtlasTraining
+    from model_server.training.atlas_shapes import atlas_shapes, dense_surfaces
+    from model_server.training.implicit_atlas import (
+        AtlasTrainer,
+        latent_whitening,
+        regress_on_quick_look,
+    )
     from model_server.training.parts import Trained, atlas_parts
 
-    preset = atlas.FEW_SHOT if len(prepared.training) <= atlas.FEW else atlas.AtlasTraining()
-    config = replace(preset, **options)
+    few = len(prepared.training) <= FEW
+    config = replace(FEW_SHOT if few else AtlasTraining(), **options)
     shapes = prepared.canonical
     labels = [case.label() for case in prepared.training]
-    surfaces = atlas.dense_surfaces(labels, shapes.poses)
-    measured = atlas.atlas_shapes(surfaces, shapes.rms_radius, config, progress)
-    trainer = atlas.AtlasTrainer(
+    surfaces = dense_surfaces(labels, shapes.poses)
+    measured = atlas_shapes(surfaces, shapes.rms_radius, config, progress)
+    trainer = AtlasTrainer(
         measured,
         len(surfaces),
         shapes.rms_radius,
@@ -452,10 +458,10 @@ def _train_atlas(
     )
     trained = trainer.run()
     arrays: dict[str, NDArray[Any]] = pack_networks(trained.decoder.cpu())
-    gaussian = atlas.latent_gaussian(trained, real_only=len(labels) > atlas.FEW)
+    gaussian = latent_whitening(trained, real_only=not few)
     arrays |= gaussian
     arrays["latents"] = trained.latents[: trained.real_count].astype(np.float16)
-    arrays["from_quick"] = atlas.regress_on_quick_look(shapes, gaussian, trained)
+    arrays["from_quick"] = regress_on_quick_look(shapes, gaussian, trained)
     known = Trained(labels, shapes.poses, card.organ)
     parts = atlas_parts(trained, known)
     if parts is not None:

@@ -9,14 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ShapePriorSlicerLib.backend import Backend
-from ShapePriorSlicerLib.export import (
-    LABELMAP_FORMATS,
-    SURFACE_FORMATS,
-    writeCorrespondences,
-    writeLabelmap,
-    writeSurface,
-)
+from ShapePriorSlicerLib.labelmap_files import LABELMAP_FORMATS, writeLabelmap
 from ShapePriorSlicerLib.session import Session
+from ShapePriorSlicerLib.surface_files import SURFACE_FORMATS, writeSurface
+from ShapePriorSlicerLib.tables import writeCorrespondences
 from ShapePriorSlicerLib.workspace import Workspace
 from trame.app import get_server
 from trame.ui.vuetify3 import VAppLayout

@@ -9,17 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from model_server.errors import ShapePriorError
 
-from .export import (
-    SegmentState,
-    restoreSegment,
-    saveToSegmentation,
-    segmentStates,
-    writeCorrespondences,
-    writeLabelmap,
-    writeLandmarks,
-    writeSurface,
-)
+from .files import formatOf
+from .labelmap_files import LABELMAP_FORMATS, writeLabelmap
+from .segmentations import SegmentState, restoreSegment, saveToSegmentation, segmentStates
 from .structure import LANDMARKS, MODEL, SAVED_PARAMETER, SEGMENTATION, VOLUME, Structure
+from .surface_files import SURFACE_FORMATS, writeSurface
+from .tables import writeCorrespondences, writeLandmarks
 
 if TYPE_CHECKING:
     from .session import Session
@@ -28,11 +23,9 @@ Node = Any
 States = Mapping[str, SegmentState]  # of segments by their IDs
 
 SEGMENT_PARAMETER = "segment"  # ID of the segment the structure was kept in last
-SURFACES = (".stl", ".ply", ".obj", ".vtp", ".vtk")
-LABELMAPS = (".seg.nrrd", ".nrrd", ".nii.gz")
 CORRESPONDENCES, LANDMARK_TABLE = ".correspondences.csv", ".landmarks.csv"
 # The longer ending first: ".seg.nrrd" is an ".nrrd" too.
-SUFFIXES = (*SURFACES, *LABELMAPS, CORRESPONDENCES, LANDMARK_TABLE)
+SUFFIXES = (*SURFACE_FORMATS, *LABELMAP_FORMATS, CORRESPONDENCES, LANDMARK_TABLE)
 
 
 @dataclass(frozen=True)
@@ -107,23 +100,6 @@ class Keeper:
             restoreSegment(node, segmentId, state)
 
 
-def suffixOf(path: Path) -> str:
-    """The ending by which a file's contents are chosen.
-
-    Raises:
-        ShapePriorError: it is none of them.
-    """
-    name = path.name.lower()
-    found = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
-    if not found:
-        raise ShapePriorError(
-            f"'{path.name}' has no known format.",
-            f"Let the name end in one of {', '.join(SUFFIXES)}.",
-            "unknown-format",
-        )
-    return found
-
-
 def withSuffix(path: Path, suffix: str) -> Path:
     """The path, ending in the suffix."""
     ends = not suffix or path.name.lower().endswith(suffix)
@@ -145,14 +121,14 @@ def exportSession(session: Session, path: Path, suffix: str = "") -> Path:
         ShapePriorError: it cannot be written, or there is no volume or landmark for it.
     """
     path = withSuffix(path, suffix)
-    suffix = suffix or suffixOf(path)
+    suffix = suffix or formatOf(path, SUFFIXES)
     structure = session.structure
     model = structure.refers(MODEL)
     if model is None:
         raise ShapePriorError("There is no surface.", "Press Reconstruct.", "no-surface")
-    if suffix in SURFACES:
+    if suffix in SURFACE_FORMATS:
         writeSurface(model, path)
-    elif suffix in LABELMAPS:
+    elif suffix in LABELMAP_FORMATS:
         writeLabelmap(
             structure.scene, model, structure.refers(VOLUME), path, session.organ, structure.name
         )

@@ -15,9 +15,20 @@ import pytest
 
 slicer = pytest.importorskip("slicer", reason="slicer-core is not installed")
 import vtk  # noqa: E402
-from ShapePriorSlicerLib import export  # noqa: E402
+from ShapePriorSlicerLib.annotations import arrayFromMatrix, worldMatrix  # noqa: E402
 from ShapePriorSlicerLib.coloring import PART_COLORS  # noqa: E402
+from ShapePriorSlicerLib.labelmap_files import LABELMAP_FORMATS, writeLabelmap  # noqa: E402
 from ShapePriorSlicerLib.live_model import NAMES_ATTRIBUTE, polyDataOf  # noqa: E402
+from ShapePriorSlicerLib.segmentations import (  # noqa: E402
+    partIdsOf,
+    restoreSegment,
+    saveToSegmentation,
+    segmentState,
+)
+from ShapePriorSlicerLib.surface_files import SURFACE_FORMATS, pointsOf, trianglesOf, writeSurface  # noqa: E402
+from ShapePriorSlicerLib.tables import TABLE_FORMATS, writeCorrespondences, writeLandmarks  # noqa: E402
+from ShapePriorSlicerLib.terminology import TERMS, terminologyOf  # noqa: E402
+from ShapePriorSlicerLib.voxels import gridOf, matrixFrom  # noqa: E402
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy  # noqa: E402
 
 from model_server.errors import ShapePriorError  # noqa: E402
@@ -88,7 +99,7 @@ def volumeIn(scene, size=(64, 70, 60), spacing=(1.0, 1.0, 1.0), axes=None, cente
     matrix = np.eye(4)
     matrix[:3, :3] = (np.eye(3) if axes is None else axes) * spacing
     matrix[:3, 3] = center - matrix[:3, :3] @ ((np.array(size) - 1) / 2.0)
-    node.SetIJKToRASMatrix(export.matrixFrom(matrix))
+    node.SetIJKToRASMatrix(matrixFrom(matrix))
     node.SetAndObserveImageData(image)
     return node
 
@@ -113,7 +124,7 @@ def moving(degrees=30.0, axis=(1, 2, 3), shift=(40.0, -15.0, 8.0)):
 
 def under(scene, node, matrix):
     transform = scene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
-    transform.SetMatrixTransformToParent(export.matrixFrom(matrix))
+    transform.SetMatrixTransformToParent(matrixFrom(matrix))
     node.SetAndObserveTransformNodeID(transform.GetID())
     return transform
 
@@ -124,7 +135,7 @@ def readSurface(path):
     storage.SetFileName(str(path))
     assert storage.ReadData(node)
     mesh = node.GetPolyData()
-    return export.pointsOf(mesh), export.trianglesOf(mesh), mesh
+    return pointsOf(mesh), trianglesOf(mesh), mesh
 
 
 def readLabelmap(path):
@@ -148,7 +159,7 @@ def geometryInFile(path):
 def ijkToRas(volume):
     matrix = vtk.vtkMatrix4x4()
     volume.GetIJKToRASMatrix(matrix)
-    return export.arrayFromMatrix(matrix)
+    return arrayFromMatrix(matrix)
 
 
 def voxels(image):
@@ -162,7 +173,7 @@ def segmentPoints(segmentation, segmentId):
     image = segment.GetRepresentation(BINARY)
     matrix = vtk.vtkMatrix4x4()
     image.GetImageToWorldMatrix(matrix)
-    world = export.worldMatrix(segmentation) @ export.arrayFromMatrix(matrix)
+    world = worldMatrix(segmentation) @ arrayFromMatrix(matrix)
     inside = np.argwhere(voxels(image) == segment.GetLabelValue())
     kji = inside + np.array(image.GetExtent()[::2])[::-1]
     return kji[:, ::-1] @ world[:3, :3].T + world[:3, 3], abs(np.linalg.det(world[:3, :3]))
@@ -187,13 +198,13 @@ def requireEllipsoid(points, voxel, matrix=None):
 # --- surfaces -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", export.SURFACE_FORMATS)
+@pytest.mark.parametrize("suffix", SURFACE_FORMATS)
 def test_slicer_reads_a_surface_where_it_was(scene, parted, tmp_path, suffix):
     path = tmp_path / f"organ, left{suffix}"
-    export.writeSurface(parted, path)
+    writeSurface(parted, path)
     points, triangles, mesh = readSurface(path)
     wanted = ellipsoid(parted=True)
-    known, faces = export.pointsOf(wanted), export.trianglesOf(wanted)
+    known, faces = pointsOf(wanted), trianglesOf(wanted)
     assert np.abs(points[triangles] - known[faces]).max() < 1e-3
     if suffix != ".stl":
         assert np.abs(points - known).max() < 1e-3
@@ -205,16 +216,16 @@ def test_slicer_reads_a_surface_where_it_was(scene, parted, tmp_path, suffix):
     assert os.listdir(tmp_path) == [path.name]
 
 
-@pytest.mark.parametrize("suffix", export.SURFACE_FORMATS)
+@pytest.mark.parametrize("suffix", SURFACE_FORMATS)
 def test_files_are_lps_and_say_so(model, tmp_path, suffix):
     path = tmp_path / f"organ{suffix}"
-    export.writeSurface(model, path)
+    writeSurface(model, path)
     kinds = {".stl": vtk.vtkSTLReader, ".ply": vtk.vtkPLYReader, ".obj": vtk.vtkOBJReader}
     kinds |= {".vtp": vtk.vtkXMLPolyDataReader, ".vtk": vtk.vtkPolyDataReader}
     reader = kinds[suffix]()
     reader.SetFileName(str(path))
     reader.Update()
-    center = export.pointsOf(reader.GetOutput()).mean(axis=0)
+    center = pointsOf(reader.GetOutput()).mean(axis=0)
     assert np.allclose(center, CENTER * [-1, -1, 1], atol=0.5)
     if suffix == ".vtp":
         assert reader.GetOutput().GetFieldData().GetAbstractArray("SPACE").GetValue(0) == "LPS"
@@ -227,31 +238,31 @@ def test_a_surface_under_transforms_is_written_in_world(scene, model, tmp_path, 
     matrix = moving() @ np.diag([-1.0 if mirrored else 1.0, 1.0, 1.0, 1.0])
     inner = under(scene, model, matrix)
     under(scene, inner, moving(10.0))
-    export.writeSurface(model, tmp_path / "organ.ply")
+    writeSurface(model, tmp_path / "organ.ply")
     points, triangles, _ = readSurface(tmp_path / "organ.ply")
     total = moving(10.0) @ matrix
-    expected = export.pointsOf(ellipsoid()) @ total[:3, :3].T + total[:3, 3]
+    expected = pointsOf(ellipsoid()) @ total[:3, :3].T + total[:3, 3]
     assert np.abs(points - expected).max() < 1e-3
     a, b, c = (points[triangles] - points.mean(axis=0)).transpose(1, 0, 2)
     assert np.einsum("ij,ij->i", a, np.cross(b, c)).sum() > 0  # still facing outward
-    assert np.allclose(export.pointsOf(model.GetPolyData()).mean(axis=0), CENTER, atol=0.5)
+    assert np.allclose(pointsOf(model.GetPolyData()).mean(axis=0), CENTER, atol=0.5)
 
 
 def test_a_surface_far_from_the_origin_keeps_its_place(scene, model, tmp_path):
     matrix = np.eye(4)
     matrix[:3, 3] = [1500.0, -900.0, 1200.0]
     under(scene, model, matrix)
-    for suffix in export.SURFACE_FORMATS:
-        export.writeSurface(model, tmp_path / f"organ{suffix}")
+    for suffix in SURFACE_FORMATS:
+        writeSurface(model, tmp_path / f"organ{suffix}")
         points, triangles, _ = readSurface(tmp_path / f"organ{suffix}")
-        known = (export.pointsOf(ellipsoid()) + matrix[:3, 3])[export.trianglesOf(ellipsoid())]
+        known = (pointsOf(ellipsoid()) + matrix[:3, 3])[trianglesOf(ellipsoid())]
         assert np.abs(points[triangles] - known).max() < 1e-3
 
 
 def test_a_model_without_a_surface_is_refused(scene, tmp_path):
     empty = scene.AddNewNodeByClass("vtkMRMLModelNode", "nothing")
     with pytest.raises(ShapePriorError, match="'nothing' has no surface") as caught:
-        export.writeSurface(empty, tmp_path / "a.stl")
+        writeSurface(empty, tmp_path / "a.stl")
     assert caught.value.code == "no-surface"
 
 
@@ -260,7 +271,7 @@ def test_a_model_without_a_surface_is_refused(scene, tmp_path):
 
 def test_correspondences_are_a_table_in_world_ras(scene, parted, tmp_path):
     under(scene, parted, moving())
-    export.writeCorrespondences(parted, tmp_path / "c.csv")
+    writeCorrespondences(parted, tmp_path / "c.csv")
     with (tmp_path / "c.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
     assert header == [
@@ -274,35 +285,35 @@ def test_correspondences_are_a_table_in_world_ras(scene, parted, tmp_path):
     }
     values = np.array([row[:9] for row in rows], dtype=float)
     mesh = ellipsoid()
-    world = export.pointsOf(mesh) @ moving()[:3, :3].T + moving()[:3, 3]
+    world = pointsOf(mesh) @ moving()[:3, :3].T + moving()[:3, 3]
     assert np.array_equal(values[:, 0], np.arange(len(world)))
     assert np.abs(values[:, 1:4] - world).max() < 1e-3
     template = vtk_to_numpy(mesh.GetPointData().GetArray("TemplateCoordinates"))
     assert np.abs(values[:, 4:7] - template).max() < 1e-5
     assert np.abs(values[:, 8] - np.linspace(0.1, 0.9, len(world))).max() < 1e-3
     front = np.array([row[10] == "front" for row in rows])
-    assert np.array_equal(front, export.pointsOf(mesh)[:, 1] > CENTER[1])
+    assert np.array_equal(front, pointsOf(mesh)[:, 1] > CENTER[1])
 
 
 def test_without_uncertainty_and_parts_their_columns_are_empty(parted, tmp_path):
     for name in ("UncertaintyMm", "Part"):
         parted.GetPolyData().GetPointData().RemoveArray(name)
-    export.writeCorrespondences(parted, tmp_path / "c.csv")
+    writeCorrespondences(parted, tmp_path / "c.csv")
     assert (tmp_path / "c.csv").read_text().splitlines()[1].endswith(",3,,,")
     parted.GetPolyData().GetPointData().RemoveArray("TemplateCoordinates")
     with pytest.raises(ShapePriorError) as caught:
-        export.writeCorrespondences(parted, tmp_path / "c.csv")
+        writeCorrespondences(parted, tmp_path / "c.csv")
     assert caught.value.code == "no-correspondences"
 
 
 def test_landmarks_are_a_table_in_world_ras(scene, tmp_path):
     points = scene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "landmarks")
     with pytest.raises(ShapePriorError, match="no landmarks"):
-        export.writeLandmarks(points, tmp_path / "l.csv")
+        writeLandmarks(points, tmp_path / "l.csv")
     points.AddControlPoint([1.0, 2.0, 3.0], 'tip, "upper"')
     points.AddControlPoint([4.0, 5.0, 6.0], "pol inférieur")
     under(scene, points, moving())
-    export.writeLandmarks(points, tmp_path / "l.csv")
+    writeLandmarks(points, tmp_path / "l.csv")
     with (tmp_path / "l.csv").open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
     assert header == ["label", "R_mm", "A_mm", "S_mm"]
@@ -326,7 +337,7 @@ GEOMETRIES = {
 def test_a_labelmap_has_the_geometry_of_its_volume(scene, model, tmp_path, geometry, suffix):
     volume = volumeIn(scene, **GEOMETRIES[geometry])
     path = tmp_path / f"organ{suffix}"
-    export.writeLabelmap(scene, model, volume, path)
+    writeLabelmap(scene, model, volume, path)
     # Slicer turns left-handed files over as it reads them: the file itself is looked at, too.
     assert np.abs(geometryInFile(path) - ijkToRas(volume)).max() < 1e-4
     array, matrix = readLabelmap(path)
@@ -339,10 +350,10 @@ def test_a_labelmap_has_the_geometry_of_its_volume(scene, model, tmp_path, geome
 
 def test_it_is_the_labelmap_of_the_command_line(scene, model, volume, tmp_path):
     labels = pytest.importorskip("model_server.geometry.labels")
-    export.writeLabelmap(scene, model, volume, tmp_path / "organ.nrrd")
+    writeLabelmap(scene, model, volume, tmp_path / "organ.nrrd")
     array, matrix = readLabelmap(tmp_path / "organ.nrrd")
     mesh = ellipsoid()
-    surface = Surface(export.pointsOf(mesh), export.trianglesOf(mesh).astype(np.int32))
+    surface = Surface(pointsOf(mesh), trianglesOf(mesh).astype(np.int32))
     other = labels.voxelize(surface, matrix, array.shape)
     # Voxel centers on the very surface may fall either way.
     assert np.count_nonzero(other != (array > 0)) <= 0.001 * array.sum()
@@ -355,7 +366,7 @@ def test_a_volume_under_a_transform_keeps_its_own_geometry_in_files(
     under(scene, volume, moving())
     under(scene, model, moving())
     path = tmp_path / f"organ{suffix}"
-    export.writeLabelmap(scene, model, volume, path)
+    writeLabelmap(scene, model, volume, path)
     array, matrix = readLabelmap(path)
     assert np.abs(matrix - ijkToRas(volume)).max() < 1e-4
     points = np.argwhere(array)[:, ::-1] @ matrix[:3, :3].T + matrix[:3, 3]
@@ -364,9 +375,7 @@ def test_a_volume_under_a_transform_keeps_its_own_geometry_in_files(
 
 def test_a_segmentation_file_says_what_it_holds(scene, model, volume, tmp_path):
     path = tmp_path / "organ.seg.nrrd"
-    export.writeLabelmap(
-        scene, model, volume, path, "right kidney", "Right kidney", (0.2, 0.4, 0.6)
-    )
+    writeLabelmap(scene, model, volume, path, "right kidney", "Right kidney", (0.2, 0.4, 0.6))
     array, matrix = readLabelmap(path)
     assert array.shape == (60, 70, 64)
     assert np.allclose(matrix, ijkToRas(volume))
@@ -380,7 +389,7 @@ def test_a_segmentation_file_says_what_it_holds(scene, model, volume, tmp_path):
     segment = content.GetNthSegment(0)
     assert segment.GetName() == "Right kidney"
     assert segment.GetColor() == pytest.approx((0.2, 0.4, 0.6))
-    assert terminology(segment) == export.terminologyOf("right kidney")
+    assert terminology(segment) == terminologyOf("right kidney")
     requireEllipsoid(*segmentPoints(node, content.GetNthSegmentID(0)))
 
 
@@ -395,10 +404,10 @@ def test_a_big_volume_costs_seconds_not_memory(scene, model, tmp_path):
         model.SetAndObservePolyData(t.ellipsoid(radii=t.RADII * 4))
         volume = t.volumeIn(scene, (512, 512, 512), (0.7, 0.7, 0.7))
         before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
-        t.export.saveToSegmentation(scene, model, volume, organ="liver")
+        t.saveToSegmentation(scene, model, volume, organ="liver")
         saved = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for name in ("a.nrrd", "a.nii.gz", "a.seg.nrrd"):
-            t.export.writeLabelmap(scene, model, volume, sys.argv[1] + "/" + name)
+            t.writeLabelmap(scene, model, volume, sys.argv[1] + "/" + name)
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print((saved - before) / 1024, (most - before) / 1024, time.monotonic() - start)
     """
@@ -425,12 +434,12 @@ def test_a_big_volume_costs_seconds_not_memory(scene, model, tmp_path):
 def test_parts_are_those_of_the_command_line(scene, parted, tmp_path, geometry, suffix):
     volumes = pytest.importorskip("model_server.io.volumes")
     volume = volumeIn(scene, **GEOMETRIES[geometry])
-    export.writeLabelmap(scene, parted, volume, tmp_path / f"mine{suffix}")
+    writeLabelmap(scene, parted, volume, tmp_path / f"mine{suffix}")
     mesh = ellipsoid(parted=True)
     where = volumes.Geometry(ijkToRas(volume), volume.GetImageData().GetDimensions()[::-1])
     volumes.write_labelmap(
         tmp_path / f"its{suffix}",
-        Surface(export.pointsOf(mesh), export.trianglesOf(mesh).astype(np.int32)),
+        Surface(pointsOf(mesh), trianglesOf(mesh).astype(np.int32)),
         where,
         "organ",
         vtk_to_numpy(mesh.GetPointData().GetArray("Part")),
@@ -448,12 +457,12 @@ def test_the_nearest_vertex_is_nearest_in_the_patient(scene, parted, volume, tmp
     stretch = np.diag([1.0, 0.25, 3.0, 1.0])
     under(scene, volume, stretch)
     under(scene, parted, stretch)
-    export.writeLabelmap(scene, parted, volume, tmp_path / "organ.nrrd")
+    writeLabelmap(scene, parted, volume, tmp_path / "organ.nrrd")
     array, matrix = readLabelmap(tmp_path / "organ.nrrd")
     world = stretch @ matrix
     places = np.argwhere(array)[:, ::-1] @ world[:3, :3].T + world[:3, 3]
     mesh = ellipsoid(parted=True)
-    vertices = export.pointsOf(mesh) @ stretch[:3, :3].T
+    vertices = pointsOf(mesh) @ stretch[:3, :3].T
     nearest = np.concatenate(
         [
             np.linalg.norm(some[:, None] - vertices, axis=2).argmin(axis=1)
@@ -466,7 +475,7 @@ def test_the_nearest_vertex_is_nearest_in_the_patient(scene, parted, volume, tmp
 
 def test_a_segmentation_file_holds_the_parts_in_one_layer(scene, parted, volume, tmp_path):
     path = tmp_path / "organ.seg.nrrd"
-    export.writeLabelmap(scene, parted, volume, path, "left hippocampus", "Hippocampus")
+    writeLabelmap(scene, parted, volume, path, "left hippocampus", "Hippocampus")
     node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "read")
     storage = slicer.vtkMRMLSegmentationStorageNode()
     scene.AddNode(storage)
@@ -476,7 +485,7 @@ def test_a_segmentation_file_holds_the_parts_in_one_layer(scene, parted, volume,
     assert content.GetNumberOfLayers() == 1
     segments = [content.GetSegment(found) for found in content.GetSegmentIDs()]
     assert [s.GetName() for s in segments] == ["Hippocampus front", "Hippocampus Part 2"]
-    assert {terminology(s) for s in segments} == {export.terminologyOf("left hippocampus")}
+    assert {terminology(s) for s in segments} == {terminologyOf("left hippocampus")}
     front, back = (segmentPoints(node, found)[0] for found in content.GetSegmentIDs())
     requireEllipsoid(
         np.concatenate([front, back]), segmentPoints(node, content.GetSegmentIDs()[0])[1]
@@ -488,7 +497,7 @@ def test_a_segmentation_file_holds_the_parts_in_one_layer(scene, parted, volume,
 
 def refusal(*arguments):
     with pytest.raises(ShapePriorError) as caught:
-        export.saveToSegmentation(*arguments)
+        saveToSegmentation(*arguments)
     assert caught.value.remedy
     return caught.value.code
 
@@ -522,7 +531,7 @@ def test_a_surface_outside_the_volume_is_refused(scene, model, shift):
 
 def test_a_little_outside_is_cut_off(scene, model):
     volume = volumeIn(scene, size=(30, 40, 40))
-    node, segmentId = export.saveToSegmentation(scene, model, volume)
+    node, segmentId = saveToSegmentation(scene, model, volume)
     requireEllipsoid(*segmentPoints(node, segmentId))
 
 
@@ -533,7 +542,7 @@ def test_voxels_larger_than_the_organ_are_refused(scene, model):
 
 def test_a_surface_with_holes_is_refused(scene, model, volume):
     known = ellipsoid()
-    surface = Surface(export.pointsOf(known), export.trianglesOf(known)[:-1])
+    surface = Surface(pointsOf(known), trianglesOf(known)[:-1])
     model.SetAndObservePolyData(polyDataOf(surface))
     assert refusal(scene, model, volume) == "open-surface"
 
@@ -573,11 +582,11 @@ def snapshot(node, segmentId):
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_a_new_segmentation_takes_the_volume_s_voxels(scene, model, geometry):
     volume = volumeIn(scene, **GEOMETRIES[geometry])
-    node, segmentId = export.saveToSegmentation(scene, model, volume, organ="left kidney")
+    node, segmentId = saveToSegmentation(scene, model, volume, organ="left kidney")
     requireEllipsoid(*segmentPoints(node, segmentId))
     segment = node.GetSegmentation().GetSegment(segmentId)
     assert segment.GetName() == "Left kidney"
-    assert segment.GetColor() == pytest.approx(export.TERMS["kidney"].color)
+    assert segment.GetColor() == pytest.approx(TERMS["kidney"].color)
     assert node.GetDisplayNode() is not None
     image = segment.GetRepresentation(BINARY)
     assert np.allclose(image.GetSpacing(), volume.GetSpacing(), atol=1e-6)
@@ -608,13 +617,13 @@ def test_everything_may_be_under_its_own_transform(
         segmentation = layer(scene, (0, 0, 0))
         if ofSegmentation is not None:
             under(scene, segmentation, ofSegmentation)
-    node, segmentId = export.saveToSegmentation(scene, model, volume, segmentation)
+    node, segmentId = saveToSegmentation(scene, model, volume, segmentation)
     points, voxel = segmentPoints(node, segmentId)
     requireEllipsoid(points, voxel, ofVolume)
     if not existing:
         assert node.GetTransformNodeID() == volume.GetTransformNodeID()
     # The very voxels of the volume.
-    ijk = np.linalg.inv(export.gridOf(volume).ijkToWorld)
+    ijk = np.linalg.inv(gridOf(volume).ijkToWorld)
     index = points @ ijk[:3, :3].T + ijk[:3, 3]
     assert np.abs(index - index.round()).max() < 1e-4
 
@@ -633,7 +642,7 @@ def test_a_segment_that_is_replaced_keeps_its_id_and_its_neighbors(scene, model,
     content = node.GetSegmentation()
     assert content.GetNumberOfLayers() == 1
     before = [snapshot(node, f"s{n}") for n in (0, 2)]
-    made, segmentId = export.saveToSegmentation(
+    made, segmentId = saveToSegmentation(
         scene, model, volume, node, "s1", organ="liver", color=(1.0, 0.0, 0.0)
     )
     assert (made, segmentId) == (node, "s1")
@@ -643,23 +652,23 @@ def test_a_segment_that_is_replaced_keeps_its_id_and_its_neighbors(scene, model,
     segment = content.GetSegment("s1")
     assert segment.GetName() == "cube 1"
     assert segment.GetColor() == (1.0, 0.0, 0.0)
-    assert terminology(segment) == export.terminologyOf("liver")
+    assert terminology(segment) == terminologyOf("liver")
 
 
 def test_an_overlapping_neighbor_stays_whole(scene, model, volume):
     node = layer(scene, (-30, 5, 25), (60, 60, 60))  # the first inside the organ
     before = [snapshot(node, f"s{n}") for n in (0, 1)]
-    _, new = export.saveToSegmentation(scene, model, volume, node, name="organ")
-    export.saveToSegmentation(scene, model, volume, node, "s1")
+    _, new = saveToSegmentation(scene, model, volume, node, name="organ")
+    saveToSegmentation(scene, model, volume, node, "s1")
     assert snapshot(node, "s0") == before[0]
     requireEllipsoid(*segmentPoints(node, new))
     requireEllipsoid(*segmentPoints(node, "s1"))
 
 
 def test_saving_again_moves_the_segment(scene, model, volume):
-    node, segmentId = export.saveToSegmentation(scene, model, volume, organ="spleen")
+    node, segmentId = saveToSegmentation(scene, model, volume, organ="spleen")
     model.SetAndObservePolyData(ellipsoid(CENTER + np.array([5.0, 0.0, 0.0]), RADII * 0.5))
-    again = export.saveToSegmentation(scene, model, volume, node, segmentId, organ="spleen")
+    again = saveToSegmentation(scene, model, volume, node, segmentId, organ="spleen")
     assert again == (node, segmentId)
     assert node.GetSegmentation().GetNumberOfSegments() == 1
     points, _ = segmentPoints(node, segmentId)
@@ -668,10 +677,10 @@ def test_saving_again_moves_the_segment(scene, model, volume):
 
 
 def test_a_surface_that_was_shown_follows(scene, model, volume):
-    node, segmentId = export.saveToSegmentation(scene, model, volume)
+    node, segmentId = saveToSegmentation(scene, model, volume)
     assert node.CreateClosedSurfaceRepresentation()
     model.SetAndObservePolyData(ellipsoid(CENTER + np.array([6.0, 0.0, 0.0])))
-    export.saveToSegmentation(scene, model, volume, node, segmentId)
+    saveToSegmentation(scene, model, volume, node, segmentId)
     surface = vtk.vtkPolyData()
     node.GetClosedSurfaceRepresentation(segmentId, surface)
     assert surface.GetCenter()[0] == pytest.approx(CENTER[0] + 6.0, abs=0.5)
@@ -685,17 +694,17 @@ def test_a_segmentation_of_surfaces_takes_the_surface(scene, model, volume):
     cube.Update()
     node.AddSegmentFromClosedSurfaceRepresentation(cube.GetOutput(), "cube", [1, 0, 0], "cube")
     under(scene, node, moving())
-    _, segmentId = export.saveToSegmentation(scene, model, volume, node, "organ")
+    _, segmentId = saveToSegmentation(scene, model, volume, node, "organ")
     assert segmentId == "organ"
     found = content.GetSegment("organ").GetRepresentation("Closed surface")
-    world = export.pointsOf(found) @ moving()[:3, :3].T + moving()[:3, 3]
-    assert np.abs(world - export.pointsOf(ellipsoid())).max() < 1e-3
-    state = export.segmentState(node, "organ")
+    world = pointsOf(found) @ moving()[:3, :3].T + moving()[:3, 3]
+    assert np.abs(world - pointsOf(ellipsoid())).max() < 1e-3
+    state = segmentState(node, "organ")
     model.SetAndObservePolyData(ellipsoid(CENTER + 3.0))
-    export.saveToSegmentation(scene, model, volume, node, "organ")
-    export.restoreSegment(node, "organ", state)
+    saveToSegmentation(scene, model, volume, node, "organ")
+    restoreSegment(node, "organ", state)
     again = content.GetSegment("organ").GetRepresentation("Closed surface")
-    assert np.allclose(export.pointsOf(again), export.pointsOf(found))
+    assert np.allclose(pointsOf(again), pointsOf(found))
     assert content.GetSegment("cube").GetRepresentation("Closed surface") is not None
 
 
@@ -707,7 +716,7 @@ def requireParts(node, name, organ):
     assert [s.GetName() for s in segments] == [name, f"{name} front", f"{name} Part 2"]
     for number, segment in enumerate(segments[1:]):
         assert segment.GetColor() == pytest.approx(PART_COLORS[number])
-        assert terminology(segment) == export.terminologyOf(organ)
+        assert terminology(segment) == terminologyOf(organ)
     whole, front, back = (segmentPoints(node, found)[0] for found in ids)
     requireEllipsoid(whole, segmentPoints(node, ids[0])[1])
     together = np.concatenate([front, back])
@@ -727,34 +736,34 @@ def test_parts_stand_beside_the_organ(scene, parted, geometry, existing):
     if existing:
         under(scene, node, moving())
         before = [snapshot(node, f"s{n}") for n in (0, 1)]
-    node, segmentId = export.saveToSegmentation(
+    node, segmentId = saveToSegmentation(
         scene, parted, volume, node, name="Hippocampus", organ="hippocampus"
     )
     requireParts(node, "Hippocampus", "hippocampus")
     # The outline alone is drawn over the parts.
     display = node.GetDisplayNode()
-    ids = (segmentId, *export.partIdsOf(node, segmentId))
+    ids = (segmentId, *partIdsOf(node, segmentId))
     assert [display.GetSegmentVisibility2DFill(found) for found in ids] == [False, True, True]
     assert [snapshot(node, f"s{n}") for n in range(len(before))] == before
 
 
 def test_saving_again_keeps_the_user_s_colors_and_takes_away_parts_that_went(scene, parted, volume):
-    node, segmentId = export.saveToSegmentation(scene, parted, volume, name="organ")
+    node, segmentId = saveToSegmentation(scene, parted, volume, name="organ")
     content, display = node.GetSegmentation(), node.GetDisplayNode()
-    front, back = export.partIdsOf(node, segmentId)
+    front, back = partIdsOf(node, segmentId)
     content.GetSegment(front).SetColor(1.0, 0.0, 0.0)
     display.SetSegmentVisibility2DFill(segmentId, True)
     parts = vtk_to_numpy(parted.GetPolyData().GetPointData().GetArray("Part"))
     parts[parts == 2] = 4
-    export.saveToSegmentation(scene, parted, volume, node, segmentId)
-    again, fourth = export.partIdsOf(node, segmentId)
+    saveToSegmentation(scene, parted, volume, node, segmentId)
+    again, fourth = partIdsOf(node, segmentId)
     assert (again, content.GetSegment(back)) == (front, None)
     assert content.GetSegment(front).GetColor() == (1.0, 0.0, 0.0)
     assert content.GetSegment(fourth).GetName() == "organ Part 4"
     assert display.GetSegmentVisibility2DFill(segmentId)  # as the user wants it
     display.SetSegmentVisibility2DFill(segmentId, False)
     parted.SetAndObservePolyData(ellipsoid())
-    export.saveToSegmentation(scene, parted, volume, node, segmentId)
+    saveToSegmentation(scene, parted, volume, node, segmentId)
     assert list(content.GetSegmentIDs()) == [segmentId]
     assert display.GetSegmentVisibility2DFill(segmentId)
 
@@ -762,7 +771,7 @@ def test_saving_again_keeps_the_user_s_colors_and_takes_away_parts_that_went(sce
 def test_a_segmentation_of_surfaces_takes_no_parts(scene, parted, volume):
     node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "surfaces")
     node.GetSegmentation().SetSourceRepresentationName("Closed surface")
-    export.saveToSegmentation(scene, parted, volume, node, "organ")
+    saveToSegmentation(scene, parted, volume, node, "organ")
     assert list(node.GetSegmentation().GetSegmentIDs()) == ["organ"]
 
 
@@ -779,14 +788,14 @@ def test_a_segmentation_of_surfaces_takes_no_parts(scene, parted, volume):
     ],
 )
 def test_organs_have_codes(organ, codes):
-    entry = export.terminologyOf(organ)
+    entry = terminologyOf(organ)
     assert codes in entry
     assert entry.count("~") == 6
     assert "SCT^123037004^Anatomical Structure" in entry
 
 
 def test_an_organ_without_a_code_keeps_what_slicer_gave(scene, model, volume):
-    node, segmentId = export.saveToSegmentation(scene, model, volume, organ="left patella")
+    node, segmentId = saveToSegmentation(scene, model, volume, organ="left patella")
     segment = node.GetSegmentation().GetSegment(segmentId)
     assert "Tissue" in terminology(segment)
     assert segment.GetName() == "organ"
@@ -798,46 +807,46 @@ def test_an_organ_without_a_code_keeps_what_slicer_gave(scene, model, volume):
 def test_saving_a_new_segment_is_undone_and_done_again(scene, model, volume):
     node = layer(scene, (0, 0, 0))
     other = snapshot(node, "s0")
-    before = export.segmentState(node, "organ")
-    export.saveToSegmentation(scene, model, volume, node, "organ", organ="liver")
-    after, shown = export.segmentState(node, "organ"), snapshot(node, "organ")
+    before = segmentState(node, "organ")
+    saveToSegmentation(scene, model, volume, node, "organ", organ="liver")
+    after, shown = segmentState(node, "organ"), snapshot(node, "organ")
     for _ in range(2):
-        export.restoreSegment(node, "organ", before)
+        restoreSegment(node, "organ", before)
         assert node.GetSegmentation().GetSegment("organ") is None
-        export.restoreSegment(node, "organ", after)
+        restoreSegment(node, "organ", after)
         assert snapshot(node, "organ") == shown
         segment = node.GetSegmentation().GetSegment("organ")
-        assert terminology(segment) == export.terminologyOf("liver")
+        assert terminology(segment) == terminologyOf("liver")
     assert snapshot(node, "s0") == other
-    assert export.segmentState(None, None).description is None
+    assert segmentState(None, None).description is None
 
 
 def test_replacing_a_segment_of_a_shared_layer_is_undone(scene, model, volume):
     node = layer(scene, (-30, 5, 25), (0, 0, 0), (-20, 5, 25))
     all_ = [snapshot(node, f"s{n}") for n in range(3)]
     node.GetSegmentation().GetSegment("s1").SetTag("Segmentation.Status", "completed")
-    state = export.segmentState(node, "s1")
-    export.saveToSegmentation(
+    state = segmentState(node, "s1")
+    saveToSegmentation(
         scene, model, volume, node, "s1", organ="liver", color=(1.0, 0.0, 0.0), name="Liver"
     )
     changed = snapshot(node, "s1")
-    redo = export.segmentState(node, "s1")
-    export.restoreSegment(node, "s1", state)
+    redo = segmentState(node, "s1")
+    restoreSegment(node, "s1", state)
     assert [snapshot(node, f"s{n}") for n in range(3)] == all_
     segment = node.GetSegmentation().GetSegment("s1")
     assert "Liver" not in terminology(segment)
     value = vtk.reference("")
     assert segment.GetTag("Segmentation.Status", value)
     assert str(value) == "completed"
-    export.restoreSegment(node, "s1", redo)
+    restoreSegment(node, "s1", redo)
     assert snapshot(node, "s1") == changed
 
 
 def test_a_segment_deleted_since_comes_back_in_its_place(scene, model, volume):
     node = layer(scene, (0, 0, 0), (20, 0, 0), (40, 0, 0))
-    state, shown = export.segmentState(node, "s1"), snapshot(node, "s1")
+    state, shown = segmentState(node, "s1"), snapshot(node, "s1")
     node.GetSegmentation().RemoveSegment("s1")
-    export.restoreSegment(node, "s1", state)
+    restoreSegment(node, "s1", state)
     content = node.GetSegmentation()
     assert [content.GetNthSegmentID(n) for n in range(3)] == ["s0", "s1", "s2"]
     assert snapshot(node, "s1") == shown
@@ -846,9 +855,9 @@ def test_a_segment_deleted_since_comes_back_in_its_place(scene, model, volume):
 def test_an_empty_segment_becomes_empty_again(scene, model, volume):
     node = layer(scene, (0, 0, 0))
     node.GetSegmentation().AddEmptySegment("empty", "empty")
-    state = export.segmentState(node, "empty")
-    export.saveToSegmentation(scene, model, volume, node, "empty")
-    export.restoreSegment(node, "empty", state)
+    state = segmentState(node, "empty")
+    saveToSegmentation(scene, model, volume, node, "empty")
+    restoreSegment(node, "empty", state)
     image = slicer.vtkOrientedImageData()
     node.GetBinaryLabelmapRepresentation("empty", image)
     scalars = image.GetPointData().GetScalars()
@@ -857,17 +866,17 @@ def test_an_empty_segment_becomes_empty_again(scene, model, volume):
 
 # --- what cannot be written ---------------------------------------------------------------------
 
-ALL = (*export.SURFACE_FORMATS, *export.LABELMAP_FORMATS, *export.TABLE_FORMATS)
+ALL = (*SURFACE_FORMATS, *LABELMAP_FORMATS, *TABLE_FORMATS)
 
 
 def write(scene, model, volume, path):
     suffix = next(s for s in (".seg.nrrd", *ALL) if path.name.endswith(s))
-    if suffix in export.SURFACE_FORMATS:
-        export.writeSurface(model, path)
-    elif suffix in export.LABELMAP_FORMATS:
-        export.writeLabelmap(scene, model, volume, path)
+    if suffix in SURFACE_FORMATS:
+        writeSurface(model, path)
+    elif suffix in LABELMAP_FORMATS:
+        writeLabelmap(scene, model, volume, path)
     else:
-        export.writeCorrespondences(model, path)
+        writeCorrespondences(model, path)
 
 
 @pytest.mark.parametrize("suffix", ALL)
@@ -881,7 +890,7 @@ def test_a_missing_folder_is_told(scene, model, volume, tmp_path, suffix):
 def test_a_folder_is_not_a_file(scene, model, volume, tmp_path):
     (tmp_path / "a.stl").mkdir()
     with pytest.raises(ShapePriorError) as caught:
-        export.writeSurface(model, tmp_path / "a.stl")
+        writeSurface(model, tmp_path / "a.stl")
     assert caught.value.code == "unwritable"
     assert os.listdir(tmp_path) == ["a.stl"]
 
@@ -890,16 +899,16 @@ def test_a_folder_is_not_a_file(scene, model, volume, tmp_path):
 def test_no_permission_is_told(model, tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(ShapePriorError):
-        export.writeSurface(model, tmp_path / "a.stl")
+        writeSurface(model, tmp_path / "a.stl")
     tmp_path.chmod(0o700)
 
 
 @pytest.mark.parametrize("name", ["organ", "organ.txt", ".stl", "organ.nrrd.bak"])
 def test_unknown_formats_are_told(scene, model, volume, tmp_path, name):
     for call in (
-        lambda path: export.writeSurface(model, path),
-        lambda path: export.writeLabelmap(scene, model, volume, path),
-        lambda path: export.writeCorrespondences(model, path),
+        lambda path: writeSurface(model, path),
+        lambda path: writeLabelmap(scene, model, volume, path),
+        lambda path: writeCorrespondences(model, path),
     ):
         with pytest.raises(ShapePriorError) as caught:
             call(tmp_path / name)
@@ -951,6 +960,6 @@ def test_a_full_disk_is_told_and_nothing_changes(tmp_path):
 
 def test_an_existing_file_is_replaced(model, tmp_path):
     (tmp_path / "a.stl").write_text("old")
-    export.writeSurface(model, tmp_path / "a.stl")
+    writeSurface(model, tmp_path / "a.stl")
     assert (tmp_path / "a.stl").stat().st_size > 1000
     assert time.time() - (tmp_path / "a.stl").stat().st_mtime < 60

@@ -115,6 +115,7 @@ def provenance(result: EvaluationResult) -> str:
 def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], path: Path) -> None:
     """Print a table and add it to a markdown file."""
     console.print(rich_table(title, header, rows))
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(f"\n{title}\n\n{markdown_table(header, rows)}\n")
 

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from analytic_surfaces import ellipsoid, sphere
+from matplotlib.figure import Figure
 
 from model_server.errors import ShapePriorError
 from model_server.evaluation import harness
 from model_server.evaluation.harness import Method, evaluate
 from model_server.evaluation.metrics import Truth
-from model_server.evaluation.plots import plot_curves, plot_methods
+from model_server.evaluation.plots import _spread, plot_curves, plot_methods
 from model_server.evaluation.protocols import FIXED, find_protocol
 from model_server.evaluation.results import CaseRecord, EvaluationResult
 from model_server.io.volumes import image_from_array
@@ -330,3 +331,13 @@ def test_plots_are_written(tmp_path: Path) -> None:
     for name in ("methods.png", "curve.png"):
         assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
         assert (tmp_path / name).stat().st_size > 5000
+
+
+def test_counts_of_very_different_size_stand_apart() -> None:
+    axis = Figure().add_subplot()
+    _spread(axis, [10, 20, 1024])
+    assert axis.get_xscale() == "log"
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["10", "20", "1024"]
+    near = Figure().add_subplot()
+    _spread(near, [2, 3, 10])
+    assert near.get_xscale() == "linear"

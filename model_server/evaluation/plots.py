@@ -11,6 +11,7 @@ import numpy as np
 from model_server.evaluation.results import COLUMNS, PAIRED_METRICS, EvaluationResult
 
 DPI = 150
+WIDE = 20  # ratio of counts from which their axis is logarithmic
 
 
 def _figure(columns: int, width: float = 4.0, height: float = 3.6) -> tuple[Any, list[Any]]:
@@ -79,5 +80,14 @@ def plot_curves(
         axis.set_title(COLUMNS[metric][0].split(" x")[0])
         axis.set_xlabel(xlabel)
         axis.grid(alpha=0.3)
+        _spread(axis, sorted({n for by_count in values[metric].values() for n in by_count}))
     panels[0].legend(fontsize=7)
     _save(figure, path)
+
+
+def _spread(axis: Any, counts: Sequence[float]) -> None:
+    """Counts of very different size stand at equal ratios, each with its own tick."""
+    if counts and counts[-1] > WIDE * counts[0]:
+        axis.set_xscale("log")
+        axis.set_xticks(counts, [f"{n:g}" for n in counts])
+        axis.set_xticks([], minor=True)

@@ -133,3 +133,13 @@ def test_a_number_beyond_the_templates_is_one_sentence(atlas, name, number):
 def test_a_baseline_has_no_template():
     with pytest.raises(ShapePriorError, match="has no template"):
         template_of(load_prior("rbf"))
+
+
+def test_fits_may_use_axes_that_training_shapes_hardly_span(atlas):
+    wide, learned = (np.linalg.norm(r, axis=0) for r in (atlas.latent_root, atlas.learned_root))
+    mean = np.sqrt((learned**2).mean())
+    assert np.allclose(wide, np.maximum(learned, mean))
+    assert (wide > 1.5 * learned).any() and (wide == learned).any()
+    # Sampled shapes keep to the learned axes.
+    spread = atlas.sample(400).std(axis=0)
+    assert np.linalg.norm(spread) == pytest.approx(np.linalg.norm(atlas.learned_root), rel=0.05)

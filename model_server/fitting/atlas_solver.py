@@ -68,10 +68,10 @@ class AtlasSettings:
     steps: int = 6
     renew: int = 3
     many: float = 200.0
-    modes: int = 100
-    few_modes: int = 40
+    modes: int = 200
+    few_modes: int = 150
     noise_start: float = 0.08
-    noise: float = 0.03
+    noise: float = 0.02
     effective_points: float = 100.0
     latent_weight: float = 1.0
     guide_points: float = 150.0
@@ -80,7 +80,7 @@ class AtlasSettings:
     local_noise: float = 0.018
     local_spread: float = 0.04
     local_length: float = 0.1
-    few_local_length: float = 0.2
+    few_local_length: float = 0.3
     grid: int = 40
 
     def given(self, points: float) -> AtlasSettings:

@@ -67,7 +67,7 @@ FINE_GRID = 64  # nodes along the shortest edge of the box for the surface of a 
 # A few latents too many, and D carries places far from the surface into the template: hence their
 # weight.
 DENSE = AtlasSettings(
-    steps=6, renew=2, noise_start=0.04, noise=0.01, latent_weight=10.0, local_noise=0.005,
+    steps=6, renew=2, noise_start=0.04, noise=0.02, latent_weight=10.0, local_noise=0.005,
     local_spread=0.03, local_length=0.06,
 )  # fmt: skip
 # A label volume tells center and size: so far may they be off (mm in RMS radii, log, radians).
@@ -112,9 +112,11 @@ class ImplicitAtlasPrior:
         self.card = card
         self.decoder = decoder
         self.latent_mean = weights["latent_mean"].astype(np.float64)
-        self.latent_root = weights["latent_root"].astype(np.float64)
+        self.learned_root = weights["latent_root"].astype(np.float64)
+        wider = widening(self.learned_root)
+        self.latent_root = self.learned_root * wider
         self.training_latents = weights["latents"].astype(np.float64)
-        self.from_quick = weights["from_quick"].astype(np.float64)
+        self.from_quick = weights["from_quick"].astype(np.float64) / wider
         self.rms_radius = float(weights["rms_radius"][0])
         self.parts = weights.get("parts")
         self.pose_prior = pose_prior
@@ -314,7 +316,7 @@ class ImplicitAtlasPrior:
     def sample(self, count: int, seed: int = 0) -> Array:
         """(count, c) latents drawn from the Gaussian of the training latents."""
         drawn = np.random.default_rng(seed).standard_normal((count, self.latent_root.shape[1]))
-        return np.asarray(self.latent_mean + drawn @ self.latent_root.T)
+        return np.asarray(self.latent_mean + drawn @ self.learned_root.T)
 
     def interpolate(self, first: Array, second: Array, share: float) -> Array:
         """The latents ``share`` of the way from first to second."""
@@ -398,6 +400,15 @@ def atlas_nodes(decoder: AtlasDecoder) -> Array:
     box = decoder.box.double().cpu().numpy()
     axes = [np.linspace(-b, b, n) for b, n in zip(box, decoder.sizes.nodes(), strict=True)]
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+
+
+def widening(root: Array) -> Array:
+    """(c,) factors by which fits widen latent axes (c, c): none is narrower than the mean variance.
+
+    Training shapes span fewer axes than there are; new shapes need the others, too.
+    """
+    variance = (root**2).sum(axis=0)
+    return np.asarray(np.sqrt(np.maximum(1.0, variance.mean() / variance)))
 
 
 def boundary_evidence(points: Array, inside: Array, outside: Array) -> Evidence:

@@ -417,8 +417,8 @@ class AtlasTrainer:
 def latent_whitening(trained: TrainedAtlas, real_only: bool) -> dict[str, NDArray[np.float32]]:
     """Mean (c,) and root (c, c) of the latents, by principal axes, the widest first.
 
-    Axes in which training shapes hardly differ get ``LEAST_SPREAD`` of the mean variance: a
-    full label volume may need them.
+    Axes in which training shapes hardly differ get ``LEAST_SPREAD`` of the mean variance, so that
+    the root has an inverse.
 
     Args:
         trained: the networks and latents.

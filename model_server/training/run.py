@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
@@ -320,7 +321,7 @@ def _command(method: str, organ: str, data: Path, only: str, options: dict[str, 
         if name == "steps":
             words += ["--steps", str(value)]
         else:
-            words += ["--option", f"{name}={value}"]
+            words += ["--option", shlex.quote(f"{name}={value}")]
     return " ".join(words)
 
 

@@ -103,10 +103,10 @@ def test_a_training_shape_is_its_own_nearest(atlas):
 
 
 def test_unusual_shapes_are_farther_from_all(atlas):
-    """Along the widest axis: the figure grows with the number of standard deviations."""
+    """Along the widest axis: the figure grows, in the end beyond that of a typical pair."""
     axis = atlas.latent_root[:, 0]
-    far = [atlas.nearest_training(atlas.latent_mean + k * axis, 1)[0][1] for k in (0, 4, 8)]
-    assert far[0] < 0.7 < far[1] < 1.0 < far[2]
+    far = [atlas.nearest_training(atlas.latent_mean + k * axis, 1)[0][1] for k in (0, 5, 10)]
+    assert far[0] < 0.65 < far[1] < 1.0 < far[2]
 
 
 def test_every_template_can_be_asked_for(atlas):
@@ -139,7 +139,8 @@ def test_fits_may_use_axes_that_training_shapes_hardly_span(atlas):
     wide, learned = (np.linalg.norm(r, axis=0) for r in (atlas.latent_root, atlas.learned_root))
     mean = np.sqrt((learned**2).mean())
     assert np.allclose(wide, np.maximum(learned, mean))
-    assert (wide > 1.5 * learned).any() and (wide == learned).any()
+    assert (wide > 1.5 * learned).any()
+    assert (wide == learned).any()
     # Sampled shapes keep to the learned axes.
     spread = atlas.sample(400).std(axis=0)
     assert np.linalg.norm(spread) == pytest.approx(np.linalg.norm(atlas.learned_root), rel=0.05)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from model_server.reconstruction import Surface
 from model_server.training.canonical import canonical_shapes
 from model_server.training.dals import DalsTrainer, DalsTraining
 from model_server.training.pointwolf import PointWolf
-from model_server.training.run import train
+from model_server.training.run import _command, train
 from model_server.training.shapes import Case, split_cases
 from model_server.training.wrapping import cover, wrap
 
@@ -154,3 +156,12 @@ def test_too_few_labels_are_refused(tmp_path):
     (tmp_path / "labels").mkdir()
     with pytest.raises(ShapePriorError, match="at least five"):
         train("pca", "bean", tmp_path, tmp_path / "out")
+
+
+def test_the_recorded_command_is_one_a_shell_takes():
+    made = _command(
+        "atlas", "liver", Path("/data/liver"), "lits", {"channels": [8, 32], "steps": 9}
+    )
+    words = shlex.split(made)
+    assert words[-4:] == ["--option", "channels=[8, 32]", "--steps", "9"]
+    assert words[5:9] == ["--organ", "liver", "--data", ".../liver"]

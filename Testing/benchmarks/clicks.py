@@ -11,11 +11,12 @@ from common import chosen_methods, console, load, number, parser, provenance, sh
 
 from model_server.evaluation.harness import evaluate
 from model_server.evaluation.plots import plot_curves
-from model_server.evaluation.results import EvaluationResult
+from model_server.evaluation.results import EvaluationResult, shown_pair
 
 COUNTS = [10, 20, 64, 256, 1024]
 BARS = {20: 0.86, 64: 0.90, 256: 0.92, 1024: 0.93}
 HEADER = ["clicks", "method", "Dice", "NSD", "HD95 mm", "first s", "final s", "failed", "bar"]
+AGAINST = ["clicks", "against", "Dice: mean difference ± SE (wins/losses)"]
 
 
 def row(count: int, method: str, result: EvaluationResult, bar: float | None) -> list[str]:
@@ -61,9 +62,16 @@ def main() -> None:
         for index, method in enumerate(methods):
             bar = BARS.get(count) if index == 0 and chosen.organ == "hippocampus" else None
             rows.append(row(count, method.label, result, bar))
+    first = methods[0].label
+    pairs = [
+        [str(count), pair.other, shown_pair(pair)]
+        for count, result in results.items()
+        for pair in result.paired(first, ["dice"])
+    ]
     path = chosen.output / f"clicks_{chosen.organ}.md"
     path.unlink(missing_ok=True)
     show(f"{chosen.organ}: clicks, pose unknown", HEADER, rows, path)
+    show(f"{first} against the others, case by case", AGAINST, pairs, path)
     with path.open("a") as file:
         file.write("\n" + provenance(result))
     curves = {

@@ -268,7 +268,7 @@ class EvaluationResult:
         pairs = self.paired(method)
         rows = []
         for other in dict.fromkeys(p.other for p in pairs):
-            rows.append([other, *(_shown_pair(p) for p in pairs if p.other == other)])
+            rows.append([other, *(shown_pair(p) for p in pairs if p.other == other)])
         return ["against", *(COLUMNS[m][0] for m in PAIRED_METRICS)], rows
 
 
@@ -308,7 +308,8 @@ def _shown(column: str, value: float) -> str:
     return "-" if np.isnan(value) else f"{factor * value:.{decimals}f}"
 
 
-def _shown_pair(pair: Paired) -> str:
+def shown_pair(pair: Paired) -> str:
+    """Mean difference ± its standard error, wins/losses, verdict."""
     _, factor, decimals = COLUMNS[pair.metric]
     if np.isnan(pair.difference):
         return f"- ({pair.wins}/{pair.losses})"

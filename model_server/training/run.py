@@ -431,8 +431,8 @@ def _train_atlas(
     folder: Path,
     progress: Progress | None,
 ) -> tuple[PriorCard, dict[str, NDArray[Any]]]:
+    from model_server.priors.atlas_files import pack_networks
     from model_server.priors.dals import choose_device
-    from model_server.priors.implicit_atlas import pack_networks
     from model_server.training.atlas_config import FEW_SHOT, AtlasTraining
     from model_server.training.atlas_shapes import atlas_shapes, dense_surfaces
     from model_server.training.implicit_atlas import (

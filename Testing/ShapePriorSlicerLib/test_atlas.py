@@ -123,7 +123,7 @@ def drawAround(session, surface: Surface) -> Observations:
 def rarestFirst(prior) -> np.ndarray:
     """Training latents, those with the rarest templates first, then one of the most common."""
     whitened = [prior.whiten(h.astype(np.float64)) for h in prior.training_latents]
-    chosen = np.array([prior.full_solver.likely_templates(u)[0] for u in whitened])
+    chosen = np.array([prior.whole.likely_templates(u)[0] for u in whitened])
     order = np.argsort(np.bincount(chosen)[chosen], kind="stable")
     return prior.training_latents[np.concatenate([order[-1:], order[:-1]])]
 

@@ -33,7 +33,7 @@ class Prior:
     @classmethod
     def of(cls, form: Form, spread: Array, strength: float) -> Prior:
         """From the covariance of the pose prior (7, 7) and the user's strength."""
-        return cls(np.linalg.inv(spread), form.precision(strength), form.reach(spread))
+        return cls(np.asarray(np.linalg.inv(spread)), form.precision(strength), form.reach(spread))
 
     def precision(self, count: int) -> Array:
         """(7 + K, 7 + K) of pose step and ``count`` latents."""

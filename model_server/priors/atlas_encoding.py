@@ -90,7 +90,7 @@ def encode(prior: ImplicitAtlasPrior, label: Volume) -> Encoded:
     surface = spline_surface(label)
     found = standardization(surface)
     pose = Pose(found.center, found.rms_radius / prior.rms_radius)
-    places = _places(prior, label, surface, pose)
+    places = dense_places(prior, label, surface, pose)
     units = DENSE_POSE * np.array([found.rms_radius] * 3 + [1.0] * 4)
     spread = np.diag(units**2)
     guessed = _guess(prior, label, pose)
@@ -113,7 +113,7 @@ def _form(prior: ImplicitAtlasPrior, settings: AtlasSettings) -> FieldForm:
     return FieldForm(prior.field(settings), settings)
 
 
-def _places(prior: ImplicitAtlasPrior, label: Volume, surface: Surface, pose: Pose) -> Places:
+def dense_places(prior: ImplicitAtlasPrior, label: Volume, surface: Surface, pose: Pose) -> Places:
     """On the border, and clear of it inside and outside.
 
     All over the box: with many latent axes D could carry places far from the surface into the

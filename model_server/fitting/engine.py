@@ -262,7 +262,8 @@ class _Run:
             self.state = self.form.local_step(
                 self.state, self._guided(), self.settings.prior_strength
             )
-        self._lap("local", self.form.local_steps)
+        if self.form.local_steps:
+            self._lap("local", self.form.local_steps)
         if self.settings.uncertainty:
             self.spread = self.form.spread_before(self.state)
             self._lap("uncertainty")

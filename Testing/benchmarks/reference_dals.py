@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from model_server.fitting.data_terms import curves_loss, dirichlet_energy, mask_loss, points_loss
+from model_server.fitting.mesh_losses import triangle_quality
 from model_server.fitting.pose_prior import mirror_points, mirror_pose
 from model_server.fitting.residuals import residuals
 from model_server.fitting.samples import BoundarySamples, boundary_samples
@@ -26,7 +27,6 @@ from model_server.pose import Pose
 from model_server.priors.dals import DalsPrior
 from model_server.priors.protocol import FitSettings
 from model_server.reconstruction import Provenance, Reconstruction, Surface
-from model_server.training.dals import triangle_quality
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import pdist
 
+from model_server.cases.canonical import standardization
 from model_server.errors import ShapePriorError
 from model_server.fitting.atlas_solver import (
     AtlasSettings,
@@ -51,7 +52,6 @@ from model_server.priors.implicit_atlas_decoder import AtlasDecoder, AtlasSizes
 from model_server.priors.pca import PcaPrior
 from model_server.priors.protocol import FitSettings
 from model_server.reconstruction import Provenance, Reconstruction, Surface
-from model_server.training.shapes import standardization
 
 Array = NDArray[np.float64]
 GUIDE_POINTS = 400  # samples of the quick look's surface

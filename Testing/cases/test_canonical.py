@@ -5,24 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from analytic_surfaces import ellipsoid
 from scipy.spatial import cKDTree
 
 from model_server.cases.canonical import canonical_shapes, load_surfaces
 from model_server.cases.splits import Case, split_cases
-from model_server.geometry.icosphere import icosphere
 from model_server.geometry.labels import spline_surface, surface_from_label
 from model_server.io.volumes import read_volume
 from model_server.reconstruction import Surface
 
 
-def ellipsoid(index: int) -> Surface:
-    sphere = icosphere(3)
-    axes = np.array([7.0, 20.0, 8.0]) * (1 + 0.1 * np.sin([index, 2.0 * index, 3.0 * index]))
-    return Surface(sphere.points * axes, sphere.triangles)
+def shape(index: int) -> Surface:
+    first, second, third = 1 + 0.1 * np.sin([index, 2.0 * index, 3.0 * index])
+    return ellipsoid((7 * first, 20 * second, 8 * third), level=3)
 
 
 def test_canonical_shapes_lead_back_to_their_patients():
-    surfaces = [ellipsoid(i) for i in range(5)]
+    surfaces = [shape(i) for i in range(5)]
     surfaces[2] = Surface(surfaces[2].points + np.array([40.0, -10.0, 5.0]), surfaces[2].triangles)
     cases = [Case(str(i), None, "right" if i % 2 else "left") for i in range(5)]
     shapes = canonical_shapes(cases, surfaces, mirrors=True)

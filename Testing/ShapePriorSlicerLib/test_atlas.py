@@ -25,14 +25,14 @@ from ShapePriorSlicerLib.workspace import Workspace
 from test_saving import opened, writeBundle
 from vtk.util.numpy_support import vtk_to_numpy
 
-from model_server.evaluation.simulate import three_outlines
+from model_server.cases.canonical import standardization
+from model_server.cases.simulate import three_outlines
 from model_server.fitting.pose_prior import mirror_points
 from model_server.observations import Observations
 from model_server.pose import Pose
 from model_server.priors.registry import load_prior
 from model_server.reconstruction import Surface
 from model_server.service.sessions import template_of
-from model_server.training.shapes import standardization
 
 ATLAS = "hippocampus-atlas"
 RADIUS_MM = 13.0  # RMS, of a hippocampus

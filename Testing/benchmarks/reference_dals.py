@@ -16,6 +16,7 @@ from torch import Tensor
 
 from model_server.fitting.data_terms import curves_loss, dirichlet_energy, mask_loss, points_loss
 from model_server.fitting.engine import place
+from model_server.fitting.mesh_losses import triangle_quality
 from model_server.fitting.pose_prior import mirror_points, mirror_pose
 from model_server.fitting.residuals import residuals
 from model_server.fitting.terms import Evidence, LabelMapTerm, OutlineTerm, evidence_of
@@ -27,7 +28,6 @@ from model_server.pose import Pose
 from model_server.priors.dals import DalsPrior
 from model_server.priors.protocol import FitSettings
 from model_server.reconstruction import Provenance, Reconstruction, Surface
-from model_server.training.dals import triangle_quality
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,10 @@ from ShapePriorSlicerLib.connection import (
     Finished,
 )
 
+from model_server.cases.simulate import draw_outlines, middle_planes
 from model_server.evaluation.harness import cases_of
 from model_server.evaluation.metrics import Truth
 from model_server.evaluation.results import machine
-from model_server.evaluation.simulate import draw_outlines, middle_planes
 from model_server.observations import Observations, PlanarOutline
 from model_server.reconstruction import Surface
 from model_server.service.wire import (

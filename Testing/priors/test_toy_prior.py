@@ -10,7 +10,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 from toy_prior import EllipsoidPrior
 
-from model_server.evaluation import simulate
+from model_server.cases import simulate
 from model_server.fitting.interrupt import Interrupted, stop_when
 from model_server.fitting.residuals import closest_distance
 from model_server.geometry.sampling import sample_surface

@@ -12,8 +12,9 @@ import torch
 from scipy.spatial import cKDTree
 from torch.nn import functional
 
+from model_server.cases import simulate
+from model_server.cases.checks import check_labels
 from model_server.errors import ShapePriorError
-from model_server.evaluation import simulate
 from model_server.evaluation.metrics import dice
 from model_server.geometry.icosphere import icosphere
 from model_server.geometry.labels import spline_surface
@@ -30,7 +31,6 @@ from model_server.training.atlas_config import AtlasTraining
 from model_server.training.atlas_shapes import atlas_shapes, bumped
 from model_server.training.atlas_start import Lesson, starting_latents
 from model_server.training.implicit_atlas import AtlasTrainer, deformation_loss, laplacian_loss
-from model_server.training.labels import check_labels
 from model_server.training.own import train_own
 
 TINY = AtlasTraining(

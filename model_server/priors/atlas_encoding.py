@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from model_server.cases.canonical import standardization
 from model_server.fitting import engine
 from model_server.fitting.attachment import Attachment
 from model_server.fitting.field_form import FieldForm
@@ -22,7 +23,6 @@ from model_server.priors.atlas_field import AtlasSettings
 from model_server.priors.implicit_atlas import ImplicitAtlasPrior
 from model_server.priors.protocol import FitSettings
 from model_server.reconstruction import Surface
-from model_server.training.shapes import standardization
 
 Array = NDArray[np.float64]
 DENSE_POINTS = 4000  # of a label volume's surface

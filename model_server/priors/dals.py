@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from model_server.errors import ShapePriorError
 from model_server.fitting.mesh_form import SHOWN_LEVEL, MeshForm, MeshSettings
 from model_server.fitting.model import Form
 from model_server.fitting.pose_prior import PosePrior
@@ -23,25 +22,13 @@ from model_server.geometry.labels import oriented
 from model_server.priors.base import LatentPrior
 from model_server.priors.card import PriorCard, read_weights
 from model_server.priors.dals_decoder import DalsDecoder
+from model_server.priors.device import choose_device
 from model_server.priors.pca import PcaPrior
 from model_server.priors.protocol import FitSettings
 from model_server.reconstruction import Reconstruction, Surface
 
 Array = NDArray[np.float64]
 TEMPLATE_LEVEL = SHOWN_LEVEL  # subdivisions of the sphere that the mean shape is shown on
-
-
-def choose_device(device: str) -> torch.device:
-    """The torch device for "auto", "cpu" or "cuda".
-
-    Raises:
-        ShapePriorError: CUDA was asked for and there is none.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ShapePriorError(
-            "There is no CUDA device on this machine.", "Choose the device 'auto' or 'cpu'."
-        )
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 class DalsPrior(LatentPrior):

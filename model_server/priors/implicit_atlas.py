@@ -26,6 +26,7 @@ from model_server.priors.atlas_field import AtlasField, AtlasSettings, level_set
 from model_server.priors.atlas_files import unpack_networks
 from model_server.priors.base import LatentPrior
 from model_server.priors.card import PriorCard, read_weights
+from model_server.priors.device import choose_device
 from model_server.priors.implicit_atlas_decoder import AtlasDecoder
 from model_server.priors.pca import PcaPrior
 from model_server.priors.protocol import FitSettings
@@ -75,7 +76,6 @@ class ImplicitAtlasPrior(LatentPrior):
     @classmethod
     def load(cls, folder: Path, card: PriorCard, device: str = "auto") -> ImplicitAtlasPrior:
         """Read ``weights.safetensors``, and the PCA prior of the same organ beside it."""
-        from model_server.priors.dals import choose_device
         from model_server.priors.registry import load_prior
 
         weights = read_weights(folder, card)

@@ -80,7 +80,7 @@ def run_demo(folder: Path, prior: str, device: str, quiet: bool) -> dict[str, An
     from model_server.fit_session import Session
     from model_server.io.outputs import check_outputs, make_folder, write_together
     from model_server.io.volumes import read_volume
-    from model_server.picture import save_picture
+    from model_server.pictures.result import save_picture
 
     case = example_case()
     make_folder(folder)

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError
-from model_server.explore_picture import Row, Tile, draw
 from model_server.geometry.closest import closest_on_mesh
 from model_server.geometry.labels import voxelize
 from model_server.io.outputs import make_folder, write_together
 from model_server.io.surfaces import surface_file
 from model_server.io.volumes import read_volume
 from model_server.observations import Observations
+from model_server.pictures.shape_space import Row, Tile, draw
 from model_server.pose import Pose
 from model_server.priors.protocol import FitSettings, ShapePrior
 from model_server.reconstruction import Surface

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Lock
+from functools import lru_cache
 from typing import Any
 
 from model_server.errors import ShapePriorError
@@ -25,7 +25,6 @@ NUMBERS = (
     "MKL_NUM_THREADS",
     "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
-    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
 # How the OpenMP of GNU, Intel and LLVM wait: asleep, at once.
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
@@ -66,56 +65,27 @@ def begin_with_few(count: int | None = None) -> None:
 
 @contextmanager
 def few_threads() -> Iterator[None]:
-    """While a fit works: few threads of libraries that are loaded, then as many as before."""
+    """While a fit works: few threads of libraries that are loaded, then as many as before.
+
+    Takes some 50 microseconds. In a process with several threads it speaks for the one that calls
+    it, as far as libraries tell them apart.
+    """
     torch = sys.modules.get("torch")
     count = fit_threads()
     before = torch.get_num_threads() if torch else count
-    _blas.begin(count)
-    try:
-        if torch and before != count:
-            torch.set_num_threads(count)
-        yield
-    finally:
-        if torch and before != count:
-            torch.set_num_threads(before)
-        _blas.end()
+    with _pools(tuple(name in sys.modules for name in LIBRARIES)).limit(limits=count):
+        try:
+            if torch and before != count:
+                torch.set_num_threads(count)
+            yield
+        finally:
+            if torch and before != count:
+                torch.set_num_threads(before)
 
 
-class _Blas:
-    """The pools of numpy's and scipy's linear algebra: one number for all threads of a process.
+@lru_cache(maxsize=1)
+def _pools(loaded: tuple[bool, ...]) -> Any:
+    """The pools of linear algebra. To look for them takes milliseconds: done when some are new."""
+    from threadpoolctl import ThreadpoolController
 
-    So the first of several fits that overlap limits them, and the last one restores them.
-    """
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._fits = 0
-        self._loaded: tuple[bool, ...] = ()
-        self._controller: Any = None
-        self._limit: Any = None
-
-    def begin(self, count: int) -> None:
-        """A fit begins."""
-        with self._lock:
-            self._fits += 1
-            if self._fits == 1:
-                self._limit = self._found().limit(limits=count, user_api="blas")
-
-    def end(self) -> None:
-        """A fit ends."""
-        with self._lock:
-            self._fits -= 1
-            if self._fits == 0:
-                self._limit.restore_original_limits()
-
-    def _found(self) -> Any:
-        """What knows the pools; looking for them takes milliseconds, so it is done once."""
-        from threadpoolctl import ThreadpoolController
-
-        loaded = tuple(name in sys.modules for name in LIBRARIES)
-        if loaded != self._loaded:
-            self._loaded, self._controller = loaded, ThreadpoolController()
-        return self._controller
-
-
-_blas = _Blas()
+    return ThreadpoolController().select(user_api="blas")

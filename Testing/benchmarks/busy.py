@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -98,25 +99,22 @@ def by_command(prior: str, device: str, folders: Sequence[Path]) -> list[Taken]:
         words = [sys.executable, "-m", "model_server", "fit", "--prior", prior, "--quiet"]
         words += ["--device", device, "--output", str(folder.with_suffix(".vtp")), "--annotations"]
         words += [str(path) for path in sorted(folder.iterdir())]
-        began = time.perf_counter()
-        process = psutil.Popen(words, cwd=HERE.parent.parent, env=plain())
-        spent = 0.0
-        while process.poll() is None:
-            time.sleep(0.005)
-            spent = cpu_of(process, spent)
-        if process.returncode != 0:
-            raise RuntimeError(f"'{' '.join(words)}' failed.")
-        found.append(Taken(time.perf_counter() - began, spent))
+        began, before = time.perf_counter(), cpu_of_children()
+        subprocess.run(words, cwd=HERE.parent.parent, env=plain(), check=True)
+        found.append(Taken(time.perf_counter() - began, cpu_of_children() - before))
     return found
 
 
-def cpu_of(process: psutil.Process, otherwise: float = 0.0) -> float:
-    """Seconds of the processor so far; ``otherwise`` where the process has ended."""
-    try:
-        times = process.cpu_times()
-    except psutil.Error:
-        return otherwise
-    return max(times.user + times.system, otherwise)
+def cpu_of_children() -> float:
+    """Seconds of the processor that processes took which this one started and saw end."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def cpu_of(process: psutil.Process) -> float:
+    """Seconds of the processor so far."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 def by_server(prior: str, device: str, folders: Sequence[Path]) -> list[Taken]:

@@ -13,25 +13,32 @@ from typing import Annotated
 
 import qt
 import slicer
-from ShapePriorSlicerLib import ShapePriorError, dependencies
-from ShapePriorSlicerLib import widget_texts as texts
-from ShapePriorSlicerLib.backend import LocalBackend, RemoteBackend
-from ShapePriorSlicerLib.keeping import exportSession, withSuffix
-from ShapePriorSlicerLib.priors import (
-    listPriors,
-    listRemotePriors,
-    requirePriors,
-    withPriors,
-)
-from ShapePriorSlicerLib.sample_data import (
+from ShapePriorSlicerLib import ShapePriorError
+from ShapePriorSlicerLib.files.sample_data import (
     EXAMPLE_PRIOR,
     OUTLINES,
     exampleImage,
     exampleOutline,
     exampleTruth,
 )
-from ShapePriorSlicerLib.structure import BOUNDARY, INSIDE, OUTLINE, OUTSIDE, TEMPLATE_LANDMARKS
-from ShapePriorSlicerLib.workspace import Workspace
+from ShapePriorSlicerLib.panel import texts as texts
+from ShapePriorSlicerLib.scene.structure import (
+    BOUNDARY,
+    INSIDE,
+    OUTLINE,
+    OUTSIDE,
+    TEMPLATE_LANDMARKS,
+)
+from ShapePriorSlicerLib.server import dependencies
+from ShapePriorSlicerLib.server.backend import LocalBackend, RemoteBackend
+from ShapePriorSlicerLib.server.priors import (
+    listPriors,
+    listRemotePriors,
+    requirePriors,
+    withPriors,
+)
+from ShapePriorSlicerLib.session.keeping import exportSession, withSuffix
+from ShapePriorSlicerLib.session.workspace import Workspace
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper

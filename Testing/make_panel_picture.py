@@ -21,8 +21,8 @@ WIDTH, HEIGHT = 430, 1120
 def main() -> None:
     """Reconstruct the bundled case in the panel and keep a picture of it."""
     from desktop import Desktop, click
-    from ShapePriorSlicerLib.sample_data import OUTLINES, exampleOutline
-    from ShapePriorSlicerLib.structure import OUTLINE, VIEW_ATTRIBUTE
+    from ShapePriorSlicerLib.files.sample_data import OUTLINES, exampleOutline
+    from ShapePriorSlicerLib.scene.structure import OUTLINE, VIEW_ATTRIBUTE
 
     desktop = Desktop()
     try:

@@ -386,7 +386,8 @@ for name, module in sys.modules.items():
 assert not {"torch", "qt"} & set(sys.modules)
 
 from model_server.priors.registry import list_priors
-from ShapePriorSlicerLib import dependencies, sample_data
+from ShapePriorSlicerLib.server import dependencies
+from ShapePriorSlicerLib.files import sample_data
 
 files = [sample_data.exampleImage(), sample_data.exampleTruth()]
 files += [sample_data.exampleOutline(name) for name in sample_data.OUTLINES]
@@ -412,7 +413,7 @@ def test_the_installed_library_finds_all_it_needs(installed, tmp_path):
 
 
 def test_what_the_module_asks_for_in_slicer_is_what_the_package_requires(project):
-    from ShapePriorSlicerLib import dependencies
+    from ShapePriorSlicerLib.server import dependencies
 
     inside = [Requirement(line) for line in dependencies.requirements()]
     brought = {canonicalize_name(name) for name in dependencies.BUNDLED}

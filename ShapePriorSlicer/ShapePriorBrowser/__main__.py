@@ -9,7 +9,7 @@ import sys
 import webbrowser
 from pathlib import Path
 
-from ShapePriorSlicerLib.backend import LocalBackend
+from ShapePriorSlicerLib.server.backend import LocalBackend
 
 from model_server.errors import ShapePriorError
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from ShapePriorSlicerLib.backend import LocalBackend
+from ShapePriorSlicerLib.server.backend import LocalBackend
 
 
 class SharedBackend(LocalBackend):

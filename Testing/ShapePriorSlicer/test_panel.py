@@ -22,9 +22,9 @@ from desktop import Desktop, click  # noqa: E402
 from PySide6 import QtCore, QtTest, QtWidgets  # noqa: E402
 from python_qt import uncaught, unwrap  # noqa: E402
 from scipy.spatial import cKDTree  # noqa: E402
-from ShapePriorSlicerLib import dependencies  # noqa: E402
-from ShapePriorSlicerLib.sample_data import exampleOutline  # noqa: E402
-from ShapePriorSlicerLib.widget_texts import OTHER_EXPORTS  # noqa: E402
+from ShapePriorSlicerLib.files.sample_data import exampleOutline  # noqa: E402
+from ShapePriorSlicerLib.panel.texts import OTHER_EXPORTS  # noqa: E402
+from ShapePriorSlicerLib.server import dependencies  # noqa: E402
 
 from model_server.priors.registry import BUNDLED_ZOO  # noqa: E402
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import slicer
 import vtk
-from ShapePriorSlicerLib.connection import (
+from ShapePriorSlicerLib.scene.structure import OUTLINE, Structure
+from ShapePriorSlicerLib.server.events import (
     Cancelled,
     Event,
     Failed,
@@ -20,9 +21,8 @@ from ShapePriorSlicerLib.connection import (
     Progressed,
     TemplateCame,
 )
-from ShapePriorSlicerLib.session import Session
-from ShapePriorSlicerLib.structure import OUTLINE, Structure
-from ShapePriorSlicerLib.workspace import Workspace
+from ShapePriorSlicerLib.session.session import Session
+from ShapePriorSlicerLib.session.workspace import Workspace
 
 from model_server.geometry.icosphere import icosphere
 from model_server.observations import Observations
@@ -323,7 +323,7 @@ def readCurve(structure: Structure, path, role: str = OUTLINE):
 
 def addExample(session: Session) -> list:
     """The three outlines of the bundled case, all at once."""
-    from ShapePriorSlicerLib.sample_data import OUTLINES, exampleOutline
+    from ShapePriorSlicerLib.files.sample_data import OUTLINES, exampleOutline
 
     nodes = [readCurve(session.structure, exampleOutline(name)) for name in OUTLINES]
     for node in nodes:

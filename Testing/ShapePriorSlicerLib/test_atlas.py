@@ -14,14 +14,14 @@ pytest.importorskip("slicer", reason="slicer-core is not installed")
 import slicer
 from scenes import Application, SharedBackend, addExample, curve
 from scenes import settle as settledWithin
-from ShapePriorSlicerLib import coloring
-from ShapePriorSlicerLib.annotations import definedPoints
-from ShapePriorSlicerLib.backend import LocalBackend
-from ShapePriorSlicerLib.keeping import exportSession
-from ShapePriorSlicerLib.landmarks import onPatient, onTemplate
-from ShapePriorSlicerLib.structure import LANDMARKS, OUTLINE, TEMPLATE_LANDMARKS
-from ShapePriorSlicerLib.widget_texts import figuresText
-from ShapePriorSlicerLib.workspace import Workspace
+from ShapePriorSlicerLib.files.export import exportStructure
+from ShapePriorSlicerLib.panel.texts import figuresText
+from ShapePriorSlicerLib.scene import coloring
+from ShapePriorSlicerLib.scene.annotations import definedPoints
+from ShapePriorSlicerLib.scene.landmarks import onPatient, onTemplate
+from ShapePriorSlicerLib.scene.structure import LANDMARKS, OUTLINE, TEMPLATE_LANDMARKS
+from ShapePriorSlicerLib.server.backend import LocalBackend
+from ShapePriorSlicerLib.session.workspace import Workspace
 from test_saving import opened, writeBundle
 from vtk.util.numpy_support import vtk_to_numpy
 
@@ -208,7 +208,7 @@ def test_parts_have_a_color_each_and_a_legend_with_their_names(fitted):
 
 
 def test_parts_go_into_files(fitted, tmp_path):
-    path = exportSession(fitted, tmp_path / "organ.correspondences.csv")
+    path = exportStructure(fitted.structure, tmp_path / "organ.correspondences.csv")
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     parts = [int(row["part"]) for row in rows]
@@ -216,7 +216,7 @@ def test_parts_go_into_files(fitted, tmp_path):
     named = {(row["part"], row["part_name"]) for row in rows}
     assert named == {("1", "anterior"), ("2", "posterior")}
     assert {int(row["template"]) for row in rows} == {fitted.reconstruction.template}
-    text = exportSession(fitted, tmp_path / "organ.vtp").read_text()
+    text = exportStructure(fitted.structure, tmp_path / "organ.vtp").read_text()
     assert all(f'Name="{name}"' in text for name in ("Part", "TemplateId", "TemplateCoordinates"))
 
 

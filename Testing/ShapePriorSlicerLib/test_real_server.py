@@ -21,11 +21,11 @@ from scenes import (
     until,
     vtkMatrix,
 )
-from ShapePriorSlicerLib.annotations import planeOfSlice
-from ShapePriorSlicerLib.backend import LocalBackend
-from ShapePriorSlicerLib.sample_data import exampleTruth
-from ShapePriorSlicerLib.structure import LANDMARKS, TEMPLATE_LANDMARKS
-from ShapePriorSlicerLib.workspace import Workspace
+from ShapePriorSlicerLib.files.sample_data import exampleTruth
+from ShapePriorSlicerLib.scene.annotations import planeOfSlice
+from ShapePriorSlicerLib.scene.structure import LANDMARKS, TEMPLATE_LANDMARKS
+from ShapePriorSlicerLib.server.backend import LocalBackend
+from ShapePriorSlicerLib.session.workspace import Workspace
 from test_saving import opened, writeBundle
 from views import View, cannotRender
 

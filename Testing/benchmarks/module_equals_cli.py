@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from module_common import Sitting, readCurve
 from service_common import THREADS, Check, parser, report, surfaces, tell
-from ShapePriorSlicerLib.structure import OUTLINE
+from ShapePriorSlicerLib.scene.structure import OUTLINE
 
 from model_server.evaluation.simulate import three_outlines
 from model_server.fitting.residuals import closest_distance

@@ -21,15 +21,9 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(HERE.parent.parent / "ShapePriorSlicer"))
 
-from ShapePriorSlicerLib.backend import THREADS, Backend, LocalBackend
-from ShapePriorSlicerLib.connection import (
-    Cancelled,
-    Connected,
-    Connection,
-    Event,
-    Failed,
-    Finished,
-)
+from ShapePriorSlicerLib.server.backend import THREADS, Backend, LocalBackend
+from ShapePriorSlicerLib.server.connection import Connection
+from ShapePriorSlicerLib.server.events import Cancelled, Connected, Event, Failed, Finished
 
 from model_server.evaluation.harness import cases_of
 from model_server.evaluation.metrics import Truth

@@ -39,7 +39,7 @@ def main() -> None:
         desktop.wait(lambda: session.status.phase == "done" and not session.isActive())
         desktop.window.resize(WIDTH, HEIGHT)
         desktop.window.show()
-        widget.update()
+        widget.panel.update()
         desktop.wait(lambda: not widget.logic.workspace.isBusy())
         PICTURE.parent.mkdir(parents=True, exist_ok=True)
         desktop.panel.grab().save(str(PICTURE))

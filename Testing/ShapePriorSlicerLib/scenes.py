@@ -296,6 +296,34 @@ def until(workspace: Workspace, condition: Callable[[], bool], seconds: float = 
         workspace.poll(0.003)
 
 
+# --- scenes that are saved and opened again -------------------------------------------------------
+
+
+def writeBundle(application, folder):
+    path = folder / "scene.mrb"
+    assert application.scene.WriteToMRB(str(path))
+    return path
+
+
+def opened(application, path, folder):
+    """Read it into a scene, as Slicer does: what is there is closed first."""
+    scene = application.scene
+    scene.Clear(0)
+    if path.suffix == ".mrml":
+        scene.SetURL(str(path))
+        assert scene.Connect()
+        return
+    cache = folder / "cache"
+    cache.mkdir(exist_ok=True)
+    files = slicer.vtkMRMLRemoteIOLogic()
+    files.SetMRMLScene(scene)
+    files.SetMRMLApplicationLogic(application.logic)
+    files.GetCacheManager().SetRemoteCacheDirectory(str(cache))
+    files.AddDataIOToScene()
+    assert scene.ReadFromMRB(str(path), True)
+    files.RemoveDataIOFromScene()
+
+
 # --- the bundled case and a real server ---------------------------------------------------------
 
 

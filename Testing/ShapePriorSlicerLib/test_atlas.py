@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("slicer", reason="slicer-core is not installed")
 import slicer
-from scenes import Application, SharedBackend, addExample, curve
+from scenes import Application, SharedBackend, addExample, curve, opened, writeBundle
 from scenes import settle as settledWithin
 from ShapePriorSlicerLib.files.export import exportStructure
 from ShapePriorSlicerLib.panel.texts import figuresText
@@ -22,7 +22,6 @@ from ShapePriorSlicerLib.scene.landmarks import onPatient, onTemplate
 from ShapePriorSlicerLib.scene.structure import LANDMARKS, OUTLINE, TEMPLATE_LANDMARKS
 from ShapePriorSlicerLib.server.backend import LocalBackend
 from ShapePriorSlicerLib.session.workspace import Workspace
-from test_saving import opened, writeBundle
 from vtk.util.numpy_support import vtk_to_numpy
 
 from model_server.evaluation.simulate import three_outlines

@@ -14,8 +14,10 @@ from scenes import (  # noqa: E402
     draw,
     ellipse,
     move,
+    opened,
     transformed,
     turn,
+    writeBundle,
 )
 from ShapePriorSlicerLib.scene.annotations import bindToSlice, definedPoints  # noqa: E402
 from ShapePriorSlicerLib.scene.coloring import UNCERTAINTY  # noqa: E402
@@ -26,12 +28,6 @@ from ShapePriorSlicerLib.scene.structure import (  # noqa: E402
     VIEW_ATTRIBUTE,
 )
 from ShapePriorSlicerLib.session.history import _near as near  # noqa: E402
-
-
-def writeBundle(application, folder):
-    path = folder / "scene.mrb"
-    assert application.scene.WriteToMRB(str(path))
-    return path
 
 
 def writeScene(application, folder):
@@ -51,25 +47,6 @@ def writeScene(application, folder):
         assert storage.WriteData(node), name
     assert scene.Commit(str(path))
     return path
-
-
-def opened(application, path, folder):
-    """Read it into a scene, as Slicer does: what is there is closed first."""
-    scene = application.scene
-    scene.Clear(0)
-    if path.suffix == ".mrml":
-        scene.SetURL(str(path))
-        assert scene.Connect()
-        return
-    cache = folder / "cache"
-    cache.mkdir(exist_ok=True)
-    files = slicer.vtkMRMLRemoteIOLogic()
-    files.SetMRMLScene(scene)
-    files.SetMRMLApplicationLogic(application.logic)
-    files.GetCacheManager().SetRemoteCacheDirectory(str(cache))
-    files.AddDataIOToScene()
-    assert scene.ReadFromMRB(str(path), True)
-    files.RemoveDataIOFromScene()
 
 
 @pytest.fixture(params=["mrb", "mrml"])

@@ -345,6 +345,12 @@ def test_cmake_installs_module_self_test_backend_example_and_nothing_else(
     assert found - expected <= {"model_server/LICENSE", "model_server/py.typed"}
 
 
+def test_the_installed_module_finds_its_self_test(installed):
+    source = (installed / "ShapePriorSlicer.py").read_text()
+    (parts,) = re.findall(r"^SELF_TEST = Path\((.*)\)$", source, re.MULTILINE)
+    assert installed.joinpath(*re.findall(r'"(.*?)"', parts)).is_file()
+
+
 def test_the_installed_backend_starts(installed):
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     done = subprocess.run(

@@ -286,7 +286,7 @@ def test_landmarks_are_where_the_prior_says(fitted, prior):
     found = placeLandmarks(fitted, shown.surface.points[chosen])
     assert fitted.template.problem is None
     assert len(found) == len(chosen)
-    *_, same = prior.fit(fitted._observations()[0])
+    *_, same = prior.fit(fitted.structure.observations()[0])
     exact, left = prior.from_template(same, shown.template_coordinates[chosen])
     gaps = np.linalg.norm(found - exact, axis=1)[left < 0.05]
     assert np.median(gaps) < 0.2

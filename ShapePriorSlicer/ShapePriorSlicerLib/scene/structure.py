@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from model_server.observations import resample_loop
+from model_server.observations import Observations, resample_loop
 
 from .annotations import (
     PLANE_ATTRIBUTE,
@@ -18,6 +18,7 @@ from .annotations import (
     bindToSlice,
     definedPoints,
     localPoints,
+    observationsFrom,
     placed,
     sliceSpacing,
 )
@@ -300,6 +301,17 @@ class Structure:
             if role != TEMPLATE_LANDMARKS
         )
         return (chosen.prior, chosen.side, chosen.strength, given)
+
+    def observations(self) -> tuple[Observations, tuple[str, ...]]:
+        """What a fit is given, and the keys of the nodes in the order of its residuals.
+
+        Raises:
+            ShapePriorError: see ``observationsFrom``.
+        """
+        curves = [c for c in self.nodes(OUTLINE) if len(definedPoints(c))]
+        boundary = [b for b in self.nodes(BOUNDARY) if len(definedPoints(b))]
+        found = observationsFrom(curves, boundary, self.nodes(INSIDE), self.nodes(OUTSIDE))
+        return found, tuple(n.GetAttribute(KEY_ATTRIBUTE) for n in [*curves, *boundary])
 
     def apply(self, state: State) -> None:
         """Bring the scene to a state: nodes made, removed and moved as needed."""

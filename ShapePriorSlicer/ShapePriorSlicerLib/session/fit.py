@@ -12,9 +12,8 @@ from model_server.errors import ShapePriorError
 from model_server.observations import Observations
 from model_server.reconstruction import Reconstruction
 
-from ..scene.annotations import definedPoints, observationsFrom
 from ..scene.parameters import Parameters
-from ..scene.structure import BOUNDARY, INSIDE, KEY_ATTRIBUTE, OUTLINE, OUTSIDE, Structure
+from ..scene.structure import Structure
 from ..server.connection import Connection
 from ..server.events import (
     Cancelled,
@@ -98,7 +97,7 @@ class Fit:
         if inputs != self._atServer:
             self.reconstruct()  # the server stands elsewhere: after undo, or as a new one
             return
-        observations, keys = self._observations()
+        observations, keys = self._structure.observations()
         number = self.connection.refine()
         self._asked = _Asked(number, inputs, keys, observations, False)
         self.status = self._working("Refining ...")
@@ -129,7 +128,7 @@ class Fit:
         if known is not None:
             self._abandon()
             found, residuals = known
-            self.shown.show(found, residuals, self._observations()[0], inputs)
+            self.shown.show(found, residuals, self._structure.observations()[0], inputs)
             self.status = self._described(found, "done", 0.0)
         elif self._structure.parameters.autoUpdate:
             self._wanted = "full"
@@ -183,7 +182,7 @@ class Fit:
             self._followed = inputs
         try:
             _requirePrior(chosen)
-            observations, keys = self._observations()
+            observations, keys = self._structure.observations()
             observations.require_enough()
         except ShapePriorError as error:
             self._refuse(error)
@@ -195,18 +194,10 @@ class Fit:
         self._atServer = None
         self.status = self._working("Fitting ...")
 
-    def _observations(self) -> tuple[Observations, tuple[str, ...]]:
-        """All annotations, and the keys of the nodes in the order of the residuals."""
-        role = self._structure.nodes
-        curves = [c for c in role(OUTLINE) if len(definedPoints(c))]
-        boundary = [b for b in role(BOUNDARY) if len(definedPoints(b))]
-        found = observationsFrom(curves, boundary, role(INSIDE), role(OUTSIDE))
-        return found, tuple(n.GetAttribute(KEY_ATTRIBUTE) for n in [*curves, *boundary])
-
     def _isEnough(self) -> bool:
         """Whether the annotations could determine a surface; if not, says so."""
         try:
-            self._observations()[0].require_enough()
+            self._structure.observations()[0].require_enough()
         except ShapePriorError as error:
             self._refuse(error)
             return error.code not in HINTS

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from model_server.evaluation.simulate import Plane, draw_outlines
+from model_server.cases.simulate import Plane, draw_outlines
 from model_server.geometry.labels import distance_field, oriented, voxelize
 from model_server.io.markups import Markup, write_markups
 from model_server.io.volumes import image_from_array, write_image

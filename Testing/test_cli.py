@@ -15,8 +15,8 @@ import pytest
 import SimpleITK as sitk
 
 from model_server import cli
+from model_server.cases.simulate import three_outlines
 from model_server.evaluation.harness import cases_of
-from model_server.evaluation.simulate import three_outlines
 from model_server.geometry.labels import surface_from_label
 from model_server.io.markups import Markup, write_markups
 from model_server.io.surfaces import read_surface

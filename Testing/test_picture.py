@@ -9,7 +9,7 @@ import pytest
 from matplotlib.image import imread
 from numpy.typing import NDArray
 
-from model_server.evaluation.simulate import middle_planes, oblique_planes
+from model_server.cases.simulate import middle_planes, oblique_planes
 from model_server.geometry.icosphere import icosphere
 from model_server.geometry.labels import voxelize
 from model_server.geometry.loops import section_loops

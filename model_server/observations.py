@@ -140,14 +140,19 @@ class PlanarOutline:
     @cached_property
     def basis(self) -> Array:
         """(2, 3) orthonormal in-plane axes."""
-        helper = np.eye(3)[np.argmin(np.abs(self.normal))]
-        first = np.cross(self.normal, helper)
-        first /= np.linalg.norm(first)
-        return np.stack([first, np.cross(self.normal, first)])
+        return in_plane_axes(self.normal)
 
     def resampled(self, spacing: float) -> list[Array]:
         """Each loop as (N, 3) points at equal arc length, about ``spacing`` mm apart."""
         return [resample_loop(loop, spacing) for loop in self.loops]
+
+
+def in_plane_axes(normal: Array) -> Array:
+    """(2, 3) orthonormal axes of the plane with this unit normal."""
+    helper = np.eye(3)[np.argmin(np.abs(normal))]
+    first = np.cross(normal, helper)
+    first /= np.linalg.norm(first)
+    return np.stack([first, np.cross(normal, first)])
 
 
 def resample_loop(loop: Array, spacing: float, least: int = 16) -> Array:

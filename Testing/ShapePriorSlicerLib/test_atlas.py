@@ -24,14 +24,14 @@ from ShapePriorSlicerLib.server.backend import LocalBackend
 from ShapePriorSlicerLib.session.workspace import Workspace
 from vtk.util.numpy_support import vtk_to_numpy
 
-from model_server.evaluation.simulate import three_outlines
+from model_server.cases.canonical import standardization
+from model_server.cases.simulate import three_outlines
 from model_server.fitting.pose_prior import mirror_points
 from model_server.observations import Observations
 from model_server.pose import Pose
 from model_server.priors.registry import load_prior
 from model_server.reconstruction import Surface
 from model_server.service.sessions import template_of
-from model_server.training.shapes import standardization
 
 ATLAS = "hippocampus-atlas"
 RADIUS_MM = 13.0  # RMS, of a hippocampus
@@ -122,7 +122,7 @@ def drawAround(session, surface: Surface) -> Observations:
 def rarestFirst(prior) -> np.ndarray:
     """Training latents, those with the rarest templates first, then one of the most common."""
     whitened = [prior.whiten(h.astype(np.float64)) for h in prior.training_latents]
-    chosen = np.array([prior.full_solver.likely_templates(u)[0] for u in whitened])
+    chosen = np.array([prior.whole.likely_templates(u)[0] for u in whitened])
     order = np.argsort(np.bincount(chosen)[chosen], kind="stable")
     return prior.training_latents[np.concatenate([order[-1:], order[:-1]])]
 

@@ -19,17 +19,17 @@ from typing import Any
 import numpy as np
 from common import RESULTS, parser, show
 
-from model_server.evaluation.atlas_protocol import (
-    NOMINAL_RADIUS,
-    VolumeEncoder,
-    scores,
-    volume_shapes,
-)
 from model_server.evaluation.harness import cases_of, use_threads
 from model_server.evaluation.results import machine
 from model_server.evaluation.volume_protocol import Mask, ResizedLabel
 from model_server.priors.implicit_atlas_decoder import base_nodes
 from model_server.training.atlas_config import AtlasTraining
+from model_server.training.atlas_protocol import (
+    NOMINAL_RADIUS,
+    VolumeEncoder,
+    scores,
+    volume_shapes,
+)
 from model_server.training.atlas_shapes import AtlasShapes, mode_copies
 from model_server.training.implicit_atlas import AtlasTrainer
 

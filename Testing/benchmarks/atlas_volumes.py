@@ -21,6 +21,7 @@ from model_server.evaluation.harness import cases_of, use_threads
 from model_server.evaluation.metrics import dice
 from model_server.evaluation.results import machine
 from model_server.evaluation.volume_protocol import ResizedLabel
+from model_server.priors.atlas_encoding import encode
 from model_server.priors.implicit_atlas import ImplicitAtlasPrior
 from model_server.priors.registry import load_prior
 
@@ -44,10 +45,9 @@ def reconstructed(prior: ImplicitAtlasPrior, case) -> dict[str, Row]:  # type: i
     truth = ResizedLabel.of(label)
     rows = {}
     start = time.perf_counter()
-    found = prior.encode(label)
+    found = encode(prior, label)
     seconds = time.perf_counter() - start
-    plain = prior.plain_surface(found)
-    for name, surface in (("latent", plain), ("local", found.surface)):
+    for name, surface in (("latent", found.plain), ("local", found.surface)):
         scores = truth.scores(surface)
         rows[name] = (scores["dsc"], scores["nsd"], 100.0 * dice(surface, label), seconds)
     return rows

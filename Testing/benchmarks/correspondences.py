@@ -22,6 +22,7 @@ from common import number, parser, show, verdict
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from model_server.cases.splits import Case
 from model_server.evaluation.harness import cases_of, use_threads
 from model_server.evaluation.metrics import Truth
 from model_server.evaluation.protocols import find_protocol
@@ -33,7 +34,6 @@ from model_server.observations import Observations, Volume
 from model_server.priors.protocol import FitSettings
 from model_server.priors.registry import load_prior
 from model_server.reconstruction import Reconstruction
-from model_server.training.shapes import Case
 
 Array = NDArray[np.float64]
 AS_USED = FitSettings(uncertainty=False)

@@ -20,7 +20,7 @@ from module_common import Sitting, readCurve
 from service_common import THREADS, Check, parser, report, surfaces, tell
 from ShapePriorSlicerLib.scene.structure import OUTLINE
 
-from model_server.evaluation.simulate import three_outlines
+from model_server.cases.simulate import three_outlines
 from model_server.fitting.residuals import closest_distance
 from model_server.geometry.curves import POINTS_PER_SEGMENT
 from model_server.io.markups import Markup, write_markups

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from common import number, parser, show
 
+from model_server.cases.canonical import standardization
+from model_server.cases.splits import Case, split_cases
 from model_server.errors import ShapePriorError
 from model_server.evaluation.harness import use_threads
 from model_server.evaluation.metrics import Truth
@@ -21,7 +23,6 @@ from model_server.evaluation.results import machine
 from model_server.priors.context import with_context
 from model_server.priors.registry import load_prior
 from model_server.reconstruction import Surface
-from model_server.training.shapes import Case, split_cases, standardization
 
 PRIOR = "hippocampus-atlas"
 RADIUS_MM = 13.0  # RMS, of a hippocampus

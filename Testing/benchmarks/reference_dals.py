@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from model_server.fitting.data_terms import curves_loss, dirichlet_energy, mask_loss, points_loss
+from model_server.fitting.engine import place
+from model_server.fitting.mesh_losses import triangle_quality
 from model_server.fitting.pose_prior import mirror_points, mirror_pose
 from model_server.fitting.residuals import residuals
-from model_server.fitting.samples import BoundarySamples, boundary_samples
+from model_server.fitting.terms import Evidence, LabelMapTerm, OutlineTerm, evidence_of
 from model_server.geometry.icosphere import icosphere, uniform_laplacian
 from model_server.geometry.labels import oriented
 from model_server.geometry.remesh import carry_over, remesh
@@ -26,7 +28,6 @@ from model_server.pose import Pose
 from model_server.priors.dals import DalsPrior
 from model_server.priors.protocol import FitSettings
 from model_server.reconstruction import Provenance, Reconstruction, Surface
-from model_server.training.dals import triangle_quality
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,12 @@ class ReferenceDals:
         del start
         began = time.perf_counter()
         torch.manual_seed(0)
-        pose = self.prior.quick.solve(observations, settings).pose
-        samples = boundary_samples(observations)
+        pose = place(self.prior.quick, observations, settings).pose
+        evidence = evidence_of(observations)
         mirrored = pose.mirrored
         if mirrored:
-            samples, pose = samples.mirrored(), mirror_pose(pose)
-        vertices, latents, pose = self._optimize(samples, observations, pose, settings)
+            evidence, pose = evidence.mirrored(), mirror_pose(pose)
+        vertices, latents, pose = self._optimize(evidence, observations, pose, settings)
         sphere = icosphere(self.settings.level)
         surface = Surface(vertices, sphere.triangles)
         if mirrored:
@@ -106,7 +107,7 @@ class ReferenceDals:
 
     def _optimize(
         self,
-        samples: BoundarySamples,
+        evidence: Evidence,
         observations: Observations,
         pose: Pose,
         settings: FitSettings,
@@ -124,7 +125,7 @@ class ReferenceDals:
         optimizer = torch.optim.Adam(moving, lr=chosen.learning_rate)
         sparse_data = bool(observations.outlines)
         quality_weight, smooth_weight = (0.01, 100.0) if sparse_data else (0.001, 0.2)
-        if samples.mask is not None:
+        if observations.label_map is not None:
             quality_weight = 0.0
         quality_weight *= settings.quality_weight
         smooth_weight *= settings.prior_strength
@@ -135,7 +136,7 @@ class ReferenceDals:
             z = shared + own if settings.local and number >= chosen.tied_steps else shared[None]
             canonical = self.prior.decoder.vertices(z, x)
             placed = _place(canonical, pose, step)
-            task = self._task(placed, triangles, samples, pose.scale)
+            task = self._task(placed, triangles, evidence, pose.scale)
             loss = (
                 task
                 + quality_weight * triangle_quality(placed[None], triangles)
@@ -152,23 +153,25 @@ class ReferenceDals:
         )
         return placed.detach().double().numpy(), (shared + own).detach().double().numpy(), final
 
-    def _task(
-        self, placed: Tensor, triangles: Tensor, samples: BoundarySamples, scale: float
-    ) -> Tensor:
+    def _task(self, placed: Tensor, triangles: Tensor, evidence: Evidence, scale: float) -> Tensor:
         """The data term in canonical units, so that the paper's weights apply."""
-        if samples.mask is not None:
-            return mask_loss(placed, samples.mask) / scale
+        masks = [term for term in evidence.terms if isinstance(term, LabelMapTerm)]
+        if masks:
+            return mask_loss(placed, masks[0].field) / scale
         losses = []
+        drawn = [term for term in evidence.terms if isinstance(term, OutlineTerm)]
         planes = [
-            (torch.tensor(points, dtype=torch.float32), points[0], normal)
-            for points, normal in samples.planes()
+            (torch.tensor(term.points, dtype=torch.float32), term.points[0], term.normal)
+            for term in drawn
         ]
         if planes:
             faces = triangles.numpy().astype(np.int32)
             losses.append(curves_loss(placed, faces, planes, self.settings.samples))
-        free = samples.points[samples.groups < 0]
-        if len(free):
-            losses.append(points_loss(placed, triangles, torch.tensor(free, dtype=torch.float32)))
+        places = [term.places() for term in evidence.terms if term not in drawn]
+        free = [p.points[p.sides == 0] for p in places if (p.sides == 0).any()]
+        if free:
+            points = torch.tensor(np.concatenate(free), dtype=torch.float32)
+            losses.append(points_loss(placed, triangles, points))
         return torch.stack(losses).sum() / scale**2
 
 

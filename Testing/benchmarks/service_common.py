@@ -25,10 +25,10 @@ from ShapePriorSlicerLib.server.backend import THREADS, Backend, LocalBackend
 from ShapePriorSlicerLib.server.connection import Connection
 from ShapePriorSlicerLib.server.events import Cancelled, Connected, Event, Failed, Finished
 
+from model_server.cases.simulate import draw_outlines, middle_planes
 from model_server.evaluation.harness import cases_of
 from model_server.evaluation.metrics import Truth
 from model_server.evaluation.results import machine
-from model_server.evaluation.simulate import draw_outlines, middle_planes
 from model_server.observations import Observations, PlanarOutline
 from model_server.reconstruction import Surface
 from model_server.service.wire import (

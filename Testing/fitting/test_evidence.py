@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from model_server.errors import ShapePriorError
-from model_server.fitting.attachment import SIDE_TRUST, attach, attach_points
+from model_server.fitting.attachment import attach_points
 from model_server.fitting.checks import check_fit, check_points, check_size, point_warnings
 from model_server.fitting.mask import MaskField
 from model_server.fitting.oriented import cloud_normals
 from model_server.fitting.residuals import outline_distance, residuals
-from model_server.fitting.samples import boundary_samples
+from model_server.fitting.terms import SIDE_TRUST, Evidence, GuideTerm, LabelMapTerm, evidence_of
 from model_server.geometry.icosphere import icosphere
 from model_server.observations import Observations, PlanarOutline, PointSet, Volume
 from model_server.priors.card import PriorCard
@@ -57,28 +57,27 @@ def test_normals_of_a_sphere_point_away_from_its_center() -> None:
 @pytest.mark.parametrize("gap", [1.0, -1.0])
 def test_oblique_circles_around_a_sphere_are_as_far_as_drawn(gap: float) -> None:
     observations = Observations(outlines=tuple(circle(10.0 + gap, s) for s in range(3)))
-    attached = attach(ball(), boundary_samples(observations))
+    attached = evidence_of(observations).attach(ball())
     assert attached.residuals == pytest.approx(-gap, abs=0.06)  # the facets lie 0.03 mm inside
 
 
 def test_in_plane_distances_count_where_the_plane_cuts_the_surface_obliquely() -> None:
     # 6 mm off the center the sphere's section has a radius of 8 mm.
     observations = Observations(outlines=(circle(9.0, 0, offset=6.0), circle(9.0, 1, offset=6.0)))
-    attached = attach(ball(), boundary_samples(observations))
+    attached = evidence_of(observations).attach(ball())
     assert attached.residuals == pytest.approx(-1.0, abs=0.08)
 
 
 def test_residuals_are_linear_in_the_vertices_they_are_attached_to() -> None:
     surface, observations = ball(), Observations(outlines=(circle(11.0, 3), circle(11.0, 4)))
-    samples = boundary_samples(observations)
-    before = attach(surface, samples)
+    evidence = evidence_of(observations)
+    before = evidence.attach(surface)
     shift = np.array([0.02, -0.01, 0.015])
-    after = attach(Surface(surface.points + shift, surface.triangles), samples)
-    count = len(samples.points)  # the outlines' own samples come first in each plane
-    first = samples.groups == 0
-    predicted = before.residuals[: first.sum()] + before.directions[: first.sum()] @ shift
-    assert count > first.sum()
-    assert after.residuals[: first.sum()] == pytest.approx(predicted, abs=2e-3)
+    after = evidence.attach(Surface(surface.points + shift, surface.triangles))
+    first = len(evidence.terms[0].places().points)  # an outline's own samples come first
+    predicted = before.residuals[:first] + before.directions[:first] @ shift
+    assert len(before.residuals) > first
+    assert after.residuals[:first] == pytest.approx(predicted, abs=2e-3)
     assert before.weights.sum(axis=1) == pytest.approx(1.0)
 
 
@@ -92,10 +91,10 @@ def test_points_in_space_have_signed_distances() -> None:
 
 def test_a_plane_beyond_the_mesh_still_pulls_it() -> None:
     observations = Observations(outlines=(circle(5.0, 0, offset=15.0), circle(10.0, 1)))
-    samples = boundary_samples(observations)
-    attached = attach(ball(), samples)
-    far = samples.groups == 0
-    assert attached.residuals[: far.sum()] == pytest.approx(10.0 - np.hypot(5, 15), abs=0.1)
+    evidence = evidence_of(observations)
+    far = len(evidence.terms[0].places().points)
+    found = evidence.attach(ball()).residuals[:far]
+    assert found == pytest.approx(10.0 - np.hypot(5, 15), abs=0.1)
 
 
 def test_inside_and_outside_points_count_only_on_the_wrong_side() -> None:
@@ -103,40 +102,82 @@ def test_inside_and_outside_points_count_only_on_the_wrong_side() -> None:
     boundary = (PointSet(CENTER + 10.0 * np.eye(3)),)
     right = Observations(boundary=boundary, inside=(PointSet(near),), outside=(PointSet(far),))
     wrong = Observations(boundary=boundary, inside=(PointSet(far),), outside=(PointSet(near),))
-    assert attach(ball(), boundary_samples(right)).trust[3:].tolist() == [0.0, 0.0]
-    attached = attach(ball(), boundary_samples(wrong))
+    assert evidence_of(right).attach(ball()).trust[3:].tolist() == [0.0, 0.0]
+    attached = evidence_of(wrong).attach(ball())
     assert attached.trust[3:].tolist() == [SIDE_TRUST, SIDE_TRUST]
     assert attached.residuals[3:] == pytest.approx([-1.5, 1.0], abs=0.05)
 
 
-# --- samples --------------------------------------------------------------------------------
+def test_a_guide_counts_as_it_was_told() -> None:
+    guide = GuideTerm(CENTER + 12.0 * icosphere(1).points, 0.25, 0.05)
+    drawn = evidence_of(Observations(boundary=(PointSet(CENTER + 10.0 * np.eye(3)),)))
+    attached = drawn.joined(guide).attach(ball())
+    assert attached.residuals[3:] == pytest.approx(-2.0, abs=0.05)
+    assert attached.trust.tolist() == [1.0] * 3 + [0.25] * 42
+    assert attached.own.tolist() == [0.0] * 3 + [0.05] * 42
+    places = drawn.joined(guide).places()
+    assert np.array_equal(places.own, attached.own)
+    assert np.array_equal(places.trust, attached.trust)
+
+
+# --- terms ----------------------------------------------------------------------------------
 
 
 def test_samples_lie_on_the_outlines_at_equal_distances() -> None:
-    observations = Observations(outlines=(circle(10.0, 0), circle(10.0, 1)))
-    samples = boundary_samples(observations)
-    assert set(samples.groups) == {0, 1}
-    assert np.linalg.norm(samples.points - CENTER, axis=1) == pytest.approx(10.0, abs=0.01)
-    for points, normal in samples.planes():
-        assert np.abs((points - points[0]) @ normal).max() < 1e-6
+    evidence = evidence_of(Observations(outlines=(circle(10.0, 0), circle(10.0, 1))))
+    assert len(evidence.terms) == 2
+    assert np.linalg.norm(evidence.boundary() - CENTER, axis=1) == pytest.approx(10.0, abs=0.01)
+    for term in evidence.terms:
+        points = term.places().points
+        assert np.abs((points - points[0]) @ term.normal).max() < 1e-6
         step = np.linalg.norm(points - np.roll(points, 1, axis=0), axis=1)
         assert step.max() / step.min() < 1.05
 
 
-def test_samples_mirrored_twice_are_the_same() -> None:
+def test_what_every_kind_of_annotation_says_of_its_places() -> None:
     label = Volume(np.pad(np.ones((4, 4, 4), np.uint8), 2), np.diag([1.0, 2.0, 3.0, 1.0]))
-    observations = Observations(outlines=(circle(10.0, 0),), label_map=label)
-    samples = boundary_samples(observations)
-    once, twice = samples.mirrored(), samples.mirrored().mirrored()
-    assert once.points == pytest.approx(samples.points * [-1, 1, 1])
-    assert twice.points == pytest.approx(samples.points)
-    assert samples.mask is not None
-    assert once.mask is not None
+    evidence = evidence_of(
+        Observations(
+            outlines=(circle(10.0, 0),),
+            boundary=(PointSet(np.eye(3)),),
+            inside=(PointSet(np.zeros((1, 3))),),
+            outside=(PointSet(np.full((2, 3), 99.0)),),
+            label_map=label,
+        )
+    )
+    drawn, clicked, masked, within, beyond = (term.places() for term in evidence.terms)
+    assert drawn.alike.all()
+    assert not np.concatenate([p.alike for p in (clicked, masked, within, beyond)]).any()
+    assert [set(p.sides) for p in (drawn, clicked, masked, within, beyond)] == [
+        {0}, {0}, {0}, {-1}, {1},
+    ]  # fmt: skip
+    assert set(within.trust) == set(beyond.trust) == {SIDE_TRUST}
+    assert len(evidence.boundary()) == len(drawn.points) + 3 + len(masked.points)
+
+
+def test_terms_mirrored_twice_are_the_same() -> None:
+    label = Volume(np.pad(np.ones((4, 4, 4), np.uint8), 2), np.diag([1.0, 2.0, 3.0, 1.0]))
+    observations = Observations(
+        outlines=(circle(10.0, 0),),
+        boundary=(PointSet(np.eye(3)),),
+        inside=(PointSet(np.ones((1, 3))),),
+        label_map=label,
+    )
+    evidence = evidence_of(observations).joined(GuideTerm(np.eye(3), 1.0, 0.1))
+    once, twice = evidence.mirrored(), evidence.mirrored().mirrored()
+    assert once.places().points == pytest.approx(evidence.places().points * [-1, 1, 1])
+    assert twice.places().points == pytest.approx(evidence.places().points)
+    there, back = (masks_of(e)[0].field for e in (evidence, once))
     place = np.array([[3.0, 7.0, 9.0]])
-    value, slope = samples.mask.at(place)
-    other, turned = once.mask.at(place * [-1, 1, 1])
+    value, slope = there.at(place)
+    other, turned = back.at(place * [-1, 1, 1])
     assert other == pytest.approx(value)
     assert turned == pytest.approx(slope * [-1, 1, 1])
+
+
+def masks_of(evidence: Evidence) -> list[LabelMapTerm]:
+    """The label maps among the terms."""
+    return [term for term in evidence.terms if isinstance(term, LabelMapTerm)]
 
 
 # --- masks ----------------------------------------------------------------------------------

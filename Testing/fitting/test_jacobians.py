@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from model_server.fitting.dals_solver import DalsState
+from model_server.fitting.field_form import pose_jacobian
 from model_server.fitting.mask import MaskField
+from model_server.fitting.mesh_form import MeshForm, MeshSettings
+from model_server.fitting.model import FitState
 from model_server.geometry.icosphere import icosphere
 from model_server.geometry.quality import quality_gradient
 from model_server.observations import Volume
 from model_server.pose import Pose
-from model_server.priors.pca import pose_jacobian
-from model_server.priors.protocol import FitSettings
 from model_server.priors.registry import load_prior
 from model_server.reconstruction import Surface
 
@@ -47,18 +49,15 @@ def test_field_gradients_of_the_pca():
 
 def test_vertex_jacobian_of_dals():
     prior = load_prior("hippocampus-dals", "cpu")
-    solver = prior.solver(FitSettings())
-    count = prior.latent_root.shape[1]
-    state = DalsState(Pose(np.zeros(3), 28.0), np.full(count, 0.1), 2, np.zeros(7))
+    form = MeshForm(prior, MeshSettings(global_level=2))
+    state = FitState(Pose(np.zeros(3), 28.0), np.full(prior.size, 0.1), np.zeros(7))
     vertices = np.arange(0, 160, 20)
-    found = solver.jacobian(state, vertices)[:, :, 0]
+    found = form.jacobian_of(state, vertices)[:, :, 0]
 
     def at(first: float):
         latent = state.latent.copy()
         latent[0] += first
-        from dataclasses import replace
-
-        return solver.canonical(replace(state, latent=latent)).points[vertices]
+        return form.shape(replace(state, latent=latent)).points[vertices]
 
     numeric = (at(0.02) - at(-0.02)) / 0.04
     assert np.abs(found - numeric).max() < 0.1 * np.abs(numeric).max()

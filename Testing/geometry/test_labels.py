@@ -67,6 +67,16 @@ def test_only_the_largest_component_counts() -> None:
     assert points.min() > 3.5
 
 
+def test_parts_that_touch_by_a_corner_are_one_component_or_two() -> None:
+    mask = np.zeros((6, 6, 6), bool)
+    mask[:3, :3, :3] = True
+    mask[3:5, 3:5, 3:5] = True
+    assert (largest_component(mask) == mask).all()
+    by_faces = largest_component(mask, corners=False)
+    assert by_faces[:3, :3, :3].all()
+    assert by_faces.sum() == 27
+
+
 def test_an_empty_label_is_refused_by_its_name() -> None:
     with pytest.raises(ShapePriorError, match="'my segment' is empty"):
         surface_from_label(Volume(np.zeros((4, 4, 4), np.uint8), np.eye(4), "my segment"))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from model_server.cases import simulate
 from model_server.errors import ShapePriorError
-from model_server.evaluation import simulate
 from model_server.evaluation.metrics import Truth
 from model_server.evaluation.metrics import dice as dice_of
 from model_server.fitting.pose_prior import mirror_observations

@@ -12,13 +12,15 @@ import torch
 from scipy.spatial import cKDTree
 from torch.nn import functional
 
+from model_server.cases import simulate
+from model_server.cases.checks import check_labels
 from model_server.errors import ShapePriorError
-from model_server.evaluation import simulate
 from model_server.evaluation.metrics import dice
 from model_server.geometry.icosphere import icosphere
 from model_server.geometry.labels import spline_surface
 from model_server.io.volumes import image_from_array, read_volume
 from model_server.pose import Pose
+from model_server.priors.atlas_encoding import dense_places, encode
 from model_server.priors.implicit_atlas import ImplicitAtlasPrior
 from model_server.priors.implicit_atlas_decoder import sample
 from model_server.priors.protocol import FitSettings
@@ -29,7 +31,6 @@ from model_server.training.atlas_config import AtlasTraining
 from model_server.training.atlas_shapes import atlas_shapes, bumped
 from model_server.training.atlas_start import Lesson, starting_latents
 from model_server.training.implicit_atlas import AtlasTrainer, deformation_loss, laplacian_loss
-from model_server.training.labels import check_labels
 from model_server.training.own import train_own
 
 TINY = AtlasTraining(
@@ -259,23 +260,24 @@ def test_parts_are_transferred(prior, labels):
 
 def test_places_around_a_label_are_sided_and_clear_of_its_border(prior, labels):
     label = read_volume(sorted(labels.iterdir())[0])
-    border = spline_surface(label).points
-    center, scale = border.mean(axis=0), 20.0
-    inside, outside = prior._sided_points(
-        label, Pose(center, scale), border, np.random.default_rng(0)
-    )
+    border = spline_surface(label)
+    center, scale = border.points.mean(axis=0), 20.0
+    places = dense_places(prior, label, border, Pose(center, scale))
+    inside, outside = (places.points[places.sides == side] for side in (-1, 1))
     assert min(len(inside), len(outside)) > 20
     reach = [np.linalg.norm((p - center) / axes_of(0), axis=1) for p in (inside, outside)]
     assert reach[0].max() < 1.0 < reach[1].min()
-    gap = cKDTree(border).query(np.concatenate([inside, outside]))[0]
-    assert gap.min() > 0.1 * scale * prior.rms_radius * 0.99
+    gap = cKDTree(border.points).query(np.concatenate([inside, outside]))[0]
+    assert gap.min() > 0.1 * scale * prior.rms_radius * 0.9
+    on = places.points[places.sides == 0]
+    assert cKDTree(border.points).query(on)[0].max() < 1.0
 
 
 def test_a_label_volume_is_encoded(prior, labels):
     label = read_volume(labels / "case_1.nrrd")
-    found = prior.encode(label)
+    found = encode(prior, label)
     assert dice(found.surface, label) > 0.93
-    assert dice(prior.plain_surface(found), label) > 0.85
+    assert dice(found.plain, label) > 0.85
     near = prior.nearest_training(prior.training_latents[2], 2)
     assert near[0][0] == prior.card.splits["training"][2]
 

@@ -18,8 +18,8 @@ import SimpleITK as sitk
 import torch
 
 from model_server import cli
+from model_server.cases import simulate
 from model_server.errors import ShapePriorError
-from model_server.evaluation import simulate
 from model_server.evaluation.metrics import dice
 from model_server.geometry.labels import surface_from_label
 from model_server.io.markups import Markup, write_markups

@@ -11,19 +11,19 @@ import pytest
 import SimpleITK as sitk
 from scipy.spatial import cKDTree
 
+from model_server.cases import simulate
+from model_server.cases.canonical import canonical_shapes
+from model_server.cases.splits import Case
 from model_server.errors import ShapePriorError
-from model_server.evaluation import simulate
-from model_server.evaluation.atlas_protocol import boxed_surface
 from model_server.evaluation.metrics import self_intersections
 from model_server.geometry.icosphere import icosphere
 from model_server.io.volumes import image_from_array
 from model_server.priors.registry import load_prior
 from model_server.reconstruction import Surface
-from model_server.training.canonical import canonical_shapes
+from model_server.training.atlas_protocol import boxed_surface
 from model_server.training.dals import DalsTrainer, DalsTraining
 from model_server.training.pointwolf import PointWolf
 from model_server.training.run import _command, train
-from model_server.training.shapes import Case, split_cases
 from model_server.training.wrapping import cover, wrap
 
 
@@ -46,37 +46,6 @@ def folder(tmp_path_factory):
         image = image_from_array(mask.astype(np.uint8), geometry)
         sitk.WriteImage(image, str(path / "labels" / f"case_{index:02d}.nii.gz"))
     return path
-
-
-def test_every_tenth_patient_validates_with_both_kidneys(tmp_path):
-    for patient in range(21):
-        for side in ("left", "right"):
-            (tmp_path / f"kidney_{patient:03d}_{side}.nii.gz").touch()
-    split = split_cases(tmp_path)
-    names = [c.name for c in split.validation]
-    assert names == [f"kidney_{p:03d}_{s}" for p in (0, 10, 20) for s in ("left", "right")]
-    assert len(split.training) == 36
-    assert split.validation[1].side == "right"
-
-
-def test_cases_of_one_patient_stay_together(tmp_path):
-    for number in range(20):
-        (tmp_path / f"liver_lits_{number}.nii.gz").touch()
-    split = split_cases(tmp_path)
-    held = {c.name for c in split.validation}
-    for group in ((6, 7, 8, 9), (0, 1), (14, 15)):
-        assert len({f"liver_lits_{n}" in held for n in group}) == 1
-
-
-def test_canonical_shapes_lead_back_to_their_patients():
-    surfaces = [ellipsoid(i) for i in range(5)]
-    surfaces[2] = Surface(surfaces[2].points + np.array([40.0, -10.0, 5.0]), surfaces[2].triangles)
-    cases = [Case(str(i), None, "right" if i % 2 else "left") for i in range(5)]
-    shapes = canonical_shapes(cases, surfaces, mirrors=True)
-    for index, surface in enumerate(surfaces):
-        assert np.allclose(shapes.patient_surface(index).points, surface.points, atol=1e-9)
-        assert np.linalg.norm(shapes.surfaces[index].points, axis=1).max() < 1.0
-        assert shapes.poses[index].mirrored == bool(index % 2)
 
 
 def test_pointwolf_warps_smoothly():

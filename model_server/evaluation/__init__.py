@@ -1,1 +1,1 @@
-"""Metrics, simulated annotations, and comparing methods over cases."""
+"""Metrics, protocols, and comparing methods over cases."""

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from model_server.cases.canonical import standardization
+from model_server.cases.splits import split_cases
 from model_server.errors import ShapePriorError
 from model_server.evaluation.metrics import Truth, measure
 from model_server.evaluation.protocols import Protocol as Annotation
@@ -22,7 +24,6 @@ from model_server.pose import Pose
 from model_server.priors.protocol import FitSettings, ShapePrior
 from model_server.priors.registry import METHODS, UNTRAINED, load_prior
 from model_server.reconstruction import Reconstruction, Surface
-from model_server.training.shapes import split_cases, standardization
 
 # mm, of the normalized surface distance: a voxel for the hippocampus, and for CT organs, whose
 # slices lie 1 to 5 mm apart, what radiologists of different hospitals agree on.
@@ -35,7 +36,7 @@ Progress = Callable[[str, str, int, int], None]
 
 
 class CaseLike(Protocol):
-    """What is needed of a case (``training.shapes.Case`` is one)."""
+    """What is needed of a case (``cases.splits.Case`` is one)."""
 
     @property
     def name(self) -> str:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from model_server.cases import simulate
 from model_server.errors import ShapePriorError
-from model_server.evaluation import simulate
 from model_server.evaluation.metrics import Truth
 from model_server.observations import Observations
 

@@ -7,20 +7,18 @@ space along the normal at the closest point.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model_server.fitting.mask import MaskField
-from model_server.fitting.samples import BoundarySamples
 from model_server.geometry.closest import closest_on_mesh
 from model_server.geometry.sections import Section, nearest_on_segments, plane_section
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
-SIDE_TRUST = 20.0  # an inside or outside point is one of few, and placed on purpose
 LEAST_TILT = 0.35  # a surface nearly parallel to the plane says little of where it crosses it
 
 
@@ -33,7 +31,8 @@ class Attachment:
         weights: (N, 3) barycentric coordinates.
         directions: (N, 3) how the residual changes with the attached point.
         residuals: (N,) mm.
-        trust: (N,) relative weight.
+        trust: (N,) how many measurements each stands for.
+        own: (N,) standard deviation of its own in RMS radii, 0 where annotations' noise counts.
     """
 
     vertices: Indices
@@ -41,30 +40,17 @@ class Attachment:
     directions: Array
     residuals: Array
     trust: Array
+    own: Array
 
-    def joined(self, other: Attachment) -> Attachment:
-        """Both sets of residuals."""
-        pairs = zip(self.__dict__.values(), other.__dict__.values(), strict=True)
-        return Attachment(*(np.concatenate(pair) for pair in pairs))
+    @classmethod
+    def joined(cls, parts: Sequence[Attachment]) -> Attachment:
+        """All residuals in order."""
+        rows = zip(*(part.__dict__.values() for part in parts), strict=True)
+        return cls(*(np.concatenate(row) for row in rows))
 
-
-def attach(surface: Surface, samples: BoundarySamples) -> Attachment:
-    """Residuals of a mesh against all boundary samples, RAS mm."""
-    normals = surface.vertex_normals()
-    planar = np.abs(samples.normals).sum(axis=1) > 0
-    parts = []
-    for plane in samples.planes():
-        parts.extend(_attach_plane(surface, normals, *plane))
-    free = samples.points[~planar]
-    if len(free):
-        parts.append(attach_points(surface, free, normals))
-    if samples.mask is not None:
-        parts.append(_attach_mask(surface, samples.mask))
-    parts.extend(_attach_sides(surface, normals, samples))
-    whole = parts[0]
-    for part in parts[1:]:
-        whole = whole.joined(part)
-    return whole
+    def kept(self, keep: NDArray[np.bool_]) -> Attachment:
+        """Those of ``keep`` (N,)."""
+        return Attachment(*(values[keep] for values in self.__dict__.values()))
 
 
 def _blend(values: Array, vertices: Indices, weights: Array) -> Array:
@@ -78,44 +64,37 @@ def attach_points(surface: Surface, points: Array, normals: Array | None = None)
     vertices = surface.triangles[triangle].astype(np.int64)
     direction = _blend(normals, vertices, weights)
     gap = ((_blend(surface.points, vertices, weights) - points) * direction).sum(axis=1)
-    return Attachment(vertices, weights, direction, gap, np.ones(len(points), dtype=np.float64))
+    count = len(points)
+    return Attachment(vertices, weights, direction, gap, np.ones(count), np.zeros(count))
 
 
-def _attach_mask(surface: Surface, mask: MaskField) -> Attachment:
-    """Every vertex reads the mask's distance (Eq. 8; signed, so that it is linear across)."""
+def attach_vertices(surface: Surface, values: Array, slopes: Array) -> Attachment:
+    """Residuals that every vertex reads in a field of distances.
+
+    Args:
+        surface: V vertices.
+        values: (V,) mm; signed, so that they are linear across the border.
+        slopes: (V, 3) their gradient by place.
+    """
     count = len(surface.points)
-    value, slope = mask.at(surface.points)
     vertices = np.repeat(np.arange(count)[:, None], 3, axis=1)
     weights = np.tile([1.0, 0.0, 0.0], (count, 1))
-    return Attachment(vertices, weights, slope, value, np.ones(count))
+    return Attachment(vertices, weights, slopes, values, np.ones(count), np.zeros(count))
 
 
-def _attach_sides(surface: Surface, normals: Array, samples: BoundarySamples) -> list[Attachment]:
-    """Inside and outside points count only while they lie on the wrong side."""
-    parts = []
-    for points, sign in ((samples.inside, -1.0), (samples.outside, 1.0)):
-        if len(points):
-            part = attach_points(surface, points, normals)
-            wrong = sign * part.residuals > 0
-            parts.append(
-                Attachment(
-                    part.vertices,
-                    part.weights,
-                    part.directions,
-                    part.residuals,
-                    np.asarray(SIDE_TRUST * wrong, dtype=np.float64),
-                )
-            )
-    return parts
+def attach_plane(surface: Surface, normals: Array, points: Array, normal: Array) -> Attachment:
+    """In-plane residuals of an outline's samples.
 
-
-def _attach_plane(
-    surface: Surface, normals: Array, points: Array, normal: Array
-) -> list[Attachment]:
+    Args:
+        surface: RAS mm.
+        normals: (V, 3) of its vertices.
+        points: (N, 3) samples of the outline.
+        normal: (3,) of the plane.
+    """
     section = plane_section(surface.points, surface.triangles, points[0], normal)
     if len(section.triangles) == 0:
         # The mesh does not reach the plane yet: pull it there.
-        return [attach_points(surface, points, normals)]
+        return attach_points(surface, points, normals)
     segment, share, _ = nearest_on_segments(points, section.ends)
     there = _on_section(surface, normals, section, segment, share, points, normal)
     # Back: where the section lies far from the drawn curve, the mesh has to leave the plane.
@@ -123,10 +102,10 @@ def _attach_plane(
     half = np.full(len(middle), 0.5)
     places = section.ends.mean(axis=1)
     nearest = points[np.linalg.norm(places[:, None] - points[None], axis=2).argmin(axis=1)]
-    back = _on_section(surface, normals, section, middle, half, nearest, normal)
     length = np.linalg.norm(section.ends[:, 1] - section.ends[:, 0], axis=1)
-    trust = back.trust * length * (len(points) / max(length.sum(), 1e-9))
-    return [there, Attachment(back.vertices, back.weights, back.directions, back.residuals, trust)]
+    trust = length * (len(points) / max(length.sum(), 1e-9))
+    back = _on_section(surface, normals, section, middle, half, nearest, normal, trust)
+    return Attachment.joined([there, back])
 
 
 def _on_section(
@@ -137,6 +116,7 @@ def _on_section(
     share: Array,
     targets: Array,
     plane_normal: Array,
+    trust: Array | float = 1.0,
 ) -> Attachment:
     ends = section.ends[segment]
     place = (1 - share)[:, None] * ends[:, 0] + share[:, None] * ends[:, 1]
@@ -146,7 +126,10 @@ def _on_section(
     in_plane = direction - (direction @ plane_normal)[:, None] * plane_normal
     tilt = np.maximum(np.linalg.norm(in_plane, axis=1), LEAST_TILT)
     gap = ((place - targets) * direction).sum(axis=1) / tilt
-    return Attachment(vertices, weights, direction / tilt[:, None], gap, np.full(len(targets), 0.5))
+    count = len(targets)
+    # There and back say the same thing twice.
+    trusted = np.full(count, 0.5) * trust
+    return Attachment(vertices, weights, direction / tilt[:, None], gap, trusted, np.zeros(count))
 
 
 def _barycentric(corners: Array, points: Array) -> Array:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model_server.fitting.mask import MaskField
+from model_server.fitting.mesh_losses import chamfer, sample_mesh
 from model_server.geometry.sections import plane_section
-from model_server.training.dals import chamfer, sample_mesh
 
 Array = NDArray[np.float64]
 

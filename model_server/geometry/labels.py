@@ -8,6 +8,7 @@ from scipy import ndimage
 from skimage import measure
 
 from model_server.errors import ShapePriorError
+from model_server.geometry.polydata import to_polydata
 from model_server.observations import Volume
 from model_server.reconstruction import Surface
 
@@ -16,9 +17,15 @@ SPLINE_PAD = 4  # empty voxels around a label, so that its spline closes at the 
 SMOOTHING_VOXELS = 0.7  # blurs the staircase; re-voxelized Dice stays above 0.98
 
 
-def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The largest connected component (26-neighborhood) of a boolean volume."""
-    labels, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+def largest_component(mask: NDArray[np.bool_], corners: bool = True) -> NDArray[np.bool_]:
+    """The largest connected component of a boolean volume.
+
+    Args:
+        mask: (K, J, I).
+        corners: whether voxels that touch by an edge or a corner belong together (26 neighbors),
+            or only those that share a face (6).
+    """
+    labels, count = ndimage.label(mask, structure=np.ones((3, 3, 3)) if corners else None)
     if count <= 1:
         return mask
     sizes = np.bincount(labels.ravel())[1:]
@@ -96,20 +103,14 @@ def spline_surface(label: Volume, count: int = 64) -> Surface:
     ]
     grid = np.stack(np.meshgrid(*axes, indexing="ij"))
     values = ndimage.map_coordinates(inside, grid, order=3)
-    level = np.where(_main_part(values > 0.5), values, np.minimum(values, 0.5 - 1e-6))
+    # What touches by a corner would be another closed surface.
+    main = largest_component(values > 0.5, corners=False)
+    level = np.where(main, values, np.minimum(values, 0.5 - 1e-6))
     verts, faces, _, _ = measure.marching_cubes(level, 0.5)
     steps = np.array([a[1] - a[0] for a in axes])
     starts = np.array([a[0] + b[0] - SPLINE_PAD for a, b in zip(axes, box, strict=True)])
     points = label.to_ras((verts * steps + starts)[:, ::-1])
     return oriented(Surface(points, faces.astype(np.int32)))
-
-
-def _main_part(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The largest 6-connected part: what touches by a corner would be another closed surface."""
-    parts, count = ndimage.label(inside)
-    if count <= 1:
-        return inside
-    return np.asarray(parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:])))
 
 
 def oriented(surface: Surface) -> Surface:
@@ -129,8 +130,6 @@ def voxelize(surface: Surface, ijk_to_ras: Array, shape: tuple[int, ...]) -> NDA
     """
     import vtk
     from vtk.util.numpy_support import vtk_to_numpy
-
-    from model_server.io.surfaces import to_polydata
 
     inverse = np.linalg.inv(ijk_to_ras)
     ijk = surface.points @ inverse[:3, :3].T + inverse[:3, 3]

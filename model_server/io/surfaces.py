@@ -1,4 +1,4 @@
-"""Surfaces as VTK data and files; memory is RAS, files are LPS as 3D Slicer writes them.
+"""Surfaces from and to files; memory is RAS, files are LPS as 3D Slicer writes them.
 
 Every file says ``SPACE=LPS`` where Slicer looks for it (header, comment or field data), so Slicer
 shows the surface in its place. Only VTP keeps arrays; STL keeps no vertex order either.
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError
+from model_server.geometry.polydata import from_polydata, to_polydata
 from model_server.reconstruction import Reconstruction, Surface
 
 Array = NDArray[np.float64]
@@ -30,31 +31,6 @@ TABLE_COLUMNS = (
     *("vertex", "R_mm", "A_mm", "S_mm", "template_x", "template_y", "template_z"),
     *("template", "uncertainty_mm", "part", "part_name"),
 )
-
-
-def to_polydata(surface: Surface) -> Any:
-    """The surface as ``vtkPolyData`` (same units and frame)."""
-    import vtk
-    from vtk.util.numpy_support import numpy_to_vtk, numpy_to_vtkIdTypeArray
-
-    points = vtk.vtkPoints()
-    points.SetData(numpy_to_vtk(np.ascontiguousarray(surface.points, dtype=np.float64), deep=1))
-    cells = vtk.vtkCellArray()
-    ids = np.ascontiguousarray(surface.triangles, dtype=np.int64).ravel()
-    cells.SetData(3, numpy_to_vtkIdTypeArray(ids, deep=1))
-    data = vtk.vtkPolyData()
-    data.SetPoints(points)
-    data.SetPolys(cells)
-    return data
-
-
-def from_polydata(data: Any) -> Surface:
-    """A triangulated ``vtkPolyData`` as a surface (same units and frame)."""
-    from vtk.util.numpy_support import vtk_to_numpy
-
-    points = vtk_to_numpy(data.GetPoints().GetData()).astype(np.float64)
-    triangles = vtk_to_numpy(data.GetPolys().GetConnectivityArray()).reshape(-1, 3)
-    return Surface(points, triangles.astype(np.int32))
 
 
 # --- writing ------------------------------------------------------------------------------------

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.linalg import splu
 
-from model_server.fitting.attachment import attach
 from model_server.fitting.baseline import baseline_answer, baseline_card
-from model_server.fitting.samples import boundary_samples
+from model_server.fitting.terms import Evidence, evidence_of
 from model_server.geometry.icosphere import icosphere, uniform_laplacian
 from model_server.geometry.remesh import remesh
 from model_server.observations import Observations
@@ -58,9 +57,9 @@ class DasmBaseline:
 
 
 def _evolve(observations: Observations) -> Surface:
-    samples = boundary_samples(observations)
-    sphere = icosphere(LEVEL)
-    low, high = samples.points.min(axis=0), samples.points.max(axis=0)
+    evidence = evidence_of(observations)
+    sphere, drawn = icosphere(LEVEL), evidence.boundary()
+    low, high = drawn.min(axis=0), drawn.max(axis=0)
     points = 0.5 * (low + high) + sphere.points * 0.5 * (high - low)
     laplacian = uniform_laplacian(LEVEL)
     identity = sparse.identity(len(points))
@@ -70,13 +69,13 @@ def _evolve(observations: Observations) -> Surface:
     for _ in range(STEPS):
         surface = Surface(points, sphere.triangles)
         # Smoothing acts on the displacement from the ellipsoid: it does not shrink the organ.
-        points = rest + solver.solve(points - rest + PULL * _forces(surface, samples))
+        points = rest + solver.solve(points - rest + PULL * _forces(surface, evidence))
     return Surface(points, sphere.triangles)
 
 
-def _forces(surface: Surface, samples) -> Array:  # type: ignore[no-untyped-def]
+def _forces(surface: Surface, evidence: Evidence) -> Array:
     """(V, 3) mm, what the attached residuals would have each vertex do."""
-    attached = attach(surface, samples)
+    attached = evidence.attach(surface)
     pull = -(attached.residuals * attached.trust)[:, None] * attached.directions
     force = np.zeros_like(surface.points)
     weight = np.zeros(len(force))

@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from skimage import measure
 
-from model_server.fitting.pose_prior import mirror_pose
+from model_server.fitting.engine import place
+from model_server.fitting.pose_prior import mirror_points, mirror_pose
 from model_server.fitting.residuals import residuals
-from model_server.fitting.samples import boundary_samples
+from model_server.fitting.terms import evidence_of
 from model_server.geometry.grid import Grid
 from model_server.geometry.labels import oriented
 from model_server.observations import Observations
@@ -76,9 +77,9 @@ class DeepSdfPrior:
         """
         del start
         began = time.perf_counter()
-        pose = self.quick.solve(observations, settings).pose
-        samples = boundary_samples(observations)
-        points = samples.mirrored().points if pose.mirrored else samples.points
+        pose = place(self.quick, observations, settings).pose
+        drawn = evidence_of(observations).boundary()
+        points = mirror_points(drawn) if pose.mirrored else drawn
         flat = mirror_pose(pose) if pose.mirrored else pose
         code, found = self._optimize(points, flat, settings)
         surface = self._surface(code)

@@ -6,37 +6,29 @@ weights and annealed noise. It gives every other fit its first surface, pose and
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.spatial import cKDTree
 from skimage import measure
 
-from model_server.fitting.checks import check_fit, check_points, check_size
-from model_server.fitting.pose_prior import PosePrior, given_place, mirror_pose
-from model_server.fitting.residuals import residuals
-from model_server.fitting.samples import BoundarySamples, boundary_samples
+from model_server.fitting.field_form import FieldSettings, Reading
+from model_server.fitting.pose_prior import PosePrior
 from model_server.geometry.grid import Grid
 from model_server.geometry.labels import oriented
-from model_server.observations import Observations
-from model_server.pose import Pose
+from model_server.priors.base import FieldPrior
 from model_server.priors.card import PriorCard, read_weights
-from model_server.priors.protocol import FitSettings
-from model_server.reconstruction import Provenance, Reconstruction, Surface
+from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
-ITERATIONS = 12
-NOISE_START = 0.20  # standard deviation of the annotations in RMS radii, annealed ...
-NOISE_END = 0.03  # ... down to this
-EFFECTIVE_POINTS = 100.0  # so many independent points do the annotations count as, at most
-ROBUST = 3.0  # residuals beyond this many standard deviations lose weight (Cauchy)
+LEAST_SLOPE = 0.2  # of the field at its surface; 1 is a distance
+SETTINGS = FieldSettings(
+    steps=12, noise_start=0.20, noise=0.03, pool_clicks=True, gentle_sides=True, damped=False,
+    careful=False, guide_points=0.0, spread_points=100_000,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -105,38 +97,7 @@ class SdfModes:
         return oriented(Surface(points.astype(np.float64), faces.astype(np.int32)))
 
 
-@dataclass(frozen=True)
-class PcaState:
-    """Where a Gauss-Newton fit stands.
-
-    Attributes:
-        pose, latents: the estimate.
-        energy: negative log posterior, for comparing sides.
-        covariance: (7 + K, 7 + K) Laplace covariance of (pose step, latents).
-        iterations: Gauss-Newton steps that were taken.
-    """
-
-    pose: Pose
-    latents: Array
-    energy: float
-    covariance: Array
-    iterations: int
-
-
-def pose_jacobian(pose: Pose, points: Array, canonical: Array) -> Array:
-    """(N, 3, 7): canonical place of RAS ``points`` by (translation, log scale, rotation)."""
-    inverse = np.linalg.inv(pose.linear())
-    arm = points - pose.translation
-    jacobian = np.empty((len(points), 3, 7))
-    jacobian[:, :, :3] = -inverse
-    jacobian[:, :, 3] = -canonical
-    for axis in range(3):
-        unit = np.eye(3)[axis]
-        jacobian[:, :, 4 + axis] = -np.cross(unit, arm) @ inverse.T
-    return jacobian
-
-
-class PcaPrior:
+class PcaPrior(FieldPrior):
     """Principal components of signed distance fields with a learned pose prior.
 
     Args:
@@ -146,6 +107,9 @@ class PcaPrior:
         rms_radius: RMS radius of the canonical shapes.
     """
 
+    settings = SETTINGS
+    has_local_stage = False
+
     def __init__(
         self, card: PriorCard, modes: SdfModes, pose_prior: PosePrior, rms_radius: float
     ) -> None:
@@ -153,6 +117,7 @@ class PcaPrior:
         self.modes = modes
         self.pose_prior = pose_prior
         self.rms_radius = rms_radius
+        self.latent_mean, self.latent_root = np.zeros(modes.count), np.eye(modes.count)
 
     @classmethod
     def load(cls, folder: Path, card: PriorCard, device: str = "cpu") -> PcaPrior:
@@ -162,167 +127,19 @@ class PcaPrior:
         pose_prior = PosePrior.from_arrays(weights)
         return cls(card, unpack_modes(weights), pose_prior, float(weights["rms_radius"][0]))
 
-    # --- fitting ------------------------------------------------------------------------------
+    def read(self, latent: Array, template: int, points: Array) -> Reading:
+        """The mixed field; not quite a distance where modes are mixed."""
+        value, slope, by_latent = self.modes.at(latent, points)
+        steepness = np.maximum(np.linalg.norm(slope, axis=1), LEAST_SLOPE)
+        return Reading(value, slope, steepness, by_latent)
 
-    def fit(
-        self,
-        observations: Observations,
-        start: Reconstruction | None = None,
-        settings: FitSettings = FitSettings(),
-    ) -> Iterator[Reconstruction]:
-        """Yield the one surface of the Gauss-Newton fit."""
-        began = time.perf_counter()
-        check_size(observations, self.card)
-        state = self.solve(observations, settings)
-        surface = self.modes.surface(state.latents)
-        spread = self.uncertainty(state, surface.points) if settings.uncertainty else None
-        placed = oriented(Surface(state.pose.apply(surface.points), surface.triangles))
-        gaps = residuals(placed, observations)
-        radius = state.pose.scale * self.rms_radius
-        warnings = check_fit(observations, gaps, self.card, radius)
-        warnings += check_points(observations, placed, self.card, radius)
-        seconds = {"quick look": time.perf_counter() - began}
-        yield Reconstruction(
-            surface=placed,
-            template_coordinates=self.on_mean(surface.points),
-            pose=state.pose,
-            latents=state.latents,
-            stage="quick look",
-            residuals=gaps,
-            provenance=Provenance(
-                self.card.name, self.card.version, "cpu", seconds, {"quick look": state.iterations}
-            ),
-            uncertainty_mm=spread,
-            warnings=warnings,
-        )
-
-    def solve(self, observations: Observations, settings: FitSettings) -> PcaState:
-        """Pose and latents by Gauss-Newton; of both sides the likelier where it is not known.
-
-        Raises:
-            ShapePriorError: the annotations cannot determine a surface.
-        """
-        observations.require_enough()
-        samples = boundary_samples(observations)
-        if settings.pose is not None:
-            return self._solve_side(observations, samples, settings)
-        states = []
-        if not self.card.mirrors or settings.side in ("auto", "left"):
-            states.append(self._solve_side(observations, samples, settings))
-        if self.card.mirrors and settings.side in ("auto", "right"):
-            other = self._solve_side(observations, samples.mirrored(), settings)
-            states.append(
-                PcaState(
-                    mirror_pose(other.pose),
-                    other.latents,
-                    other.energy,
-                    other.covariance,
-                    other.iterations,
-                )
-            )
-        return min(states, key=lambda s: s.energy)
-
-    def _solve_side(
-        self, observations: Observations, samples: BoundarySamples, settings: FitSettings
-    ) -> PcaState:
-        expected, spread = self.pose_prior(observations, samples.points)
-        if settings.pose is not None:
-            expected, spread = given_place(expected, spread, settings.pose)
-        precision = np.linalg.inv(spread)
-        units = np.sqrt(np.diag(spread))
-        pose, latents, moved = expected, np.zeros(self.modes.count), np.zeros(7)
-        shape_weight = settings.prior_strength
-        noises = np.geomspace(NOISE_START, NOISE_END, ITERATIONS) * self.rms_radius
-        for noise in noises:
-            jacobian, residual, weight = self._linearize(pose, latents, samples, noise)
-            normal = (jacobian * weight[:, None]).T @ jacobian
-            gradient = (jacobian * weight[:, None]).T @ residual
-            normal[:7, :7] += precision
-            gradient[:7] += precision @ moved
-            normal[7:, 7:] += shape_weight * np.eye(len(latents))
-            gradient[7:] += shape_weight * latents
-            step = -np.linalg.solve(normal, gradient)
-            # A pose step beyond two standard deviations leaves the linearization.
-            step *= min(1.0, 2.0 / max(float(np.abs(step[:7] / units).max()), 1e-9))
-            moved = moved + step[:7]
-            pose = pose.perturbed(step[:3], step[3], step[4:7])
-            latents = latents + step[7:]
-        energy = float(
-            (weight * residual**2).sum() + moved @ precision @ moved + (latents**2).sum()
-        )
-        return PcaState(pose, latents, energy, np.linalg.inv(normal), len(noises))
-
-    def _linearize(
-        self, pose: Pose, latents: Array, samples: BoundarySamples, noise: float
-    ) -> tuple[Array, Array, Array]:
-        """Jacobian (N, 7 + K), residual (N,) and weight (N,) of all samples."""
-        points = np.concatenate([samples.points, samples.inside, samples.outside])
-        canonical = pose.invert(points)
-        value, slope, by_latent = self.modes.at(latents, canonical)
-        by_pose = np.einsum("ni,nip->np", slope, pose_jacobian(pose, points, canonical))
-        on, within = len(samples.points), len(samples.inside)
-        share = min(1.0, EFFECTIVE_POINTS / max(on, 1))
-        weight = np.full(len(points), 1.0)
-        weight[:on] = share / (1.0 + (value[:on] / (ROBUST * noise)) ** 2)
-        weight[on : on + within] = value[on : on + within] > 0
-        weight[on + within :] = value[on + within :] < 0
-        return np.concatenate([by_pose, by_latent], axis=1), value, weight / noise**2
-
-    def uncertainty(self, state: PcaState, points: Array) -> Array:
-        """(V,) standard deviation along the normal, mm, of canonical surface points (Laplace)."""
-        _, slope, by_latent = self.modes.at(state.latents, points)
-        patient = state.pose.apply(points)
-        by_pose = np.einsum("ni,nip->np", slope, pose_jacobian(state.pose, patient, points))
-        jacobian = np.concatenate([by_pose, by_latent], axis=1)
-        root = np.linalg.cholesky(state.covariance + 1e-12 * np.eye(len(state.covariance)))
-        spread = np.linalg.norm(jacobian @ root, axis=1)
-        return np.asarray(
-            spread / np.maximum(np.linalg.norm(slope, axis=1), 0.2) * state.pose.scale
-        )
-
-    # --- the latent space ---------------------------------------------------------------------
+    def by_latent(self, reading: Reading, points: Array) -> Array:
+        """(N, K) the modes themselves."""
+        return np.asarray(reading.more)
 
     def decode(self, latents: Array, resolution: int = 1) -> Surface:
         """(K,) latents -> closed surface in the canonical frame."""
         return self.modes.surface(np.asarray(latents, dtype=np.float64), resolution)
-
-    def occupancy(self, latents: Array, points: Array) -> Array:
-        """(N,) one where canonical points (N, 3) lie inside the shape of ``latents``."""
-        return (self.modes.at(latents, points)[0] < 0).astype(np.float64)
-
-    def sample(self, count: int, seed: int = 0) -> Array:
-        """(count, K) latents drawn from the prior."""
-        return np.random.default_rng(seed).standard_normal((count, self.modes.count))
-
-    def interpolate(self, first: Array, second: Array, share: float) -> Array:
-        """The latents ``share`` of the way from first to second."""
-        return (1.0 - share) * first + share * second
-
-    @cached_property
-    def _mean(self) -> tuple[Surface, cKDTree]:
-        surface = self.decode(np.zeros(self.modes.count))
-        return surface, cKDTree(surface.points)
-
-    def template(self) -> Surface:
-        """The mean shape, canonical frame."""
-        return self._mean[0]
-
-    def template_coordinates(self) -> Array:
-        """(V, 3) the vertices of the mean shape themselves."""
-        return self._mean[0].points
-
-    def on_mean(self, points: Array) -> Array:
-        """(N, 3) canonical points -> nearest vertices of the mean shape.
-
-        Distance fields carry no correspondences; the nearest point is a coarse stand-in that the
-        deep priors replace.
-        """
-        surface, tree = self._mean
-        return np.asarray(surface.points[tree.query(points)[1]])
-
-    def to_template(self, reconstruction: Reconstruction, points: Array) -> Array:
-        """(N, 3) RAS mm points near the surface -> (N, 3) points of the mean shape."""
-        return self.on_mean(reconstruction.pose.invert(points))
 
 
 # --- files --------------------------------------------------------------------------------------

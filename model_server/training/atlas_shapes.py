@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from model_server.cases.canonical import standardization
 from model_server.geometry.icosphere import icosphere
 from model_server.geometry.labels import oriented, spline_surface, voxelize
 from model_server.observations import Volume
@@ -22,7 +23,6 @@ from model_server.reconstruction import Surface
 from model_server.training.atlas_config import AtlasTraining
 from model_server.training.pointwolf import PointWolf
 from model_server.training.progress import Progress
-from model_server.training.shapes import standardization
 from model_server.training.wrapping import cover, wrap
 
 Array = NDArray[np.float64]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from model_server.cases.canonical import CanonicalShapes
 from model_server.errors import ShapePriorError
 from model_server.geometry.icosphere import icosphere
 from model_server.priors.implicit_atlas_decoder import (
@@ -26,7 +27,6 @@ from model_server.reconstruction import Surface
 from model_server.training.atlas_config import AtlasTraining
 from model_server.training.atlas_shapes import WORKERS, WRAP_LEVEL, AtlasShapes
 from model_server.training.atlas_start import Lesson, cluster_centers, starting_latents
-from model_server.training.canonical import CanonicalShapes
 from model_server.training.pca import train_modes
 from model_server.training.progress import Progress
 from model_server.training.spline_modes import PrincipalModes, controls_onto, fitted_controls

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from model_server.cases.checks import HOLD_OUT_FROM, CheckedLabels, check_labels
+from model_server.cases.splits import Case, case_name
 from model_server.errors import ShapePriorError
 from model_server.io.outputs import make_folder, write_text, write_together
 from model_server.priors.card import CARD_FILE, PriorCard, read_card
-from model_server.training.labels import HOLD_OUT_FROM, CheckedLabels, check_labels
 from model_server.training.progress import Progress
 from model_server.training.run import (
     CHECKSUM,
@@ -36,7 +37,6 @@ from model_server.training.run import (
     tell_unfinished,
     train_on,
 )
-from model_server.training.shapes import Case, case_name
 
 if TYPE_CHECKING:
     from model_server.evaluation.metrics import Truth

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from model_server.cases.splits import Case, split_cases
 from model_server.errors import ShapePriorError
 from model_server.geometry.icosphere import icosphere
 from model_server.geometry.labels import surface_from_label
@@ -28,7 +29,6 @@ from model_server.priors.implicit_atlas import atlas_nodes
 from model_server.priors.protocol import FitSettings, ShapePrior
 from model_server.reconstruction import Reconstruction
 from model_server.training.progress import Progress
-from model_server.training.shapes import Case, split_cases
 
 if TYPE_CHECKING:
     from model_server.training.dals import TrainedDals

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from model_server.evaluation import simulate
+from model_server.cases import simulate
 from model_server.fitting.pose_prior import CLIP, KINDS, PosePrior, Regression, Span, span_of
 from model_server.observations import Observations
 from model_server.pose import Pose

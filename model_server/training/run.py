@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_server import __version__
+from model_server.cases.canonical import CanonicalShapes, canonical_shapes, load_surfaces
+from model_server.cases.splits import Case, Split, split_cases
 from model_server.errors import ShapePriorError
 from model_server.fitting.pose_prior import mirror_points, mirror_pose
 from model_server.pose import Pose
 from model_server.priors.card import PriorCard, save_prior
 from model_server.reconstruction import Surface
-from model_server.training.canonical import CanonicalShapes, canonical_shapes, load_surfaces
 from model_server.training.pose_prior import learn_pose_prior
 from model_server.training.progress import Progress
-from model_server.training.shapes import Case, Split, split_cases
 
 METHODS = ("pca", "dals", "atlas", "deepsdf")
 ALIASES = {"implicit-atlas": "atlas"}
@@ -382,7 +382,8 @@ def _train_dals(
     folder: Path,
     progress: Progress | None,
 ) -> tuple[PriorCard, dict[str, NDArray[Any]]]:
-    from model_server.priors.dals import choose_device, pack_decoder
+    from model_server.priors.dals import pack_decoder
+    from model_server.priors.device import choose_device
     from model_server.training.dals import DalsTrainer, DalsTraining
     from model_server.training.parts import Trained, dals_parts
 
@@ -431,8 +432,8 @@ def _train_atlas(
     folder: Path,
     progress: Progress | None,
 ) -> tuple[PriorCard, dict[str, NDArray[Any]]]:
-    from model_server.priors.dals import choose_device
-    from model_server.priors.implicit_atlas import pack_networks
+    from model_server.priors.atlas_files import pack_networks
+    from model_server.priors.device import choose_device
     from model_server.training.atlas_config import FEW_SHOT, AtlasTraining
     from model_server.training.atlas_shapes import atlas_shapes, dense_surfaces
     from model_server.training.implicit_atlas import (

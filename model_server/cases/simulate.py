@@ -24,6 +24,7 @@ from model_server.observations import (
     PointSet,
     Volume,
     first_self_crossing,
+    in_plane_axes,
 )
 from model_server.reconstruction import Surface
 
@@ -129,14 +130,6 @@ def oblique_planes(
     return planes
 
 
-def _in_plane_axes(normal: Array) -> Array:
-    """(2, 3) orthonormal axes of the plane with this normal."""
-    helper = np.eye(3)[np.argmin(np.abs(normal))]
-    first = np.cross(normal, helper)
-    first /= np.linalg.norm(first)
-    return np.stack([first, np.cross(normal, first)])
-
-
 def draw_loop(
     loop: Array,
     normal: Array,
@@ -161,7 +154,7 @@ def draw_loop(
         (10 * control_points, 3), in the same plane.
     """
     length = loop_length(loop)
-    axes = _in_plane_axes(normal)
+    axes = in_plane_axes(normal)
     count = control_points
     for attempt in range(8 * REDRAWS):
         share = (np.arange(count) + rng.random()) / count

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_server.fitting import atlas_features
-from model_server.fitting.atlas_features import Decoded, FeatureChanges, features_at, finest_map
+from model_server.priors import atlas_features
+from model_server.priors.atlas_features import Decoded, FeatureChanges, features_at, finest_map
 from model_server.priors.implicit_atlas_decoder import (
     AtlasSizes,
     FeatureDecoder,

@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from model_server.evaluation.atlas_protocol import (
+from model_server.training.atlas_config import AtlasTraining
+from model_server.training.atlas_protocol import (
     NOMINAL_RADIUS,
     Encoded,
     VolumeEncoder,
     scores,
     volume_shapes,
 )
-from model_server.training.atlas_config import AtlasTraining
 from model_server.training.implicit_atlas import AtlasTrainer
 
 TINY = AtlasTraining(

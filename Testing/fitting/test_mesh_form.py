@@ -1,4 +1,4 @@
-"""The linear algebra of the DALS fit: how residuals follow pose and latents."""
+"""The linear algebra of mesh fits: how residuals follow pose and latents."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from model_server.fitting.attachment import Attachment
-from model_server.fitting.dals_solver import DalsSolver, DalsState, dirichlet_kernel
+from model_server.fitting.field_form import pose_jacobian
+from model_server.fitting.gauss_newton import Prior, solve
+from model_server.fitting.mesh_form import MeshForm, MeshSettings, dirichlet_kernel
+from model_server.fitting.model import FitState
 from model_server.fitting.pose_prior import pose_step
-from model_server.fitting.samples import BoundarySamples
+from model_server.fitting.terms import ClickTerm, Evidence
 from model_server.geometry.icosphere import icosphere
 from model_server.pose import Pose
 from model_server.priors.dals import DalsPrior
-from model_server.priors.pca import PcaPrior, pack_modes, pose_jacobian, unpack_modes
-from model_server.priors.protocol import FitSettings
+from model_server.priors.pca import PcaPrior, pack_modes, unpack_modes
 from model_server.priors.registry import load_prior
 
 Array = NDArray[np.float64]
@@ -26,11 +28,11 @@ POSE = Pose(np.array([10.0, -20.0, 30.0]), 25.0, TURN)
 
 
 @pytest.fixture(scope="module")
-def solver() -> DalsSolver:
-    """The solver of hippocampi."""
+def form() -> MeshForm:
+    """Hippocampi, on a sphere of few vertices."""
     prior = load_prior("hippocampus-dals", "cpu")
     assert isinstance(prior, DalsPrior)
-    return prior.solver(FitSettings())
+    return MeshForm(prior, MeshSettings(global_level=2, local_level=2))
 
 
 def test_canonical_places_follow_a_mirrored_pose_as_the_jacobian_says() -> None:
@@ -55,12 +57,12 @@ def test_packed_modes_are_nearly_the_same_and_interpolate_their_grid() -> None:
     assert np.abs(value - modes.field(latents).ravel()).max() < 1e-4
 
 
-def some_state(solver: DalsSolver, local: bool) -> DalsState:
+def some_state(form: MeshForm, local: bool) -> FitState:
     """A state away from every mean."""
     rng = np.random.default_rng(3)
-    size = solver.latent_root.shape[1]
+    size = form.prior.latent_root.shape[1]
     spread = rng.normal(0.0, 0.3, (len(icosphere(2).points), size)) if local else None
-    return DalsState(POSE, rng.normal(0.0, 0.5, size), 2, np.zeros(7), spread)
+    return FitState(POSE, rng.normal(0.0, 0.5, size), np.zeros(7), local=spread)
 
 
 @pytest.fixture(scope="module")
@@ -69,40 +71,39 @@ def attached() -> Attachment:
     rng, count, triangles = np.random.default_rng(4), 30, icosphere(2).triangles
     vertices = triangles[rng.integers(len(triangles), size=count)].astype(np.int64)
     weights, directions = rng.dirichlet(np.ones(3), count), rng.normal(size=(count, 3))
-    return Attachment(vertices, weights, directions, np.zeros(count), np.ones(count))
+    return Attachment(
+        vertices, weights, directions, np.zeros(count), np.ones(count), np.zeros(count)
+    )
 
 
-def along(solver: DalsSolver, state: DalsState, attached: Attachment) -> Array:
+def along(form: MeshForm, state: FitState, attached: Attachment) -> Array:
     """(N,) where the attached points lie along their directions, mm."""
-    points = solver.surface(state).points
+    points = form.placed(state).points
     place = (attached.weights[..., None] * points[attached.vertices]).sum(axis=1)
     return np.asarray((place * attached.directions).sum(axis=1))
 
 
-def test_residuals_follow_the_pose(solver: DalsSolver, attached: Attachment) -> None:
-    state = some_state(solver, False)
-    found = solver._by_pose(state, solver.surface(state), attached)
+def test_residuals_follow_the_pose(form: MeshForm, attached: Attachment) -> None:
+    state = some_state(form, False)
+    found = form._by_pose(state, form.placed(state), attached)
     for index in range(7):
         delta = 1e-4 * np.eye(7)[index]
         ahead, behind = (
-            along(solver, replace(state, pose=POSE.perturbed(d[:3], d[3], d[4:])), attached)
+            along(form, replace(state, pose=POSE.perturbed(d[:3], d[3], d[4:])), attached)
             for d in (delta, -delta)
         )
         assert found[:, index] == pytest.approx((ahead - behind) / 2e-4, abs=1e-3)
 
 
 @pytest.mark.parametrize("local", [False, True])
-def test_residuals_follow_the_latents(
-    solver: DalsSolver, attached: Attachment, local: bool
-) -> None:
-    state = some_state(solver, local)
-    found = solver._by_latent(state, attached)
+def test_residuals_follow_the_latents(form: MeshForm, attached: Attachment, local: bool) -> None:
+    state = some_state(form, local)
+    found = form._by_latent(state, attached)
     step = 2e-3  # the decoder computes in single precision
     for index in (0, 3, found.shape[1] - 1):
         shift = step * np.eye(found.shape[1])[index]
         ahead, behind = (
-            along(solver, replace(state, latent=state.latent + d), attached)
-            for d in (shift, -shift)
+            along(form, replace(state, latent=state.latent + d), attached) for d in (shift, -shift)
         )
         slope = (ahead - behind) / (2 * step)
         scale = np.abs(found[:, index]).max()
@@ -110,12 +111,12 @@ def test_residuals_follow_the_latents(
         assert np.corrcoef(found[:, index], slope)[0, 1] > 0.98
 
 
-def test_a_local_latent_moves_its_own_vertex_only(solver: DalsSolver) -> None:
-    state = some_state(solver, True)
+def test_a_local_latent_moves_its_own_vertex_only(form: MeshForm) -> None:
+    state = some_state(form, True)
     assert state.local is not None
     moved = state.local.copy()
     moved[17, 0] += 2.0
-    before, after = (solver.canonical(s).points for s in (state, replace(state, local=moved)))
+    before, after = (form.shape(s).points for s in (state, replace(state, local=moved)))
     assert np.flatnonzero(np.abs(after - before).max(axis=1) > 1e-5).tolist() == [17]
 
 
@@ -136,20 +137,14 @@ def test_a_smaller_epsilon_couples_wider() -> None:
     assert wide > narrow + 0.1
 
 
-def test_global_steps_find_a_shift_and_remember_it(solver: DalsSolver) -> None:
-    state = DalsState(POSE, np.zeros(solver.latent_root.shape[1]), 2, np.zeros(7))
-    points = solver.surface(state).points + np.array([1.0, -2.0, 0.5])
-    samples = BoundarySamples(
-        points,
-        np.zeros_like(points),
-        np.full(len(points), -1),
-        np.empty((0, 3)),
-        np.empty((0, 3)),
-    )
+def test_global_steps_find_a_shift_and_remember_it(form: MeshForm) -> None:
+    state = FitState(POSE, np.zeros(form.prior.latent_root.shape[1]), np.zeros(7))
+    points = form.placed(state).points + np.array([1.0, -2.0, 0.5])
     spread = np.diag([25.0] * 3 + [0.01] * 4)
-    for _ in range(6):
-        state = solver.global_step(state, samples, spread, 0.5, 1.0)
-    assert solver.surface(state).points.mean(axis=0) == pytest.approx(points.mean(axis=0), abs=0.2)
+    noises = np.full(6, 0.5 / form.unit(state))
+    evidence = Evidence((ClickTerm(points),))
+    state = solve(form, [state], evidence, Prior.of(form, spread, 1.0), noises)
+    assert form.placed(state).points.mean(axis=0) == pytest.approx(points.mean(axis=0), abs=0.2)
     assert pose_step(POSE, state.pose)[:4] == pytest.approx(state.moved[:4], abs=1e-9)
     assert state.covariance is not None
     assert np.linalg.eigvalsh(state.covariance).min() > 0

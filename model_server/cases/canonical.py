@@ -12,14 +12,35 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
+from model_server.cases.splits import Case
 from model_server.geometry.grid import Grid
+from model_server.geometry.labels import oriented
 from model_server.pose import Pose
 from model_server.reconstruction import Surface
-from model_server.training.shapes import Case, standardization
 
 Array = NDArray[np.float64]
 MARGIN = 1.05  # the unit sphere is a little larger than the largest training shape
 ALIGNMENT_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Standardization:
+    """Patient -> canonical: ``(x - center) / scale``, mirrored for right organs of a pair."""
+
+    center: Array
+    rms_radius: float
+
+
+def standardization(surface: Surface) -> Standardization:
+    """Centroid and RMS radius of a surface, area weighted."""
+    corners = surface.corners()
+    middle = corners.mean(axis=1)
+    weight = 0.5 * np.linalg.norm(
+        np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1
+    )
+    center = np.average(middle, axis=0, weights=weight)
+    radius = np.sqrt(np.average(((middle - center) ** 2).sum(axis=1), weights=weight))
+    return Standardization(center, float(radius))
 
 
 @dataclass(frozen=True)
@@ -41,14 +62,7 @@ class CanonicalShapes:
     def patient_surface(self, index: int) -> Surface:
         """The shape in its patient, RAS mm."""
         surface = self.surfaces[index]
-        return _turned(Surface(self.poses[index].apply(surface.points), surface.triangles))
-
-
-def _turned(surface: Surface) -> Surface:
-    """Triangles flipped if the volume came out negative (mirroring)."""
-    if surface.volume() >= 0:
-        return surface
-    return Surface(surface.points, np.ascontiguousarray(surface.triangles[:, ::-1]))
+        return oriented(Surface(self.poses[index].apply(surface.points), surface.triangles))
 
 
 def _load(case: Case) -> Surface:
@@ -106,7 +120,7 @@ def canonical_shapes(
         back = turn.T
         mirror = np.diag([-1.0, 1.0, 1.0])
         rotation = mirror @ back @ mirror if flip else back
-        shapes.append(_turned(Surface(points @ turn.T / reach, surface.triangles)))
+        shapes.append(oriented(Surface(points @ turn.T / reach, surface.triangles)))
         poses.append(Pose(standard.center, standard.rms_radius * reach, rotation, flip))
     return CanonicalShapes(tuple(c.name for c in cases), tuple(shapes), tuple(poses), 1.0 / reach)
 
@@ -122,7 +136,7 @@ def align_rotations(unit: Sequence[Array], triangles: Sequence[NDArray[np.int32]
     for _ in range(ALIGNMENT_ROUNDS):
         mean = np.mean(
             [
-                grid.signed_distance(_turned(Surface(p @ r.T, t)), clamp=0.5)
+                grid.signed_distance(oriented(Surface(p @ r.T, t)), clamp=0.5)
                 for p, r, t in zip(unit, turns, triangles, strict=True)
             ],
             axis=0,

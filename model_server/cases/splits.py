@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from model_server.geometry.labels import surface_from_label
 from model_server.io.volumes import read_volume
 from model_server.observations import Volume
 from model_server.reconstruction import Surface
 
-Array = NDArray[np.float64]
 # Cases that are likely the same patient (shared/data/README.md); the later follow the first.
 SAME_PATIENT = (
     ("lits_0", "lits_1"),
@@ -127,23 +125,3 @@ def _numbered(names: list[str]) -> Iterator[str]:
         if patient not in seen:
             seen.add(patient)
             yield patient
-
-
-@dataclass(frozen=True)
-class Standardization:
-    """Patient -> canonical: ``(x - center) / scale``, mirrored for right organs of a pair."""
-
-    center: Array
-    rms_radius: float
-
-
-def standardization(surface: Surface) -> Standardization:
-    """Centroid and RMS radius of a surface, area weighted."""
-    corners = surface.corners()
-    middle = corners.mean(axis=1)
-    weight = 0.5 * np.linalg.norm(
-        np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1
-    )
-    center = np.average(middle, axis=0, weights=weight)
-    radius = np.sqrt(np.average(((middle - center) ** 2).sum(axis=1), weights=weight))
-    return Standardization(center, float(radius))

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from model_server.cases.splits import ENDINGS, case_name, volume_files
 from model_server.errors import ShapePriorError
 from model_server.io.volumes import SIDES, read_volume
 from model_server.observations import Volume
-from model_server.training.shapes import ENDINGS, case_name, volume_files
 
 LEAST_VOXELS = 50
 LEAST_THICKNESS = 3  # voxels, along each axis

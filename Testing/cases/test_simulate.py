@@ -10,8 +10,8 @@ import pytest
 from analytic_surfaces import dumbbell, ellipsoid
 from scipy.interpolate import CubicSpline
 
+from model_server.cases import simulate
 from model_server.errors import ShapePriorError
-from model_server.evaluation import simulate
 from model_server.evaluation.metrics import Truth, distances_to
 from model_server.geometry.loops import section_loops
 from model_server.observations import Observations, PlanarOutline, first_self_crossing

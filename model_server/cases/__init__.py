@@ -1,0 +1,1 @@
+"""What training and evaluation share: cases, splits, canonical shapes, simulated annotations."""

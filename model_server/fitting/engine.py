@@ -1,0 +1,342 @@
+"""The one fit that every prior shares: quick look, global, local, finish.
+
+Latents and pose are found together, in the world in which the organ is not mirrored; everything
+that is shown is brought back to the patient. A warm start skips the quick look.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_server.fitting.checks import check_fit, check_points, check_size
+from model_server.fitting.gauss_newton import Prior, solve
+from model_server.fitting.interrupt import check
+from model_server.fitting.model import Drawn, FitModel, FitState, Form
+from model_server.fitting.pose_prior import given_place, mirror_points, mirror_pose, pose_step
+from model_server.fitting.residuals import residuals
+from model_server.fitting.terms import Evidence, GuideTerm, evidence_of
+from model_server.geometry.remesh import remesh
+from model_server.geometry.sampling import sample_surface
+from model_server.observations import Observations
+from model_server.pose import Pose
+from model_server.priors.protocol import FitSettings
+from model_server.reconstruction import Provenance, Reconstruction, Surface
+
+Array = NDArray[np.float64]
+GUIDE_POINTS = 400  # samples of the quick look's surface
+
+
+def fit(
+    model: FitModel,
+    observations: Observations,
+    start: Reconstruction | None = None,
+    settings: FitSettings = FitSettings(),
+) -> Iterator[Reconstruction]:
+    """Yield the quick look, then the global, the local and the remeshed surface.
+
+    A prior without a quick look starts itself; one without a local stage yields one surface.
+
+    Args:
+        model: the prior.
+        observations: RAS mm.
+        start: an earlier reconstruction of this prior; its pose and latents are gone on from.
+        settings: the user's choices. Without local stage and remeshing the fit is a preview.
+
+    Raises:
+        ShapePriorError: the annotations cannot determine a surface.
+    """
+    observations.require_enough()
+    check_size(observations, model.card)
+    warm = start if start is not None and accepts(model, start, settings) else None
+    run = _Run(model, observations, settings, warm)
+    if model.quick is None:
+        run.begin_alone()
+        if not run.form.local_steps:
+            yield run.only()
+            return
+        yield run.reconstruction("quick look")
+    else:
+        if warm is None:
+            yield run.quick_look()
+        else:
+            run.begin_from(warm)
+        run.solve_global()
+        if settings.local:
+            yield run.reconstruction("global")
+    run.solve_local()
+    if settings.remesh:
+        yield run.reconstruction("local" if settings.local else "global")
+    yield run.final()
+
+
+def accepts(model: FitModel, start: Reconstruction, settings: FitSettings) -> bool:
+    """Whether a fit can go on from an earlier reconstruction: of this prior and of this side."""
+    return (
+        start.provenance.prior == model.card.name
+        and start.latents.shape[-1:] == model.latent_mean.shape
+        and (settings.side == "auto" or not model.card.mirrors
+             or start.pose.mirrored == (settings.side == "right"))
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Pose and latent of a fit, in the world in which the organ is not mirrored.
+
+    Attributes:
+        state: see there.
+        form: that found it.
+        mirrored: whether that world is the patient's, mirrored.
+        steps: that were taken.
+    """
+
+    state: FitState
+    form: Form
+    mirrored: bool
+    steps: int
+
+    @property
+    def pose(self) -> Pose:
+        """Canonical -> the patient's RAS mm."""
+        return mirror_pose(self.state.pose) if self.mirrored else self.state.pose
+
+    @property
+    def latents(self) -> Array:
+        """(K,)."""
+        return self.state.latent
+
+
+def place(model: FitModel, observations: Observations, settings: FitSettings) -> Placed:
+    """Pose and latent from the annotations alone; of both sides the likelier, where it is not
+    known.
+
+    Raises:
+        ShapePriorError: the annotations cannot determine a surface.
+    """
+    observations.require_enough()
+    evidence = evidence_of(observations)
+    sides = [False]
+    if model.card.mirrors and settings.pose is None:
+        sides = [s for s in (False, True) if settings.side in ("auto", ("left", "right")[s])]
+    found = [_place_side(model, observations, evidence, settings, side) for side in sides]
+    return min(found, key=lambda placed: placed.state.energy)
+
+
+def _place_side(
+    model: FitModel,
+    observations: Observations,
+    evidence: Evidence,
+    settings: FitSettings,
+    mirrored: bool,
+) -> Placed:
+    evidence = evidence.mirrored() if mirrored else evidence
+    form = model.form(settings, evidence, None)
+    expected, spread = _expected(model, observations, evidence, settings, mirrored)
+    latent, templates = form.cold(None)
+    prior = Prior.of(form, spread, settings.prior_strength)
+    starts = [FitState(expected, latent, np.zeros(7), number) for number in templates]
+    noises = form.noises(warm=False)
+    return Placed(solve(form, starts, evidence, prior, noises), form, mirrored, len(noises))
+
+
+def _expected(
+    model: FitModel,
+    observations: Observations,
+    evidence: Evidence,
+    settings: FitSettings,
+    mirrored: bool,
+) -> tuple[Pose, Array]:
+    """The expected pose and (7, 7) its covariance, in the world of the evidence."""
+    expected, spread = model.pose_prior(observations, evidence.boundary())
+    if settings.pose is None:
+        return expected, spread
+    given = mirror_pose(settings.pose) if mirrored else settings.pose
+    return given_place(expected, spread, given)
+
+
+class _Run:
+    """One fit: its state, its clock, its answers."""
+
+    def __init__(
+        self,
+        model: FitModel,
+        observations: Observations,
+        settings: FitSettings,
+        start: Reconstruction | None,
+    ) -> None:
+        self.model, self.observations, self.settings = model, observations, settings
+        self.evidence = evidence_of(observations)
+        self.guide: GuideTerm | None = None
+        self.form = model.form(settings, self.evidence, start)
+        self.mirrored = False
+        self.warm = start is not None
+        self.state: FitState
+        self.starts: list[FitState]
+        self.prior: Prior
+        self.spread: Array | None = None
+        self.seconds: dict[str, float] = {}
+        self.iterations: dict[str, int] = {}
+        self.clock = time.perf_counter()
+
+    def _lap(self, stage: str, iterations: int = 0) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.clock
+        self.clock = now
+        if iterations:
+            self.iterations[stage] = iterations
+
+    # --- starts -------------------------------------------------------------------------------
+
+    def begin_alone(self) -> None:
+        """Start from the annotations, without a quick look."""
+        placed = place(self.model, self.observations, self.settings)
+        self.form, self.state, self.mirrored = placed.form, placed.state, placed.mirrored
+        self.evidence = self.evidence.mirrored() if self.mirrored else self.evidence
+        self._lap("quick look", placed.steps)
+
+    def quick_look(self) -> Reconstruction:
+        """The answer of the quick look: the first surface, the start, and weak evidence of the
+        whole."""
+        found = place(self.model.quick, self.observations, self.settings)
+        self._enter(found.pose, *self.form.cold(found.latents))
+        coarse = found.form.shape(found.state)
+        self._guide_by(coarse, self.state.pose)
+        spread = None
+        if self.settings.uncertainty:
+            spread = found.form.spread(found.state, coarse.points)
+        self._lap("quick look", found.steps)
+        coordinates = self.form.coarse_coordinates(self.state, coarse.points)
+        drawn = Drawn(self._to_patient(coarse), coordinates, spread)
+        return self._answer(
+            "quick look", drawn, self.form.coarse_latents(self.state, found.latents)
+        )
+
+    def begin_from(self, start: Reconstruction) -> None:
+        """Start from an earlier pose and its latents."""
+        self._enter(start.pose, *self.form.warm(start))
+        if self.form.guided:
+            found = place(self.model.quick, self.observations, self.settings)
+            if found.mirrored == self.mirrored:
+                self._guide_by(found.form.shape(found.state), found.state.pose)
+        self._lap("start")
+
+    def _enter(self, pose: Pose, latent: Array, templates: Sequence[int]) -> None:
+        """Go to the world in which the organ is not mirrored."""
+        self.mirrored = pose.mirrored
+        if self.mirrored:
+            self.evidence = self.evidence.mirrored()
+            pose = mirror_pose(pose)
+        expected, spread = _expected(
+            self.model, self.observations, self.evidence, self.settings, self.mirrored
+        )
+        self.prior = Prior.of(self.form, spread, self.settings.prior_strength)
+        moved = pose_step(expected, pose)
+        self.starts = [FitState(pose, latent, moved, number) for number in templates]
+        self.state = self.starts[0]
+
+    def _guide_by(self, coarse: Surface, pose: Pose) -> None:
+        """Points of the quick look's surface are weak evidence where nothing was drawn."""
+        trust, own = self.form.guide(GUIDE_POINTS)
+        if trust > 0.0:
+            drawn = sample_surface(coarse, GUIDE_POINTS, np.random.default_rng(0))
+            self.guide = GuideTerm(pose.apply(drawn), trust, own)
+
+    # --- stages -------------------------------------------------------------------------------
+
+    def solve_global(self) -> None:
+        """Pose and latent by Gauss-Newton, the noise annealed."""
+        noises = self.form.noises(self.warm)
+        evidence = self._guided() if self.form.guided_globally else self.evidence
+        self.state = solve(self.form, self.starts, evidence, self.prior, noises)
+        self._lap("global", len(noises))
+
+    def solve_local(self) -> None:
+        """What one latent leaves over, near the annotations."""
+        for _ in range(self.form.local_steps):
+            check()
+            self.state = self.form.local_step(
+                self.state, self._guided(), self.settings.prior_strength
+            )
+        if self.form.local_steps:
+            self._lap("local", self.form.local_steps)
+        if self.settings.uncertainty:
+            self.spread = self.form.spread_before(self.state)
+            self._lap("uncertainty")
+
+    def _guided(self) -> Evidence:
+        return self.evidence if self.guide is None else self.evidence.joined(self.guide)
+
+    # --- answers ------------------------------------------------------------------------------
+
+    def reconstruction(self, stage: str) -> Reconstruction:
+        """The surface as it stands."""
+        return self._answer(stage, self._drawn(), self.form.latents(self.state))
+
+    def only(self) -> Reconstruction:
+        """The first surface where no other follows."""
+        surface, coordinates = self.form.surface(self.state)
+        if self.settings.uncertainty:
+            self.spread = self.form.spread(self.state, surface.points)
+        self._lap("quick look")
+        drawn = Drawn(self._to_patient(surface), coordinates, self.spread)
+        return self._checked(self._answer("quick look", drawn, self.form.latents(self.state)))
+
+    def final(self) -> Reconstruction:
+        """The remeshed surface, its correspondences and doubt, checked against the input."""
+        before = self._drawn()
+        after = before.surface
+        if self.settings.remesh:
+            check()
+            after = remesh(after)
+            check()
+            self._lap("remeshing")
+        flat = mirror_points(after.points) if self.mirrored else after.points
+        canonical = self.state.pose.invert(flat)
+        drawn = self.form.finish(self.state, before, after, canonical, self.settings.uncertainty)
+        self._lap("uncertainty")
+        return self._checked(self._answer("final", drawn, self.form.latents(self.state)))
+
+    def _drawn(self) -> Drawn:
+        surface, coordinates = self.form.surface(self.state)
+        return Drawn(self._to_patient(surface), coordinates, self.spread)
+
+    def _to_patient(self, canonical: Surface) -> Surface:
+        points = self.state.pose.apply(canonical.points)
+        if not self.mirrored:
+            return Surface(points, canonical.triangles)
+        flipped = np.ascontiguousarray(canonical.triangles[:, ::-1])
+        return Surface(mirror_points(points), flipped)
+
+    def _checked(self, answer: Reconstruction) -> Reconstruction:
+        """With what the annotations say against it.
+
+        Raises:
+            ShapePriorError: they cannot belong to one organ of this kind.
+        """
+        card, radius = self.model.card, self.state.pose.scale * self.model.rms_radius
+        warnings = check_fit(self.observations, answer.residuals, card, radius)
+        more = check_points(self.observations, answer.surface, card, radius)
+        return replace(answer, warnings=(*warnings, *more))
+
+    def _answer(self, stage: str, drawn: Drawn, latents: Array) -> Reconstruction:
+        card, template = self.model.card, self.state.template
+        has_parts = self.model.parts is not None
+        return Reconstruction(
+            surface=drawn.surface,
+            template_coordinates=drawn.coordinates,
+            pose=mirror_pose(self.state.pose) if self.mirrored else self.state.pose,
+            latents=latents,
+            stage=stage,
+            residuals=residuals(drawn.surface, self.observations),
+            provenance=Provenance(
+                card.name, card.version, self.form.device, dict(self.seconds), dict(self.iterations)
+            ),
+            uncertainty_mm=drawn.spread,
+            template=template,
+            parts=self.model.part_of(template, drawn.coordinates) if has_parts else None,
+        )

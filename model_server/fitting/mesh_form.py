@@ -1,0 +1,437 @@
+"""Shapes that are a mesh: a decoder moves the vertices of a sphere (Jensen et al., Deep Active
+Latent Surfaces, section 3.2, Eq. 3 and 4).
+
+Global stage: one latent for all vertices. Local stage: one for each. The Dirichlet energy
+Tr(Z'L^pZ) is the precision of a Gaussian process over the sphere, so its minimizer given N
+linearized residuals is a linear system of N unknowns with the inverted energy as kernel; no
+gradient descent is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg, sparse
+
+from model_server.fitting.attachment import Attachment
+from model_server.fitting.interrupt import check
+from model_server.fitting.model import ROBUST, Drawn, FitState, Seen
+from model_server.fitting.terms import Evidence
+from model_server.geometry.icosphere import icosphere, uniform_laplacian
+from model_server.geometry.labels import oriented
+from model_server.geometry.quality import quality_gradient
+from model_server.geometry.remesh import carry_over
+from model_server.priors.protocol import FitSettings
+from model_server.reconstruction import Reconstruction, Surface
+
+Array = NDArray[np.float64]
+SHOWN_LEVEL = 4  # subdivisions of the sphere that a preview is shown on
+WARM_STEPS = 3  # global steps from an earlier reconstruction
+PREVIEW_STEPS = 1  # while somebody drags a point: the next preview goes on from this one
+LEAST_SHARE = 0.1  # of a residual, however many there are
+
+
+@dataclass(frozen=True)
+class MeshSettings:
+    """What the fits of a mesh prior assume, chosen on validation cases.
+
+    Attributes:
+        global_level, local_level: subdivisions of the template in each stage.
+        global_steps, local_steps: linearizations.
+        noise_start, noise: standard deviation of the annotations in RMS radii, annealed.
+        effective_points: so many independent points do sparse annotations count as in the global
+            stage (neighboring samples of a curve say the same); dense ones count one in ten.
+        local_noise: standard deviation of one residual in the local stage, in RMS radii.
+        local_spread: prior standard deviation of the local latents, in units of the global one.
+        smoothness: epsilon of (L^p + epsilon)^-1; smaller couples wider.
+        power: p of the Dirichlet energy.
+        quality_weight: lambda_reg, the weight of the triangle quality term.
+        latent_weight: weight of the latents' Gaussian.
+        guide_noise: standard deviation of the quick look's surface as evidence, in RMS radii.
+        guide_points: so many independent points does the quick look count as.
+        guided_globally: whether the quick look is evidence in the global stage, too. It is where
+            the principal components are good; where they are not it would hold DALS back.
+    """
+
+    global_level: int = 3
+    local_level: int = 4
+    global_steps: int = 8
+    local_steps: int = 2
+    noise_start: float = 0.10
+    noise: float = 0.04
+    effective_points: float = 100.0
+    local_noise: float = 0.02
+    local_spread: float = 0.5
+    smoothness: float = 0.1
+    power: int = 2
+    quality_weight: float = 300.0
+    latent_weight: float = 1.0
+    guide_noise: float = 0.05
+    guide_points: float = 100.0
+    guided_globally: bool = False
+
+
+class MeshPrior(Protocol):
+    """What a mesh prior says of its decoder.
+
+    Attributes:
+        rms_radius: of canonical shapes.
+        latent_mean: (d,) of the training latents.
+        latent_root: (d, K) with z = mean + root @ u, u of unit variance.
+    """
+
+    rms_radius: float
+    latent_mean: Array
+    latent_root: Array
+
+    @property
+    def device(self) -> str:
+        """That decodes."""
+        ...
+
+    def vertices(self, latents: Array, level: int) -> Array:
+        """(V, 3) canonical vertices of ``icosphere(level)``, of latents (1, d) or (V, d)."""
+        ...
+
+    def vertex_jacobian(self, latents: Array, level: int, vertices: NDArray[np.int64]) -> Array:
+        """(M, 3, K) canonical motion of M vertices by their whitened latents; ``latents`` (M, d)
+        are those of these vertices."""
+        ...
+
+    def whiten(self, latents: Array) -> Array:
+        """(..., d) latents -> (..., K) in units of their standard deviations."""
+        ...
+
+    def near_sphere(self, points: Array) -> Array:
+        """(N, 3) canonical points -> where on the sphere the mean shape is nearest to them."""
+        ...
+
+
+@lru_cache(maxsize=4)
+def dirichlet_kernel(level: int, power: int, smoothness: float) -> NDArray[np.float32]:
+    """(V, V) inverse of L^p + epsilon on the template, scaled to unit mean variance (Eq. 4)."""
+    laplacian = uniform_laplacian(level).toarray()
+    energy = np.linalg.matrix_power(laplacian, power) + smoothness * np.eye(len(laplacian))
+    kernel = np.linalg.inv(energy)
+    return np.asarray(kernel / np.diag(kernel).mean(), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class MeshSeen(Seen):
+    """Residuals, mm, with the mesh (RAS mm) that they are attached to."""
+
+    surface: Surface
+    attached: Attachment
+
+    def sigma(self, noise: float) -> Array:
+        """(N,) mm: what has a standard deviation of its own was not drawn."""
+        return np.where(self.own > 0.0, self.own, noise)
+
+
+@dataclass(frozen=True)
+class LocalSystem:
+    """What the local stage knows after a step, for its uncertainty.
+
+    Attributes:
+        across: (V, N) covariance of the field at vertices and residuals, per latent component.
+        by_latent: (N, K) change of residuals by their latents.
+        factor: (N, N) lower Cholesky factor of the residuals' covariance, noise included.
+        spread: variance of a latent component.
+        jacobian: (V, 3, K) canonical motion of every vertex by its whitened latent.
+    """
+
+    across: Array
+    by_latent: Array
+    factor: Array
+    spread: float
+    jacobian: Array
+
+
+class MeshForm:
+    """A mesh prior in one fit.
+
+    Args:
+        prior: trained.
+        settings: of the prior.
+        chosen: the user's.
+    """
+
+    damped = True
+
+    def __init__(
+        self, prior: MeshPrior, settings: MeshSettings, chosen: FitSettings = FitSettings()
+    ) -> None:
+        self.prior = prior
+        self.settings = replace(
+            settings, quality_weight=settings.quality_weight * chosen.quality_weight
+        )
+        self.device = prior.device
+        self.is_preview = not chosen.local and not chosen.remesh
+        self.local_steps = settings.local_steps if chosen.local else 0
+        self.guided_globally = settings.guided_globally
+        self.guided = self.guided_globally or self.local_steps > 0
+        self.detail: Array | None = None  # of an earlier fit's latents, about their mean
+        self.system: LocalSystem | None = None
+
+    # --- starts -------------------------------------------------------------------------------
+
+    def cold(self, modes: Array | None) -> tuple[Array, Sequence[int]]:
+        """The mean; see ``Form``."""
+        return np.zeros(self.prior.latent_root.shape[1]), (0,)
+
+    def warm(self, start: Reconstruction) -> tuple[Array, Sequence[int]]:
+        """The mean of its vertices' latents; see ``Form``."""
+        latents = np.atleast_2d(start.latents)
+        mean = latents.mean(axis=0)
+        self.detail = latents - mean
+        return self.prior.whiten(mean), (0,)
+
+    def guide(self, points: int) -> tuple[float, float]:
+        """See ``Form``."""
+        return min(1.0, self.settings.guide_points / points), self.settings.guide_noise
+
+    # --- decoding -----------------------------------------------------------------------------
+
+    def level(self, state: FitState) -> int:
+        """Subdivisions of the sphere."""
+        return self.settings.global_level if state.local is None else self.settings.local_level
+
+    def vertex_latents(self, state: FitState) -> Array:
+        """(V, d) latents of every vertex, or (1, d) while they are one."""
+        whitened = state.latent[None] + (0.0 if state.local is None else state.local)
+        return np.asarray(self.prior.latent_mean + whitened @ self.prior.latent_root.T)
+
+    def shape(self, state: FitState) -> Surface:
+        """See ``Form``."""
+        return self._decoded(self.vertex_latents(state), self.level(state))
+
+    def _decoded(self, latents: Array, level: int) -> Surface:
+        # The Chamfer distance knows no orientation: a decoder may turn the sphere inside out.
+        points = self.prior.vertices(latents, level)
+        return oriented(Surface(points, icosphere(level).triangles))
+
+    def placed(self, state: FitState) -> Surface:
+        """The decoded surface, RAS mm."""
+        canonical = self.shape(state)
+        return Surface(state.pose.apply(canonical.points), canonical.triangles)
+
+    def jacobian_of(self, state: FitState, vertices: NDArray[np.int64]) -> Array:
+        """(M, 3, K) canonical motion of template vertices by their whitened latents."""
+        latents = self.vertex_latents(state)
+        shared = len(latents) == 1
+        rows = np.repeat(latents, len(vertices), axis=0) if shared else latents[vertices]
+        return self.prior.vertex_jacobian(rows, self.level(state), vertices)
+
+    # --- global stage -------------------------------------------------------------------------
+
+    def noises(self, warm: bool) -> Array:
+        """See ``Form``."""
+        chosen = self.settings
+        if not warm:
+            return np.geomspace(chosen.noise_start, chosen.noise, chosen.global_steps)
+        steps = PREVIEW_STEPS if self.is_preview else WARM_STEPS
+        return np.geomspace(chosen.noise, chosen.noise, steps)
+
+    def unit(self, state: FitState) -> float:
+        """Mm; see ``Form``."""
+        return self.prior.rms_radius * state.pose.scale
+
+    def precision(self, strength: float) -> float:
+        """See ``Form``."""
+        return self.settings.latent_weight * strength
+
+    def reach(self, spread: Array) -> Array:
+        """Standard deviations; see ``Form``."""
+        return np.sqrt(np.diag(spread))
+
+    def renew(self, state: FitState, step: int) -> None:
+        """Nothing is kept from step to step."""
+
+    def look(self, state: FitState, evidence: Evidence) -> MeshSeen:
+        """Drawn residuals count as ``effective_points`` together; see ``Form``."""
+        seen = self._seen(state, evidence)
+        total = max(float(seen.counts[seen.own == 0.0].sum()), 1.0)
+        share = max(min(1.0, self.settings.effective_points / total), LEAST_SHARE)
+        return replace(seen, counts=np.where(seen.own == 0.0, share, 1.0) * seen.counts)
+
+    def _seen(self, state: FitState, evidence: Evidence) -> MeshSeen:
+        surface = self.placed(state)
+        attached = evidence.attach(surface)
+        own = attached.own * self.prior.rms_radius * self._scale(surface)
+        return MeshSeen(attached.residuals, attached.trust, own, ROBUST, surface, attached)
+
+    def _scale(self, surface: Surface) -> float:
+        """Mm per canonical unit, from the surface itself."""
+        centered = surface.points - surface.points.mean(axis=0)
+        return float(np.sqrt((centered**2).sum(axis=1).mean())) / self.prior.rms_radius
+
+    def jacobian(self, state: FitState, seen: MeshSeen) -> Array:
+        """See ``Form``."""
+        by_pose = self._by_pose(state, seen.surface, seen.attached)
+        return np.concatenate([by_pose, self._by_latent(state, seen.attached)], axis=1)
+
+    def _by_latent(
+        self, state: FitState, attached: Attachment, jacobian: Array | None = None
+    ) -> Array:
+        """(N, K) change of every residual, mm, by the whitened latent where it is attached.
+
+        ``jacobian`` (V, 3, K) is that of all vertices, where it is known already.
+        """
+        rows = attached.vertices
+        if jacobian is None:
+            used, inverse = np.unique(rows, return_inverse=True)
+            jacobian = self.jacobian_of(state, used)
+            rows = inverse.reshape(rows.shape)
+        direction = attached.directions @ state.pose.linear()
+        return np.asarray(
+            sum(
+                attached.weights[:, k, None]
+                * np.einsum("ni,nik->nk", direction, jacobian[rows[:, k]])
+                for k in range(3)
+            )
+        )
+
+    def _by_pose(self, state: FitState, surface: Surface, attached: Attachment) -> Array:
+        """(N, 7) change of every residual, mm, by (translation, log scale, rotation)."""
+        place = (attached.weights[..., None] * surface.points[attached.vertices]).sum(axis=1)
+        arm = place - state.pose.translation
+        direction = attached.directions
+        return np.column_stack([direction, (direction * arm).sum(axis=1), np.cross(arm, direction)])
+
+    # --- local stage --------------------------------------------------------------------------
+
+    def local_step(self, state: FitState, evidence: Evidence, strength: float) -> FitState:
+        """One linearization of the vertices' latents; every residual counts; see ``Form``."""
+        chosen = self.settings
+        count, size = len(icosphere(chosen.local_level).points), len(state.latent)
+        local = np.zeros((count, size)) if state.local is None else state.local
+        state = replace(state, local=local)
+        seen = self._seen(state, evidence)
+        weight = seen.weights(chosen.local_noise * self.unit(state))
+        keep = weight > 1e-6 * weight.max()
+        attached = seen.attached.kept(keep)
+        jacobian = self.jacobian_of(state, np.arange(count))
+        by_latent = self._by_latent(state, attached, jacobian)
+        kernel = dirichlet_kernel(chosen.local_level, chosen.power, chosen.smoothness)
+        spread = chosen.local_spread**2 / strength
+        # across[v, i]: covariance of the field at vertex v and at residual i.
+        check()
+        across, between = self._covariances(attached, kernel, spread)
+        check()
+        gram = between * (by_latent @ by_latent.T)
+        start = self._quality_start(state, seen.surface, jacobian, kernel) * spread
+        felt = _field_at(local - start, attached)
+        target = (by_latent * felt).sum(axis=1) - attached.residuals
+        check()
+        factor = linalg.cholesky(gram + np.diag(1.0 / weight[keep]), lower=True)
+        solved = linalg.cho_solve((factor, True), target)
+        local = start + across @ (by_latent * solved[:, None]).astype(np.float32)
+        self.system = LocalSystem(across, by_latent, factor, spread, jacobian)
+        return replace(state, local=local)
+
+    def _covariances(
+        self, attached: Attachment, kernel: NDArray[np.float32], spread: float
+    ) -> tuple[Array, Array]:
+        """Covariance of a latent component at vertices and residuals (V, N), and among the
+        residuals (N, N)."""
+        count = len(attached.weights)
+        rows = np.repeat(np.arange(count), 3)
+        at = (rows, attached.vertices.ravel())
+        hold = sparse.csr_matrix((attached.weights.ravel(), at), shape=(count, len(kernel)))
+        hold = hold.astype(np.float32)
+        # The kernel is symmetric: rows of it, which lie together in memory, are its columns.
+        across = np.ascontiguousarray((spread * (hold @ kernel)).T)
+        return across, np.asarray(hold @ across, dtype=np.float64)
+
+    def _quality_start(
+        self, state: FitState, surface: Surface, jacobian: Array, kernel: NDArray[np.float32]
+    ) -> Array:
+        """(V, K) where the triangle quality term alone would put local latents of unit variance."""
+        if self.settings.quality_weight <= 0:
+            return np.zeros((len(kernel), len(state.latent)))
+        force = quality_gradient(surface) @ state.pose.linear()
+        pull = np.einsum("vi,vik->vk", force, jacobian)
+        return np.asarray(-self.settings.quality_weight * (kernel @ pull.astype(np.float32)))
+
+    # --- answers ------------------------------------------------------------------------------
+
+    def surface(self, state: FitState) -> tuple[Surface, Array]:
+        """Previews are smooth, with the detail of the surface before: the coarse one's facets
+        would be seen. See ``Form``."""
+        if not self.is_preview:
+            return self.shape(state), icosphere(self.level(state)).points
+        latents = np.atleast_2d(self.latents(state))
+        return self._decoded(latents, SHOWN_LEVEL), icosphere(SHOWN_LEVEL).points
+
+    def latents(self, state: FitState) -> Array:
+        """See ``Form``."""
+        latents = self.vertex_latents(state)
+        if self.is_preview and self.detail is not None and len(self.detail) > 1:
+            latents = latents + self.detail
+        return latents[0] if len(latents) == 1 else latents
+
+    def coarse_coordinates(self, state: FitState, points: Array) -> Array:
+        """See ``Form``."""
+        return self.prior.near_sphere(points)
+
+    def coarse_latents(self, state: FitState, modes: Array) -> Array:
+        """Nothing is known yet but the modes: no fit can go on from them; see ``Form``."""
+        return modes
+
+    def spread(self, state: FitState, points: Array) -> Array:
+        """Of every vertex: Laplace, global and local parts added; see ``Form``."""
+        surface, local = self.placed(state), self.system
+        every = np.arange(len(surface.points))
+        ones = np.tile([1.0, 0.0, 0.0], (len(every), 1))
+        own = np.repeat(every[:, None], 3, axis=1)
+        zeros = np.zeros(len(every))
+        here = Attachment(own, ones, surface.vertex_normals(), zeros, ones[:, 0], zeros)
+        by_latent = self._by_latent(state, here, None if local is None else local.jacobian)
+        variance = np.zeros(len(every))
+        if state.covariance is not None:
+            rows = np.concatenate([self._by_pose(state, surface, here), by_latent], axis=1)
+            variance += np.einsum("vi,ij,vj->v", rows, state.covariance, rows, optimize=True)
+        if local is not None:
+            variance += _local_variance(local, by_latent)
+        return np.sqrt(np.maximum(variance, 0.0))
+
+    def spread_before(self, state: FitState) -> Array | None:
+        """See ``Form``; a preview shows none."""
+        return None if self.is_preview else self.spread(state, np.empty((0, 3)))
+
+    def finish(
+        self, state: FitState, before: Drawn, after: Surface, canonical: Array, uncertainty: bool
+    ) -> Drawn:
+        """Carried over from the mesh before; see ``Form``."""
+        if after is before.surface:
+            return before
+        carried = [before.coordinates]
+        if before.spread is not None:
+            carried.append(before.spread[:, None])
+        values = carry_over(before.surface, np.concatenate(carried, axis=1), after)
+        length = np.maximum(np.linalg.norm(values[:, :3], axis=1, keepdims=True), 1e-12)
+        spread = None if before.spread is None else values[:, 3]
+        return Drawn(after, values[:, :3] / length, spread)
+
+
+def _local_variance(local: LocalSystem, by_latent: Array) -> Array:
+    """(V,) variance along the normal, mm^2, that the local stage leaves; ``by_latent`` (V, K)."""
+    prior = local.spread * (by_latent**2).sum(axis=1)
+    check()
+    shared = local.across * (by_latent @ local.by_latent.T)
+    check()
+    # Single precision is enough for a variance, and twice as fast.
+    known = linalg.solve_triangular(
+        local.factor.astype(np.float32), shared.T.astype(np.float32), lower=True
+    )
+    return np.maximum(prior - (known**2).sum(axis=0), 0.0)
+
+
+def _field_at(field: Array, attached: Attachment) -> Array:
+    """(N, K) a vertex field (V, K) where the residuals are attached."""
+    return np.asarray((attached.weights[..., None] * field[attached.vertices]).sum(axis=1))

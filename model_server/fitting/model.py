@@ -1,0 +1,255 @@
+"""What the fit engine asks of a prior, and where a fit stands.
+
+A prior answers the engine through a *form*: ``MeshForm`` where its decoder moves the vertices of a
+template, ``FieldForm`` where it tells signed distances. A form says how far a state is from the
+evidence and how that changes; the engine does the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_server.fitting.pose_prior import PosePrior
+from model_server.fitting.terms import Evidence
+from model_server.pose import Pose
+from model_server.priors.card import PriorCard
+from model_server.priors.protocol import FitSettings
+from model_server.reconstruction import Reconstruction, Surface
+
+Array = NDArray[np.float64]
+ROBUST = 3.0  # residuals beyond this many standard deviations lose weight (Cauchy)
+
+
+@dataclass(frozen=True)
+class FitState:
+    """Where a fit stands.
+
+    Attributes:
+        pose: canonical -> RAS mm (of the mirrored world for mirrored organs).
+        latent: (K,) whitened.
+        moved: (7,) pose step from the expected pose.
+        template: number of the template, of priors that have several.
+        covariance: (7 + K, 7 + K) Laplace covariance of (pose step, latent) after the last step.
+        energy: twice the negative log posterior there, up to a constant.
+        local: what one latent leaves over, as the form keeps it; None before the local stage.
+    """
+
+    pose: Pose
+    latent: Array
+    moved: Array
+    template: int = 0
+    covariance: Array | None = None
+    energy: float = np.inf
+    local: Any = None
+
+    def after(self, step: Array) -> FitState:
+        """After a step of (7 + K,): translation mm, log scale, rotation vector, latent."""
+        return replace(
+            self,
+            pose=self.pose.perturbed(step[:3], step[3], step[4:7]),
+            latent=self.latent + step[7:],
+            moved=self.moved + step[:7],
+        )
+
+    def at(self) -> Array:
+        """(7 + K,) what the Gaussians of pose and latent are about."""
+        return np.concatenate([self.moved, self.latent])
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Residuals of a state, in the form's unit, under a Cauchy loss.
+
+    Attributes:
+        residuals: (N,).
+        counts: (N,) how many independent measurements each stands for.
+        own: (N,) standard deviation of its own, 0 where only the annotations' noise counts.
+        limits: beyond so many standard deviations a residual loses weight.
+    """
+
+    residuals: Array
+    counts: Array
+    own: Array
+    limits: Array | float
+
+    def sigma(self, noise: float) -> Array:
+        """(N,) standard deviations, given the noise of annotations."""
+        return np.asarray(np.hypot(noise, self.own))
+
+    def weights(self, noise: float) -> Array:
+        """(N,) of the least squares that have the loss's slope here."""
+        sigma = self.sigma(noise)
+        robust = 1.0 + (self.residuals / (self.limits * sigma)) ** 2
+        return np.asarray(self.counts / robust / sigma**2)
+
+    def energy(self, noise: float) -> float:
+        """Twice the negative log likelihood, up to a constant."""
+        ratio = (self.residuals / (ROBUST * self.sigma(noise))) ** 2
+        return float((self.counts * (ROBUST**2 * np.log1p(ratio))).sum())
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A surface as it is shown.
+
+    Attributes:
+        surface: V vertices, RAS mm.
+        coordinates: (V, 3) on the template.
+        spread: (V,) standard deviation along the normal, mm, or None.
+    """
+
+    surface: Surface
+    coordinates: Array
+    spread: Array | None = None
+
+
+class Form(Protocol):
+    """How the shapes of a prior answer evidence, for one fit.
+
+    Attributes:
+        device: that computes.
+        damped: whether steps are shortened until the energy falls.
+        guided: whether the quick look's surface is evidence at all ...
+        guided_globally: ... and whether in the global stage, too.
+        local_steps: linearizations of the local stage; 0 leaves it out.
+    """
+
+    device: str
+    damped: bool
+    guided: bool
+    guided_globally: bool
+    local_steps: int
+
+    # --- starts -------------------------------------------------------------------------------
+
+    def cold(self, modes: Array | None) -> tuple[Array, Sequence[int]]:
+        """(K,) whitened latent to start from, and the templates to try, the likeliest first.
+
+        Args:
+            modes: (Q,) latents of the quick look, if there was one.
+        """
+        ...
+
+    def warm(self, start: Reconstruction) -> tuple[Array, Sequence[int]]:
+        """The same from an earlier reconstruction."""
+        ...
+
+    def guide(self, points: int) -> tuple[float, float]:
+        """How many measurements each of ``points`` of the quick look's surface counts as, and
+        their standard deviation in RMS radii."""
+        ...
+
+    # --- stages -------------------------------------------------------------------------------
+
+    def noises(self, warm: bool) -> Array:
+        """(steps,) standard deviation of the annotations at every global step, in RMS radii."""
+        ...
+
+    def unit(self, state: FitState) -> float:
+        """An RMS radius in the unit of the residuals."""
+        ...
+
+    def precision(self, strength: float) -> float:
+        """Of a whitened latent, for a strength of the prior."""
+        ...
+
+    def reach(self, spread: Array) -> Array:
+        """(7,) units of a pose step, two of which are the most; ``spread`` (7, 7) is the covariance
+        of the pose prior."""
+        ...
+
+    def renew(self, state: FitState, step: int) -> None:
+        """Before global step number ``step``: linearize anew what is costly to linearize."""
+        ...
+
+    def look(self, state: FitState, evidence: Evidence) -> Seen:
+        """The residuals of a state."""
+        ...
+
+    def jacobian(self, state: FitState, seen: Any) -> Array:
+        """(N, 7 + K) how residuals that ``look`` found change with pose step and latent."""
+        ...
+
+    def local_step(self, state: FitState, evidence: Evidence, strength: float) -> FitState:
+        """What one latent leaves over, near the annotations."""
+        ...
+
+    # --- answers ------------------------------------------------------------------------------
+
+    def shape(self, state: FitState) -> Surface:
+        """The surface of a state, canonical frame."""
+        ...
+
+    def surface(self, state: FitState) -> tuple[Surface, Array]:
+        """The same as it is shown, with (V, 3) template coordinates."""
+        ...
+
+    def latents(self, state: FitState) -> Array:
+        """(d,) or (V, d): as a reconstruction keeps them."""
+        ...
+
+    def coarse_coordinates(self, state: FitState, points: Array) -> Array:
+        """(N, 3) template coordinates of canonical points of the quick look's surface."""
+        ...
+
+    def coarse_latents(self, state: FitState, modes: Array) -> Array:
+        """What a reconstruction of the quick look keeps as latents; ``modes`` are its own."""
+        ...
+
+    def spread(self, state: FitState, points: Array) -> Array:
+        """(N,) standard deviation along the normal, mm, at canonical points of the surface; a mesh
+        knows it at its own vertices only."""
+        ...
+
+    def spread_before(self, state: FitState) -> Array | None:
+        """(V,) the same at the vertices of ``surface``, by forms that carry it over to the remeshed
+        one; None by those that find it anew."""
+        ...
+
+    def finish(
+        self, state: FitState, before: Drawn, after: Surface, canonical: Array, uncertainty: bool
+    ) -> Drawn:
+        """The remeshed surface with its correspondences and its doubt.
+
+        Args:
+            state: of the fit.
+            before: as it was drawn before remeshing.
+            after: remeshed, V vertices, RAS mm, or the surface of ``before`` itself.
+            canonical: (V, 3) the same vertices in the canonical frame.
+            uncertainty: whether standard deviations are asked for.
+        """
+        ...
+
+
+class FitModel(Protocol):
+    """A prior as the engine knows it.
+
+    Attributes:
+        card: what it is.
+        rms_radius: of its canonical shapes.
+        pose_prior: learned with it.
+        quick: the prior whose answer starts every fit; None for one that starts itself, whose
+            first surface is its only one.
+        latent_mean: (d,) of the latents of training shapes.
+        parts: of its templates, or None.
+    """
+
+    card: PriorCard
+    rms_radius: float
+    pose_prior: PosePrior
+    quick: Any
+    latent_mean: Array
+    parts: NDArray[np.uint8] | None
+
+    def form(self, settings: FitSettings, evidence: Evidence, start: Reconstruction | None) -> Form:
+        """How it answers in a fit to this evidence, from this start."""
+        ...
+
+    def part_of(self, template: int, places: Array) -> NDArray[np.uint8]:
+        """(N,) part numbers at template coordinates (N, 3)."""
+        ...

@@ -1,0 +1,253 @@
+"""Evidence terms: what each kind of annotation says of a surface.
+
+A term speaks to both forms of a shape. A field reads it at places of space, which lie on the
+boundary, inside or outside; a mesh is attached to it, so that every residual is linear in three
+vertices. The solvers see places and attachments and never ask of which kind a term is: a new kind
+of evidence is one more class here and one more line in ``evidence_of``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_server.fitting.attachment import (
+    Attachment,
+    attach_plane,
+    attach_points,
+    attach_vertices,
+)
+from model_server.fitting.mask import MaskField
+from model_server.fitting.pose_prior import mirror_points
+from model_server.geometry.labels import surface_from_label
+from model_server.geometry.sampling import sample_surface
+from model_server.observations import Observations
+from model_server.reconstruction import Surface
+
+Array = NDArray[np.float64]
+SAMPLES_PER_EXTENT = 80.0  # outline samples are this fraction of the annotations' extent apart
+MASK_SAMPLES = 2000
+SIDE_TRUST = 20.0  # an inside or outside point is one of few, and placed on purpose
+
+
+@dataclass(frozen=True)
+class Places:
+    """Places of space and what is known of them.
+
+    Attributes:
+        points: (N, 3) RAS mm.
+        sides: (N,) 0 on the boundary, -1 inside, 1 outside.
+        trust: (N,) how many measurements each stands for.
+        alike: (N,) whether neighbors say much the same, as along a drawn curve.
+        own: (N,) standard deviation beside the noise of annotations, in RMS radii.
+    """
+
+    points: Array
+    sides: NDArray[np.int64]
+    trust: Array
+    alike: NDArray[np.bool_]
+    own: Array
+
+    @classmethod
+    def of(
+        cls, points: Array, side: int = 0, trust: float = 1.0, alike: bool = False, own: float = 0.0
+    ) -> Places:
+        """Places of which the same is known."""
+        count = len(points)
+        return cls(
+            points,
+            np.full(count, side),
+            np.full(count, trust),
+            np.full(count, alike),
+            np.full(count, own),
+        )
+
+    @classmethod
+    def joined(cls, parts: list[Places]) -> Places:
+        """All of them in order."""
+        rows = zip(*(part.__dict__.values() for part in parts), strict=True)
+        return cls(*(np.concatenate(row) for row in rows))
+
+    def every(self, step: int) -> Places:
+        """Each ``step``-th of them."""
+        return Places(*(values[::step] for values in self.__dict__.values()))
+
+
+class Term(Protocol):
+    """What one annotation says of a surface."""
+
+    def mirrored(self) -> Term:
+        """The same in a world mirrored right-left."""
+        ...
+
+    def places(self) -> Places:
+        """What a field reads."""
+        ...
+
+    def attach(self, surface: Surface, normals: Array) -> Attachment:
+        """Residuals, mm, of a mesh in RAS mm with vertex ``normals`` (V, 3)."""
+        ...
+
+
+@dataclass(frozen=True)
+class OutlineTerm:
+    """The loops drawn in one plane: ``points`` (N, 3) RAS mm, ``normal`` (3,) of the plane."""
+
+    points: Array
+    normal: Array
+
+    def mirrored(self) -> OutlineTerm:
+        """See ``Term``."""
+        return OutlineTerm(mirror_points(self.points), mirror_points(self.normal))
+
+    def places(self) -> Places:
+        """See ``Term``."""
+        return Places.of(self.points, alike=True)
+
+    def attach(self, surface: Surface, normals: Array) -> Attachment:
+        """Within the plane, from the outline to the section and back (DALS, appendix A)."""
+        return attach_plane(surface, normals, self.points, self.normal)
+
+
+@dataclass(frozen=True)
+class ClickTerm:
+    """``points`` (N, 3) RAS mm clicked on the boundary."""
+
+    points: Array
+
+    def mirrored(self) -> ClickTerm:
+        """See ``Term``."""
+        return ClickTerm(mirror_points(self.points))
+
+    def places(self) -> Places:
+        """See ``Term``."""
+        return Places.of(self.points)
+
+    def attach(self, surface: Surface, normals: Array) -> Attachment:
+        """Along the normal at the closest point."""
+        return attach_points(surface, self.points, normals)
+
+
+@dataclass(frozen=True)
+class LabelMapTerm:
+    """A label map to refine: samples of its surface (N, 3) RAS mm, and its distance field."""
+
+    points: Array
+    field: MaskField
+
+    def mirrored(self) -> LabelMapTerm:
+        """See ``Term``."""
+        return LabelMapTerm(mirror_points(self.points), self.field.mirrored())
+
+    def places(self) -> Places:
+        """See ``Term``."""
+        return Places.of(self.points)
+
+    def attach(self, surface: Surface, normals: Array) -> Attachment:
+        """From the samples to the mesh, and back: every vertex reads the distance (Eq. 8)."""
+        there = attach_points(surface, self.points, normals)
+        return Attachment.joined([there, attach_vertices(surface, *self.field.at(surface.points))])
+
+
+@dataclass(frozen=True)
+class SideTerm:
+    """``points`` (N, 3) RAS mm inside (``side`` -1) or outside (1): they count on the wrong side
+    only."""
+
+    points: Array
+    side: int
+
+    def mirrored(self) -> SideTerm:
+        """See ``Term``."""
+        return SideTerm(mirror_points(self.points), self.side)
+
+    def places(self) -> Places:
+        """See ``Term``."""
+        return Places.of(self.points, self.side, SIDE_TRUST)
+
+    def attach(self, surface: Surface, normals: Array) -> Attachment:
+        """Along the normal at the closest point."""
+        found = attach_points(surface, self.points, normals)
+        wrong = self.side * found.residuals > 0
+        return replace(found, trust=np.asarray(SIDE_TRUST * wrong, dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class GuideTerm:
+    """``points`` (N, 3) RAS mm of a guessed surface: weak evidence where nothing was drawn.
+
+    Attributes:
+        points: see there.
+        trust: so many measurements does each count as.
+        own: standard deviation, in RMS radii.
+    """
+
+    points: Array
+    trust: float
+    own: float
+
+    def mirrored(self) -> GuideTerm:
+        """See ``Term``."""
+        return replace(self, points=mirror_points(self.points))
+
+    def places(self) -> Places:
+        """See ``Term``."""
+        return Places.of(self.points, 0, self.trust, own=self.own)
+
+    def attach(self, surface: Surface, normals: Array) -> Attachment:
+        """Along the normal at the closest point."""
+        found = attach_points(surface, self.points, normals)
+        count = len(self.points)
+        return replace(found, trust=np.full(count, self.trust), own=np.full(count, self.own))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a fit has to explain."""
+
+    terms: tuple[Term, ...]
+
+    def mirrored(self) -> Evidence:
+        """The same in a world mirrored right-left."""
+        return Evidence(tuple(term.mirrored() for term in self.terms))
+
+    def joined(self, term: Term) -> Evidence:
+        """With one more."""
+        return Evidence((*self.terms, term))
+
+    def places(self) -> Places:
+        """Of all terms."""
+        return Places.joined([term.places() for term in self.terms])
+
+    def boundary(self) -> Array:
+        """(N, 3) RAS mm, all places on the boundary."""
+        places = self.places()
+        return places.points[places.sides == 0]
+
+    def attach(self, surface: Surface) -> Attachment:
+        """The residuals of a mesh, RAS mm."""
+        normals = surface.vertex_normals()
+        return Attachment.joined([term.attach(surface, normals) for term in self.terms])
+
+
+def evidence_of(observations: Observations) -> Evidence:
+    """The terms of what a user gave: outlines at equal arc length, clicks, a label map, sides."""
+    spacing = max(observations.extent_mm() / SAMPLES_PER_EXTENT, 1e-3)
+    terms: list[Term] = []
+    for plane in observations.planes():
+        loops = [loop for outline in plane for loop in outline.resampled(spacing)]
+        terms.append(OutlineTerm(np.concatenate(loops), plane[0].normal))
+    clicks = observations.boundary_points()
+    if len(clicks):
+        terms.append(ClickTerm(clicks))
+    if observations.label_map is not None:
+        surface = surface_from_label(observations.label_map)
+        sampled = sample_surface(surface, MASK_SAMPLES, np.random.default_rng(0))
+        terms.append(LabelMapTerm(sampled, MaskField.of(observations.label_map)))
+    for sets, side in ((observations.inside, -1), (observations.outside, 1)):
+        if sets:
+            terms.append(SideTerm(np.concatenate([s.points for s in sets]), side))
+    return Evidence(tuple(terms))

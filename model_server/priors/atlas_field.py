@@ -1,0 +1,324 @@
+"""The field of an ImplicitAtlas decoder.
+
+The signed distance of a point is its occupancy logit over the logit's slope.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage import measure
+from torch import Tensor
+
+from model_server.fitting.field_form import FieldSettings, Reading
+from model_server.fitting.interrupt import check
+from model_server.geometry.labels import oriented
+from model_server.priors.atlas_features import Decoded, FeatureChanges, features_at, finest_map
+from model_server.priors.implicit_atlas_decoder import AtlasDecoder, sample
+from model_server.reconstruction import Surface
+
+Array = NDArray[np.float64]
+LEAST_SLOPE = 0.3  # of a logit, in units of the slope a soft occupancy has at its surface
+POINTS_AT_ONCE = 60_000
+FEW_POINTS = 6_000  # read at every scale; for more, one map on the finest nodes is faster
+KEPT = 3  # decoded latents that a field remembers
+GRID = 40  # nodes along the shortest edge of the box for a surface
+PREVIEW_MODES = 12
+PREVIEW_GRID = 28
+
+
+@dataclass(frozen=True)
+class AtlasSettings(FieldSettings):
+    """What the fits of this prior assume, chosen on validation cases.
+
+    Attributes:
+        many: so many independent points determine all ``modes`` and ``many_local_length``; below,
+            ``few_modes`` and ``local_length`` count.
+        modes, few_modes: latent axes that are fitted, the widest first.
+        templates_tried: the likeliest templates, which take the first step side by side.
+        many_local_length: over which leftovers are alike, in RMS radii.
+        grid: nodes along the shortest edge of the box for the final surface.
+    """
+
+    many: float = 200.0
+    modes: int = 200
+    few_modes: int = 150
+    templates_tried: int = 1
+    many_local_length: float = 0.1
+    grid: int = GRID
+
+    def given(self, points: float) -> AtlasSettings:
+        """Of a fit to so many independent points."""
+        if points >= self.many:
+            return replace(self, guide_points=0.0, local_length=self.many_local_length)
+        return replace(self, modes=self.few_modes)
+
+    def preview(self) -> AtlasSettings:
+        """Of one step while somebody drags a point: the next preview goes on from there."""
+        return replace(
+            self, steps=1, renew=1, modes=PREVIEW_MODES, guide_points=0.0, grid=PREVIEW_GRID
+        )
+
+
+class AtlasField:
+    """The shapes of an ImplicitAtlas decoder as a field (``fitting.field_form.Field``).
+
+    Args:
+        decoder: trained; stays on its device.
+        latent_mean: (c,) of the training latents.
+        latent_root: (c, K), h = mean + root @ u with u of unit variance.
+        rms_radius: of canonical shapes.
+        softness: of the occupancy, in RMS radii.
+        templates: (m, nodes, hidden) ``decoder.template_maps()``.
+        grid: nodes along the shortest edge of the box for surfaces.
+    """
+
+    def __init__(
+        self,
+        decoder: AtlasDecoder,
+        latent_mean: Array,
+        latent_root: Array,
+        rms_radius: float,
+        softness: float,
+        templates: Tensor,
+        grid: int = GRID,
+    ) -> None:
+        self.decoder = decoder
+        self.latent_mean, self.latent_root = latent_mean, latent_root
+        self.rms_radius = rms_radius
+        self.least_slope = LEAST_SLOPE / (softness * rms_radius)
+        self.templates, self.grid = templates, grid
+        self.size = int(latent_root.shape[1])
+        self._decoded: dict[bytes, Decoded] = {}
+        self._changes: FeatureChanges | None = None
+
+    @property
+    def device(self) -> str:
+        """That decodes."""
+        return str(self.decoder.template_latents.device)
+
+    def latents(self, latent: Array) -> Array:
+        """(K,) whitened -> (c,)."""
+        return np.asarray(self.latent_mean + self.latent_root @ latent)
+
+    def whiten(self, latents: Array) -> Array:
+        """(..., c) -> (..., K) in units of their standard deviations."""
+        return np.asarray((latents - self.latent_mean) @ self._inverse_root.T)
+
+    @cached_property
+    def _inverse_root(self) -> Array:
+        return np.asarray(np.linalg.pinv(self.latent_root))
+
+    # --- decoding -----------------------------------------------------------------------------
+
+    def _tensor(self, array: Array) -> Tensor:
+        return torch.as_tensor(array, dtype=torch.float32, device=self.device)
+
+    def _latents(self, whitened: Array) -> Tensor:
+        """(B, K) or (K,) whitened -> (B, c)."""
+        return self._tensor(np.atleast_2d(self.latent_mean + whitened @ self.latent_root.T))
+
+    def likely_templates(self, whitened: Array) -> list[int]:
+        """Templates, the one that h chooses first."""
+        with torch.no_grad():
+            logits = self.decoder.choice(self._latents(whitened))[0]
+        return [int(i) for i in torch.argsort(logits, descending=True)]
+
+    def _decode(self, latent: Array) -> Decoded:
+        """The deformation network's feature maps; those of the last few latents are remembered."""
+        key = latent.tobytes()
+        if key not in self._decoded:
+            with torch.no_grad():
+                found = Decoded.of(self.decoder.deformation_net, self._latents(latent))
+            kept = list(self._decoded.items())[1 - KEPT :]
+            self._decoded = dict([*kept, (key, found)])
+        return self._decoded[key]
+
+    def _features(self, latent: Array, template: int, places: Tensor) -> Callable[[Tensor], Tensor]:
+        """Reader of D's features (n, hidden or hidden + 3) at parts (n, 3) of so many ``places``,
+        -1 to 1."""
+        net, scales = self.decoder.deformation_net, self._decode(latent).scales
+        spline, latents = self.decoder.spline, self._latents(latent)
+        chosen = self._tensor(np.eye(self.decoder.sizes.templates)[[template]])
+        if len(places) > FEW_POINTS:
+            with torch.no_grad():
+                nodes = finest_map(net, scales)
+                if spline is not None:
+                    nodes = torch.cat([nodes, spline.maps(latents, chosen)], dim=-1)
+            return lambda part: sample(nodes, part[None], net.sizes.nodes())[0]
+        if spline is None:
+            return lambda part: features_at(net, scales, part)
+        with torch.no_grad():
+            points = spline.points(latents, chosen)[0]
+
+        def read(part: Tensor) -> Tensor:
+            return torch.cat([features_at(net, scales, part), spline.at(points, part)], dim=-1)
+
+        return read
+
+    def changes(self, latent: Array) -> FeatureChanges:
+        """How the features change by the whitened latent."""
+        root = self._tensor(self.latent_root.T)
+        net, spline = self.decoder.deformation_net, self.decoder.spline
+        return FeatureChanges(net, self._decode(latent), self._latents(latent), root, spline)
+
+    def deform(self, latent: Array, template: int, points: Array) -> Array:
+        """(N, 3) canonical points -> p + D(p), where they lie on the template."""
+        place = self._tensor(points)
+        read = self._features(latent, template, place)
+        with torch.no_grad():
+            parts = [self._moved(part, read) for part in place.split(POINTS_AT_ONCE)]
+        return torch.cat(parts).double().cpu().numpy()
+
+    def _moved(self, points: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
+        """(n, 3) canonical points -> p + D(p)."""
+        features = read(points / self.decoder.box)
+        return points + self.decoder.finish(features)
+
+    def logits(self, latent: Array, template: int, points: Array) -> Array:
+        """(N,) occupancy logits at canonical points (N, 3)."""
+        maps = self.templates[template][None]
+        place = self._tensor(points)
+        read = self._features(latent, template, place)
+        parts = []
+        with torch.no_grad():
+            for part in place.split(POINTS_AT_ONCE):
+                check()
+                moved = self._moved(part, read)
+                parts.append(self.decoder.template_logit(maps, moved[None])[0])
+        return torch.cat(parts).double().cpu().numpy()
+
+    def slopes(self, latent: Array, template: int, points: Array) -> tuple[Array, Array, Tensor]:
+        """Logits (N,), their gradient (N, 3) by place, and by features: (N, hidden), or three more
+        with D's linear part."""
+        place = self._tensor(points).requires_grad_()
+        features = self._features(latent, template, place)(place / self.decoder.box)
+        moved = place + self.decoder.finish(features)
+        maps = self.templates[template][None]
+        logit = self.decoder.template_logit(maps, moved[None])[0]
+        by_place, by_features = torch.autograd.grad(logit.sum(), [place, features])
+        return (
+            logit.detach().double().cpu().numpy(),
+            by_place.double().cpu().numpy(),
+            by_features,
+        )
+
+    # --- as a field ---------------------------------------------------------------------------
+
+    def renew(self, latent: Array) -> None:
+        """The changes of the features are kept from here on."""
+        self._changes = self.changes(latent)
+
+    def read(self, latent: Array, template: int, points: Array) -> Reading:
+        """Signed distances at canonical points (N, 3)."""
+        logit, slope, by_features = self.slopes(latent, template, points)
+        length = np.maximum(np.linalg.norm(slope, axis=1), self.least_slope)
+        return Reading(-logit / length, -slope / length[:, None], 1.0, (length, by_features))
+
+    def by_latent(self, reading: Reading, points: Array) -> Array:
+        """(N, K) their change by the latent, as last renewed."""
+        assert self._changes is not None
+        length, by_features = reading.more
+        places = self._tensor(points) / self.decoder.box
+        found = self._changes.at(places, by_features).double().cpu().numpy()
+        return np.asarray(-found / length[:, None])
+
+    def coordinates(self, latent: Array, template: int, points: Array) -> Array:
+        """(N, 3) p + D(p)."""
+        return self.deform(latent, template, points)
+
+    def undeform(
+        self, latent: Array, template: int, places: Array, steps: int, tolerance: float
+    ) -> tuple[Array, Array]:
+        """Where p + D(p) is (N, 3) ``places``: by fixed point, halved where it swings.
+
+        Returns:
+            (N, 3) canonical points, (N,) the distance that is left, canonical units.
+        """
+        points = places - (self.deform(latent, template, places) - places)
+        gap = places - self.deform(latent, template, points)
+        error = np.linalg.norm(gap, axis=1)
+        share = np.ones((len(places), 1))
+        for _ in range(steps):
+            check()
+            if error.max(initial=0.0) < tolerance:
+                break
+            tried = points + share * gap
+            found = places - self.deform(latent, template, tried)
+            after = np.linalg.norm(found, axis=1)
+            better = after < error
+            points = np.where(better[:, None], tried, points)
+            gap = np.where(better[:, None], found, gap)
+            share = np.where(better[:, None], share, 0.5 * share)
+            error = np.minimum(error, after)
+        return points, error
+
+    def level(
+        self, latent: Array, template: int, count: int | None = None
+    ) -> tuple[Surface, Array]:
+        """The zero level without leftovers, by a coarse and a fine grid; outward normals (V, 3)."""
+        box = self.decoder.box.double().cpu().numpy()
+        step = 2.0 * box.min() / ((count or self.grid) - 1)
+        cells = 4 * np.ceil(box / (2.0 * step)).astype(int)
+        axes = [np.linspace(-b, b, n + 1) for b, n in zip(box, cells, strict=True)]
+        coarse = [a[::4] for a in axes]
+        rough = self.logits(latent, template, _mesh(coarse)).reshape([len(a) for a in coarse])
+        field = _zoomed(rough, [len(a) for a in axes])
+        reach = 4.0 * float(np.linalg.norm([a[1] - a[0] for a in axes]))
+        near = np.abs(field) < reach * self.least_slope / LEAST_SLOPE
+        field[near] = self.logits(latent, template, _mesh(axes)[near.ravel()])
+        surface = level_set(field, axes)
+        # Marching cubes is linear between nodes, logits are not: one Newton step.
+        logit, slope, _ = self.slopes(latent, template, surface.points)
+        length = np.maximum(np.linalg.norm(slope, axis=1), self.least_slope)
+        distance = np.clip(-logit / length, -step, step)
+        outward = -slope / length[:, None]
+        moved = surface.points - distance[:, None] * outward
+        return Surface(moved, surface.triangles), outward
+
+    def template_field(self, number: int) -> tuple[Array, list[Array]]:
+        """Logits (X, Y, Z) of a template, undeformed, and the axes of their grid."""
+        box = self.decoder.box.double().cpu().numpy()
+        step = 2.0 * box.min() / (self.grid - 1)
+        axes = [np.linspace(-b, b, 1 + round(2.0 * b / step)) for b in box]
+        with torch.no_grad():
+            points = self._tensor(_mesh(axes))[None]
+            logits = self.decoder.template_logit(self.templates[number][None], points)[0]
+        return logits.double().cpu().numpy().reshape([len(a) for a in axes]), axes
+
+
+def _mesh(axes: list[Array]) -> Array:
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+
+
+def _zoomed(values: Array, shape: list[int]) -> Array:
+    grown = torch.nn.functional.interpolate(
+        torch.as_tensor(values)[None, None], shape, mode="trilinear", align_corners=True
+    )
+    return np.asarray(grown[0, 0].numpy())
+
+
+def level_set(field: Array, axes: list[Array]) -> Surface:
+    """Where logits on a grid are zero; only the largest part, without holes, closed at the
+    border."""
+    field = np.pad(field, 1, constant_values=-10.0)
+    inside, parts = ndimage.label(field > 0)
+    if parts == 0:
+        inside[tuple(n // 2 for n in field.shape)] = 1
+        field = np.where(inside > 0, 10.0, -10.0)
+    if parts > 1:
+        keep = 1 + int(np.argmax(np.bincount(inside.ravel())[1:]))
+        field = np.where((inside > 0) & (inside != keep), -10.0, field)
+    outside, _ = ndimage.label(field <= 0)
+    field = np.where((outside > 0) & (outside != outside[0, 0, 0]), 10.0, field)
+    verts, faces, _, _ = measure.marching_cubes(np.clip(-field, -10.0, 10.0), 0.0)
+    steps = np.array([a[1] - a[0] for a in axes])
+    start = np.array([a[0] for a in axes])
+    points = (verts - 1.0) * steps + start
+    return oriented(Surface(points.astype(np.float64), faces.astype(np.int32)))

@@ -1,0 +1,160 @@
+"""What priors with a Gaussian over latents have in common; a prior's own file says the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from model_server.fitting import engine
+from model_server.fitting.field_form import FieldForm, FieldSettings, Reading
+from model_server.fitting.model import Form
+from model_server.fitting.pose_prior import PosePrior
+from model_server.fitting.terms import Evidence
+from model_server.observations import Observations
+from model_server.priors.card import PriorCard
+from model_server.priors.protocol import FitSettings
+from model_server.reconstruction import Reconstruction, Surface
+
+Array = NDArray[np.float64]
+
+
+class LatentPrior:
+    """A trained model with a Gaussian over its latents: z = mean + root @ u, u of unit variance.
+
+    Attributes:
+        card: what it is.
+        rms_radius: of its canonical shapes.
+        latent_mean: (d,).
+        latent_root: (d, K).
+        pose_prior: learned with it.
+        quick: the prior whose answer starts every fit, or None.
+        parts: (templates, ...) part numbers at places of the templates, or None.
+    """
+
+    card: PriorCard
+    rms_radius: float
+    latent_mean: Array
+    latent_root: Array
+    pose_prior: PosePrior
+    quick: FieldPrior | None = None
+    parts: NDArray[np.uint8] | None = None
+
+    def fit(
+        self,
+        observations: Observations,
+        start: Reconstruction | None = None,
+        settings: FitSettings = FitSettings(),
+    ) -> Iterator[Reconstruction]:
+        """Yield ever better surfaces; see ``fitting.engine.fit``.
+
+        Raises:
+            ShapePriorError: the annotations cannot determine a surface.
+        """
+        return engine.fit(self, observations, start, settings)
+
+    def form(self, settings: FitSettings, evidence: Evidence, start: Reconstruction | None) -> Form:
+        """How this prior answers in a fit."""
+        raise NotImplementedError
+
+    @property
+    def size(self) -> int:
+        """K, the number of whitened latents."""
+        return int(self.latent_root.shape[1])
+
+    def whiten(self, latents: Array) -> Array:
+        """(..., d) latents -> (..., K) in units of their standard deviations."""
+        return np.asarray((latents - self.latent_mean) @ self._inverse_root.T)
+
+    @cached_property
+    def _inverse_root(self) -> Array:
+        return np.asarray(np.linalg.pinv(self.latent_root))
+
+    def sample(self, count: int, seed: int = 0) -> Array:
+        """(count, d) latents drawn from the Gaussian of the training latents."""
+        drawn = np.random.default_rng(seed).standard_normal((count, self.latent_root.shape[1]))
+        return np.asarray(self.latent_mean + drawn @ self.latent_root.T)
+
+    def interpolate(self, first: Array, second: Array, share: float) -> Array:
+        """The latents ``share`` of the way from first to second."""
+        return (1.0 - share) * first + share * second
+
+    def part_of(self, template: int, places: Array) -> NDArray[np.uint8]:
+        """(N,) part numbers at template coordinates (N, 3); 0 where no parts were learned."""
+        return np.zeros(len(places), dtype=np.uint8)
+
+
+class FieldPrior(LatentPrior):
+    """A prior that is itself the field it is fitted by (``fitting.field_form.Field``).
+
+    Its own file says ``decode``, ``read`` and ``by_latent``. Its template is the mean shape; fields
+    carry no correspondences, so the nearest point of it is a coarse stand-in.
+    """
+
+    settings: FieldSettings = FieldSettings()
+    has_local_stage = True
+    device = "cpu"
+
+    def decode(self, latents: Array, resolution: int = 1) -> Surface:
+        """(d,) latents -> closed surface in the canonical frame."""
+        raise NotImplementedError
+
+    def read(self, latent: Array, template: int, points: Array) -> Reading:
+        """The field at canonical points (N, 3)."""
+        raise NotImplementedError
+
+    def by_latent(self, reading: Reading, points: Array) -> Array:
+        """(N, K) its change by the whitened latent."""
+        raise NotImplementedError
+
+    # --- fitting ------------------------------------------------------------------------------
+
+    def form(self, settings: FitSettings, evidence: Evidence, start: Reconstruction | None) -> Form:
+        """How this prior answers in a fit."""
+        return FieldForm(self, self.settings, self.has_local_stage and settings.local)
+
+    def renew(self, latent: Array) -> None:
+        """Nothing is costly."""
+
+    def level(self, latent: Array, template: int) -> tuple[Surface, Array | None]:
+        """Where the field is zero."""
+        return self.decode(self.latents(latent)), None
+
+    def coordinates(self, latent: Array, template: int, points: Array) -> Array:
+        """(N, 3) template coordinates of canonical points."""
+        return self.on_mean(points)
+
+    def latents(self, latent: Array) -> Array:
+        """(K,) whitened -> (d,)."""
+        return np.asarray(self.latent_mean + self.latent_root @ latent)
+
+    # --- the latent space ---------------------------------------------------------------------
+
+    def occupancy(self, latents: Array, points: Array) -> Array:
+        """(N,) one where canonical points (N, 3) lie inside the shape of ``latents``."""
+        return (self.read(self.whiten(latents), 0, points).distance < 0).astype(np.float64)
+
+    @cached_property
+    def _mean(self) -> tuple[Surface, cKDTree]:
+        surface = self.decode(self.latent_mean)
+        return surface, cKDTree(surface.points)
+
+    def template(self) -> Surface:
+        """The mean shape, canonical frame."""
+        return self._mean[0]
+
+    def template_coordinates(self) -> Array:
+        """(V, 3) the vertices of the mean shape themselves."""
+        return self._mean[0].points
+
+    def on_mean(self, points: Array) -> Array:
+        """(N, 3) canonical points -> nearest vertices of the mean shape."""
+        surface, tree = self._mean
+        return np.asarray(surface.points[tree.query(points)[1]])
+
+    def to_template(self, reconstruction: Reconstruction, points: Array) -> Array:
+        """(N, 3) RAS mm points near the surface -> (N, 3) points of the mean shape."""
+        return self.on_mean(reconstruction.pose.invert(points))

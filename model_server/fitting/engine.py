@@ -56,7 +56,8 @@ def fit(
     run = _Run(model, observations, settings, warm)
     if model.quick is None:
         run.begin_alone()
-        if not run.form.local_steps:
+        if model.card.method == "pca":
+            if run.form.settings.integrated: run.solve_local()
             yield run.only()
             return
         yield run.reconstruction("quick look")

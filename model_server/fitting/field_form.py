@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from model_server.fitting.leftover import Kriging, moved_by
+from model_server.fitting.leftover import Kriging, matern, moved_by
 from model_server.fitting.model import ROBUST, Drawn, FitState, Seen
 from model_server.fitting.terms import Evidence, Places
 from model_server.pose import Pose
@@ -43,6 +43,7 @@ class FieldSettings:
         latent_weight: weight of the latents' Gaussian.
         guide_points: so many independent points does the quick look's surface count as.
         guide_noise: its standard deviation, in RMS radii.
+        integrated: whether what the latent leaves over is heeded while pose and latent are found.
         local_noise: standard deviation of the annotations in the local stage, in RMS radii.
         local_spread: standard deviation of what the latent leaves over, in RMS radii.
         local_length: over which leftovers are alike, in RMS radii.
@@ -61,6 +62,7 @@ class FieldSettings:
     latent_weight: float = 1.0
     guide_points: float = 150.0
     guide_noise: float = 0.03
+    integrated: bool = False
     local_noise: float = 0.018
     local_spread: float = 0.04
     local_length: float = 0.3
@@ -258,7 +260,23 @@ class FieldForm:
         by_latent = self.field.by_latent(seen.reading, seen.canonical)
         return np.concatenate([by_pose, by_latent], axis=1)
 
-    # --- local stage --------------------------------------------------------------------------
+    # --- what one latent leaves over ----------------------------------------------------------
+
+    def leftover_spread(self, state: FitState) -> float:
+        """See ``Form``."""
+        chosen = self.settings
+        return chosen.local_spread * self.field.rms_radius if chosen.integrated else 0.0
+
+    def leftover(self, state: FitState, seen: FieldSeen) -> Array | None:
+        """See ``Form``; the quick look's surface is no place where shapes leave anything over."""
+        if not self.settings.integrated:
+            return None
+        length = self.settings.local_length * self.field.rms_radius
+        covariance = self.leftover_spread(state) ** 2 * matern(seen.canonical, seen.canonical, length)
+        guessed = seen.own > 0.0
+        covariance[guessed] = 0.0
+        covariance[:, guessed] = 0.0
+        return covariance
 
     def local_step(self, state: FitState, evidence: Evidence, strength: float) -> FitState:
         """A Gaussian process with the spread and the length that leftovers have on unseen shapes;
@@ -283,6 +301,8 @@ class FieldForm:
 
     def shape(self, state: FitState) -> Surface:
         """See ``Form``."""
+        if self.settings.integrated:
+            return self.field.level(state.latent, state.template, state.local)[0]
         key = state.latent.tobytes() + bytes([state.template])
         if self._level is None or self._level[0] != key:
             self._level = key, self.field.level(state.latent, state.template)

@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import linalg
 
 from model_server.fitting.interrupt import check
 from model_server.fitting.model import FitState, Form, Seen
 from model_server.fitting.terms import Evidence
 
 Array = NDArray[np.float64]
+LEAST_WEIGHT = 1e-6  # of the largest, to be heard
 STEP_SHARES = (1.0, 0.5, 0.2)  # of a step, tried in turn until the energy falls
 
 
@@ -60,53 +62,80 @@ def solve(
         prior: of pose and latent.
         noises: (steps,).
     """
-    step = _damped if form.damped else _undamped
     levels = noises * form.unit(starts[0])
     form.renew(starts[0], 0)
-    tried = [step(form, s, form.look(s, evidence), evidence, prior, levels[0]) for s in starts]
+    tried = [_step(form, s, form.look(s, evidence), evidence, prior, levels[0]) for s in starts]
     state, seen = min(tried, key=lambda found: found[0].energy)
     for index, noise in enumerate(levels[1:], start=1):
         form.renew(state, index)
-        state, seen = step(form, state, seen, evidence, prior, noise)
+        state, seen = _step(form, state, seen, evidence, prior, noise)
     return state
 
 
-def _damped(
-    form: Form, state: FitState, seen: Seen, evidence: Evidence, prior: Prior, noise: float
-) -> tuple[FitState, Seen]:
-    """A step, shortened until the energy falls, and the residuals after it."""
-    check()
-    jacobian, weight = form.jacobian(state, seen), seen.weights(noise)
-    precision = prior.precision(len(state.latent))
-    normal = (jacobian * weight[:, None]).T @ jacobian + precision
-    gradient = jacobian.T @ (weight * seen.residuals) + precision @ state.at()
-    step = _within_reach(-np.linalg.solve(normal, gradient), prior)
-    covariance = np.linalg.inv(normal)
-    before = seen.energy(noise) + prior.energy(state)
-    for share in STEP_SHARES:
-        moved = state.after(share * step)
-        after = form.look(moved, evidence)
-        energy = after.energy(noise) + prior.energy(moved)
-        if energy <= before:
-            return replace(moved, covariance=covariance, energy=energy), after
-    return replace(state, covariance=covariance, energy=before), seen
+@dataclass(frozen=True)
+class _Scale:
+    """What makes residuals independent and of unit variance, as linearized.
+
+    Attributes:
+        heard: (N,) those that count at all.
+        root: (N,) of their weights, where each is independent of the others, else
+        factor: (N, N) lower Cholesky factor of their covariance.
+    """
+
+    heard: NDArray[np.bool_]
+    root: Array
+    factor: Array | None
+
+    @classmethod
+    def of(cls, form: Form, state: FitState, seen: Seen, noise: float) -> _Scale:
+        """At a state; what its shapes leave over (``Form.leftover``) joins the noise."""
+        weight = seen.weights(noise, form.leftover_spread(state))
+        heard = weight > LEAST_WEIGHT * weight.max(initial=0.0)
+        shared = form.leftover(state, seen)
+        if shared is None:
+            return cls(heard, np.sqrt(weight[heard]), None)
+        covariance = shared[np.ix_(heard, heard)] + np.diag(1.0 / weight[heard])
+        return cls(heard, np.ones(0), linalg.cholesky(covariance, lower=True))
+
+    def __call__(self, values: Array) -> Array:
+        """(N, ...) residuals or their changes, scaled."""
+        values = values[self.heard]
+        if self.factor is not None:
+            return np.asarray(linalg.solve_triangular(self.factor, values, lower=True))
+        return values * self.root.reshape(-1, *[1] * (values.ndim - 1))
+
+    def energy(self, residuals: Array) -> float:
+        """Twice their negative log likelihood, up to a constant of the linearization."""
+        return float(np.square(self(residuals)).sum())
+
+    def volume(self) -> float:
+        """Log determinant of their covariance."""
+        diagonal = 1.0 / self.root if self.factor is None else np.diag(self.factor)
+        return float(2.0 * np.log(diagonal).sum())
 
 
-def _undamped(
+def _step(
     form: Form, state: FitState, seen: Seen, evidence: Evidence, prior: Prior, noise: float
 ) -> tuple[FitState, Seen]:
-    """A whole step, for fields that are linear in their latents: the annealing alone is enough."""
+    """A step, where asked for shortened until the energy falls, and the residuals after it."""
     check()
-    jacobian = form.jacobian(state, seen)
-    weighted = jacobian * seen.weights(noise)[:, None]
-    normal = weighted.T @ jacobian + prior.precision(len(state.latent))
-    gradient = weighted.T @ seen.residuals
+    scale = _Scale.of(form, state, seen, noise)
+    jacobian, residuals = scale(form.jacobian(state, seen)), scale(seen.residuals)
+    normal = jacobian.T @ jacobian + prior.precision(len(state.latent))
+    gradient = jacobian.T @ residuals
     gradient[:7] += prior.pose @ state.moved
     gradient[7:] += prior.latent * state.latent
-    moved = state.after(_within_reach(-np.linalg.solve(normal, gradient), prior))
-    after = form.look(moved, evidence)
-    energy = after.energy(noise) + prior.energy(moved)
-    return replace(moved, covariance=np.linalg.inv(normal), energy=energy), after
+    step = _within_reach(-np.linalg.solve(normal, gradient), prior)
+    covariance = np.linalg.inv(normal)
+    before = float(residuals @ residuals) + prior.energy(state)
+    for share in STEP_SHARES if form.damped else (1.0,):
+        moved = state.after(share * step)
+        after = form.look(moved, evidence)
+        energy = scale.energy(after.residuals) + prior.energy(moved)
+        if energy <= before or not form.damped:
+            total = energy + scale.volume()
+            return replace(moved, covariance=covariance, energy=total), after
+    return replace(state, covariance=covariance, energy=before + scale.volume()), seen
 
 
 def _within_reach(step: Array, prior: Prior) -> Array:

@@ -43,6 +43,10 @@ class Kriging:
         factor = linalg.cholesky(covariance, lower=True)
         return cls(places, linalg.cho_solve((factor, True), values), factor, spread, length)
 
+    def reach(self) -> float:
+        """The most it moves anything, about."""
+        return float(np.abs(self.at(self.places)).max(initial=0.0))
+
     def at(self, points: Array) -> Array:
         """(M,) expected values at (M, 3) points."""
         parts = []

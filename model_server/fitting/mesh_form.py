@@ -303,6 +303,14 @@ class MeshForm:
         direction = attached.directions
         return np.column_stack([direction, (direction * arm).sum(axis=1), np.cross(arm, direction)])
 
+    def leftover_spread(self, state: FitState) -> float:
+        """See ``Form``."""
+        return 0.0
+
+    def leftover(self, state: FitState, seen: MeshSeen) -> Array | None:
+        """See ``Form``."""
+        return None
+
     # --- local stage --------------------------------------------------------------------------
 
     def local_step(self, state: FitState, evidence: Evidence, strength: float) -> FitState:

@@ -81,16 +81,16 @@ class Seen:
         """(N,) standard deviations, given the noise of annotations."""
         return np.asarray(np.hypot(noise, self.own))
 
-    def weights(self, noise: float) -> Array:
-        """(N,) of the least squares that have the loss's slope here."""
-        sigma = self.sigma(noise)
-        robust = 1.0 + (self.residuals / (self.limits * sigma)) ** 2
-        return np.asarray(self.counts / robust / sigma**2)
+    def weights(self, noise: float, leftover: float = 0.0) -> Array:
+        """(N,) of the least squares that have the loss's slope here.
 
-    def energy(self, noise: float) -> float:
-        """Twice the negative log likelihood, up to a constant."""
-        ratio = (self.residuals / (ROBUST * self.sigma(noise))) ** 2
-        return float((self.counts * (ROBUST**2 * np.log1p(ratio))).sum())
+        Args:
+            noise: of annotations.
+            leftover: standard deviation of what shapes leave over: within it nothing is an outlier.
+        """
+        sigma = self.sigma(noise)
+        robust = 1.0 + (self.residuals / (self.limits * np.hypot(sigma, leftover))) ** 2
+        return np.asarray(self.counts / robust / sigma**2)
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,15 @@ class Form(Protocol):
 
     def jacobian(self, state: FitState, seen: Any) -> Array:
         """(N, 7 + K) how residuals that ``look`` found change with pose step and latent."""
+        ...
+
+    def leftover_spread(self, state: FitState) -> float:
+        """Standard deviation of what one latent leaves over, in the unit of the residuals."""
+        ...
+
+    def leftover(self, state: FitState, seen: Any) -> Array | None:
+        """(N, N) covariance that what one latent leaves over gives the residuals; None where that
+        is not heeded while pose and latent are found."""
         ...
 
     def local_step(self, state: FitState, evidence: Evidence, strength: float) -> FitState:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model_server import cli
+from model_server.commands.main import app, split_several
 from model_server.io.markups import Markup, write_markups
 
 Array = NDArray[np.float64]
@@ -71,7 +71,7 @@ def shape_prior(
     def run(*words: object) -> subprocess.CompletedProcess[str]:
         said = [str(word) for word in words]
         with pytest.raises(SystemExit) as end:
-            cli.app(cli.split_several(said))
+            app(split_several(said))
         seen = capsys.readouterr()
         return subprocess.CompletedProcess(said, int(end.value.code or 0), seen.out, seen.err)
 

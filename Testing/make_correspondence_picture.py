@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from model_server.demo import example_case  # noqa: E402
 from model_server.io.markups import read_annotations  # noqa: E402
 from model_server.io.volumes import PART_COLORS  # noqa: E402
+from model_server.jobs.example import example_case  # noqa: E402
 from model_server.priors.protocol import FitSettings  # noqa: E402
 from model_server.priors.registry import load_prior  # noqa: E402
 from model_server.reconstruction import Surface  # noqa: E402

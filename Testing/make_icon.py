@@ -16,11 +16,11 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.patheffects import Normal, Stroke
 from numpy.typing import NDArray
 
-from model_server.demo import example_case
 from model_server.geometry.labels import surface_from_label
 from model_server.io.markups import read_annotations
 from model_server.io.volumes import read_volume
-from model_server.picture import Camera, camera_for, render
+from model_server.jobs.example import example_case
+from model_server.pictures.rendering import Camera, camera_for, render
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]

@@ -43,7 +43,8 @@ def test_backend_imports_nothing_of_slicer(path: Path):
     [
         "model_server, model_server.observations, model_server.reconstruction, model_server.pose",
         "model_server.priors.protocol, model_server.priors.card, model_server.priors.registry",
-        "model_server.cli, model_server.cohort, model_server.report, model_server.io.markups",
+        "model_server.commands.main, model_server.cohort.run, model_server.jobs.report",
+        "model_server.io.markups, model_server.threads",
     ],
 )
 def test_nouns_and_command_line_pull_in_no_torch(modules: str):

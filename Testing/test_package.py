@@ -159,7 +159,7 @@ def test_bundled_weights_are_small():
 
 def test_the_example_ships_with_the_package():
     tool = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]
-    from model_server.demo import EXAMPLE_FOLDERS
+    from model_server.jobs.example import EXAMPLE_FOLDERS
 
     (folder, patterns), *more = tool["data-files"].items()
     assert not more

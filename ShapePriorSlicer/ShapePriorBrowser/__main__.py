@@ -9,9 +9,8 @@ import sys
 import webbrowser
 from pathlib import Path
 
-from ShapePriorSlicerLib.backend import LocalBackend
-
 from model_server.errors import ShapePriorError
+from model_server.threads import begin_with_few
 
 from .rendering import requireRendering
 
@@ -43,6 +42,8 @@ async def run(chosen: argparse.Namespace) -> None:
         ShapePriorError: packages are missing, the volume cannot be read, or the port not used.
     """
     try:
+        from ShapePriorSlicerLib.backend import LocalBackend
+
         from .app import App
     except ImportError as error:
         raise ShapePriorError(
@@ -71,6 +72,7 @@ def main() -> int:
     # trame reads the command line itself; it is not meant.
     sys.argv = sys.argv[:1]
     os.environ.pop("TRAME_ARGS", None)
+    begin_with_few()  # before anything that computes is imported
     try:
         requireRendering()
         asyncio.run(run(chosen))

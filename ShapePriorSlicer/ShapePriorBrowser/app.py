@@ -21,8 +21,8 @@ from trame.widgets import vuetify3 as v3
 from trame_slicer import module as slicerModule
 from trame_slicer.core import SlicerApp
 
-from model_server.demo import ORGAN, example_case
 from model_server.errors import ShapePriorError
+from model_server.jobs.example import ORGAN, example_case
 
 from . import panel, shown
 from .access import Access

@@ -31,15 +31,6 @@ LOG_LINES = 300
 KILL_SECONDS = 3.0
 REAP_SECONDS = 0.5
 
-# The linear systems of a fit are small: more threads wait for each other, and for Slicer's. They
-# wait asleep: spinning, a fit took three times as long while views were rendered beside it.
-THREADS = {
-    "OMP_NUM_THREADS": "2",
-    "OPENBLAS_NUM_THREADS": "2",
-    "MKL_NUM_THREADS": "2",
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
-
 Progress = Callable[[str], None]
 
 
@@ -210,7 +201,6 @@ class LocalBackend:
                 # From here "-m model_server" finds the package however it was installed.
                 cwd=Path(model_server.__file__).parent.parent,
                 env={
-                    **THREADS,
                     **self._environment,
                     TOKEN_VARIABLE: self._token,
                     "PYTHONUNBUFFERED": "1",

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model_server.demo import example_case
 from model_server.io.markups import read_markups
 from model_server.io.volumes import read_volume
-from model_server.picture import viewing_axes
+from model_server.jobs.example import example_case
+from model_server.pictures.slices import viewing_axes
 
 Array = NDArray[np.float64]
 HERE = Path(__file__).resolve().parent

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from chromium import HERE, VIEWS, Person, openedPage, servedExample, whyNot
 
-from model_server.demo import example_case
 from model_server.geometry.labels import voxelize
 from model_server.io.surfaces import read_surface
 from model_server.io.volumes import read_volume
+from model_server.jobs.example import example_case
 from model_server.reconstruction import Surface
 
 pytestmark = pytest.mark.skipif(bool(reason := whyNot()), reason=reason or "-")

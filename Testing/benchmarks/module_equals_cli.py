@@ -9,7 +9,6 @@ many threads, as sums depend on that in the last digits.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from module_common import Sitting, readCurve
-from service_common import THREADS, Check, parser, report, surfaces, tell
+from service_common import Check, parser, report, surfaces, tell
 from ShapePriorSlicerLib.structure import OUTLINE
 
 from model_server.cases.simulate import three_outlines
@@ -62,8 +61,7 @@ def byCommand(prior: str, paths: list[Path], device: str, folder: Path) -> Surfa
     words = ["fit", "--prior", prior, "--device", device, "--quiet", "--output", str(output)]
     for path in paths:
         words += ["--annotations", str(path)]
-    environment = {**THREADS, **os.environ}
-    subprocess.run([sys.executable, "-m", "model_server", *words], env=environment, check=True)
+    subprocess.run([sys.executable, "-m", "model_server", *words], check=True)
     return read_surface(output)[0]
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(HERE.parent.parent / "ShapePriorSlicer"))
 
-from ShapePriorSlicerLib.backend import THREADS, Backend, LocalBackend
+from ShapePriorSlicerLib.backend import Backend, LocalBackend
 from ShapePriorSlicerLib.connection import (
     Cancelled,
     Connected,
@@ -43,6 +43,7 @@ from model_server.service.wire import (
     read_observations,
     unpack,
 )
+from model_server.threads import variables
 
 SECONDS = 120.0  # without the end of a request: it counts as lost
 ENDS = (Finished, Cancelled, Failed)
@@ -114,7 +115,7 @@ def direct_process(**options: Any) -> subprocess.Popen[str]:
     Libraries count their threads when they are loaded, and sums depend on it in the last digits.
     """
     return subprocess.Popen(
-        [sys.executable, *sys.argv, "--direct"], env={**THREADS, **os.environ}, text=True, **options
+        [sys.executable, *sys.argv, "--direct"], env=variables() | os.environ, text=True, **options
     )
 
 

@@ -17,10 +17,10 @@ from model_server.errors import ShapePriorError
 from model_server.io.outputs import FORMATS, check_outputs, format_of, write_outputs, write_together
 from model_server.io.surfaces import read_surface
 from model_server.io.volumes import read_volume
+from model_server.jobs.report import as_json, report
 from model_server.observations import Volume
 from model_server.pose import Pose
 from model_server.reconstruction import Provenance, Reconstruction, Residual, Surface
-from model_server.report import as_json, report
 
 
 def cube(size: float = 10.0) -> Reconstruction:

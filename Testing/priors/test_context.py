@@ -10,12 +10,12 @@ import pytest
 
 from model_server.errors import ShapePriorError
 from model_server.geometry.icosphere import icosphere
+from model_server.jobs.report import as_json, plausibility, report
 from model_server.pose import Pose
 from model_server.priors.card import PriorCard
 from model_server.priors.context import with_context
 from model_server.priors.registry import load_prior
 from model_server.reconstruction import Likeness, Provenance, Reconstruction
-from model_server.report import as_json, plausibility, report
 from model_server.service.sessions import template_of
 
 ATLAS = "hippocampus-atlas"

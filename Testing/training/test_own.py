@@ -17,8 +17,8 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from model_server import cli
 from model_server.cases import simulate
+from model_server.commands.terminal import TrainingProgress
 from model_server.errors import ShapePriorError
 from model_server.evaluation.metrics import dice
 from model_server.geometry.labels import surface_from_label
@@ -90,7 +90,7 @@ def test_a_killed_training_goes_on_and_its_prior_fits(
 
     shares: list[float] = []
     monkeypatch.setattr(
-        cli.TrainingProgress,
+        TrainingProgress,
         "__call__",
         lambda self, stage, share, figures: shares.append(share) if stage == "training" else None,
     )
@@ -301,7 +301,7 @@ def test_a_disk_without_room_is_refused_before_any_work(shapes, tmp_path, monkey
 def test_a_disk_that_fills_up_leaves_no_half_prior(shapes, tmp_path):
     """The real failure: no file may grow beyond 20 kB."""
     limited = (
-        "import resource, sys; from model_server.cli import main;"
+        "import resource, sys; from model_server.commands.main import main;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); main()"
     )
     words = ["train", "pca", "--organ", "bean", "--labels", str(shapes), "--output", str(tmp_path)]

@@ -24,6 +24,7 @@ from model_server.pose import Pose
 from model_server.priors.protocol import FitSettings, ShapePrior
 from model_server.priors.registry import METHODS, UNTRAINED, load_prior
 from model_server.reconstruction import Reconstruction, Surface
+from model_server.threads import begin_with_few
 
 # mm, of the normalized surface distance: a voxel for the hippocampus, and for CT organs, whose
 # slices lie 1 to 5 mm apart, what radiologists of different hospitals agree on.
@@ -122,8 +123,6 @@ def known_pose(prior: ShapePrior, surface: Surface) -> Pose:
         ShapePriorError: the prior does not tell its canonical scale (``rms_radius``).
     """
     canonical = getattr(prior, "rms_radius", None)
-    if canonical is None:  # a DALS prior keeps it with its decoder
-        canonical = getattr(getattr(prior, "decoder", None), "radius", None)
     if canonical is None:
         raise ShapePriorError(
             f"'{prior.card.name}' does not say how large its canonical shapes are.",
@@ -290,11 +289,10 @@ def cases_of(
 
 
 def use_threads(threads: int | None) -> None:
-    """Limit torch and numba to so many threads; None leaves them."""
+    """Have fits and networks take so many threads; None leaves them."""
     if threads is None:
         return
-    if threads < 1:
-        raise ShapePriorError(f"{threads} threads were asked for.", "Choose at least one.")
+    begin_with_few(threads)
     import torch
 
     torch.set_num_threads(threads)

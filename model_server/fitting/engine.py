@@ -26,6 +26,7 @@ from model_server.observations import Observations
 from model_server.pose import Pose
 from model_server.priors.protocol import FitSettings
 from model_server.reconstruction import Provenance, Reconstruction, Surface
+from model_server.threads import few_threads
 
 Array = NDArray[np.float64]
 GUIDE_POINTS = 400  # samples of the quick look's surface
@@ -50,6 +51,18 @@ def fit(
     Raises:
         ShapePriorError: the annotations cannot determine a surface.
     """
+    stages = _stages(model, observations, start, settings)
+    while True:
+        with few_threads():
+            found = next(stages, None)
+        if found is None:
+            return
+        yield found
+
+
+def _stages(
+    model: FitModel, observations: Observations, start: Reconstruction | None, settings: FitSettings
+) -> Iterator[Reconstruction]:
     observations.require_enough()
     check_size(observations, model.card)
     warm = start if start is not None and accepts(model, start, settings) else None

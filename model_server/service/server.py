@@ -16,6 +16,7 @@ from pathlib import Path
 from model_server import __version__
 from model_server.errors import ShapePriorError
 from model_server.service.wire import READY, TOKEN_VARIABLE, VERSION, Limits
+from model_server.threads import begin_with_few
 
 SHORTEST_TOKEN = 16
 
@@ -109,6 +110,7 @@ def serve(options: ServeOptions) -> None:
     Raises:
         ShapePriorError: see ``chosen_token`` and ``bound_socket``; unreadable TLS files.
     """
+    begin_with_few()
     given = os.environ.pop(TOKEN_VARIABLE, None)
     token = chosen_token(options, given)
     for path in (options.certificate, options.key):

@@ -25,15 +25,14 @@ from model_server.cases.splits import Case, case_name
 from model_server.errors import ShapePriorError
 from model_server.io.outputs import make_folder, write_text, write_together
 from model_server.priors.card import CARD_FILE, PriorCard, read_card
+from model_server.training.prepared import Prepared, prepare
 from model_server.training.progress import Progress
 from model_server.training.run import (
     CHECKSUM,
     DataSource,
-    Prepared,
     Told,
     Training,
     checked_method,
-    prepare,
     tell_unfinished,
     train_on,
 )

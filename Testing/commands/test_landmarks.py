@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_server import cli
-from model_server.demo import example_case
+from model_server.commands.main import app, split_several
 from model_server.io.markups import Markup, write_markups
 from model_server.io.volumes import read_volume
+from model_server.jobs.example import example_case
 
 OUTLINES = example_case().outlines
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
     with pytest.raises(SystemExit) as end:
-        cli.app(cli.split_several(["landmarks", *(str(w) for w in words), "--quiet"]))
+        app(split_several(["landmarks", *(str(w) for w in words), "--quiet"]))
     return int(end.value.code or 0), capsys.readouterr().err
 
 

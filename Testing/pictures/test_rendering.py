@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from model_server.geometry.icosphere import icosphere
-from model_server.picture import camera_for, render, viewing_axes
+from model_server.pictures.rendering import camera_for, render
+from model_server.pictures.slices import viewing_axes
 from model_server.reconstruction import Surface
 
 RADIUS = 20.0

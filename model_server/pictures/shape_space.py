@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from model_server.picture import INK, LETTERS, PAPER, TISSUE, Camera, camera_for, render
+from model_server.pictures.marks import INK, PAPER, draw_compass, draw_scale
+from model_server.pictures.rendering import TISSUE, Camera, camera_for, render
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
@@ -86,8 +87,7 @@ def draw(title: str, rows: Sequence[Row], path: Path) -> None:
             axes = figure.add_subplot(grid[index, column + 1])
             _show(axes, tile, camera, limits.get(row.compared, 1.0))
             if index == column == 0:
-                _draw_scale(axes, camera)
-                _draw_directions(axes, camera)
+                _draw_marks(axes, camera)
     _draw_bars(figure, grid, rows, limits)
     figure.savefig(path, format="png", facecolor=PAPER)
 
@@ -154,6 +154,17 @@ def _show(axes: Any, tile: Tile, camera: Camera, limit: float) -> None:
     axes.set_title(tile.title, fontsize=9, color=INK, pad=3)
 
 
+def _draw_marks(axes: Any, camera: Camera) -> None:
+    """The scale, and those of the patient's axes that are seen long enough."""
+    rows, columns = camera.shape
+    place, about = (0.02 * columns, 0.97 * rows), 0.3 * columns * camera.pixel_mm
+    draw_scale(axes, place, about, camera.pixel_mm, -0.02 * rows, width=2.0, size=8)
+    place, length = (0.12 * columns, 0.14 * rows), 0.09 * max(rows, columns)
+    draw_compass(
+        axes, camera, place, length, width=1.0, size=8, head=7, reach=1.45, shortest=0.3
+    )  # fmt: skip
+
+
 def _label(axes: Any, text: str) -> None:
     axes.set_axis_off()
     axes.text(
@@ -175,40 +186,3 @@ def _draw_bars(figure: Any, grid: Any, rows: Sequence[Row], limits: dict[str, fl
         bar = figure.colorbar(scale, cax=axes)
         bar.set_label(f"mm {compared}", fontsize=9, color=INK)
         bar.ax.tick_params(labelsize=8)
-
-
-def _draw_scale(axes: Any, camera: Camera) -> None:
-    rows, columns = camera.shape
-    length = _round_length(0.3 * columns * camera.pixel_mm)
-    pixels = length / camera.pixel_mm
-    x, y = 0.02 * columns, 0.97 * rows
-    axes.plot([x, x + pixels], [y, y], color=INK, lw=2.0, solid_capstyle="butt", clip_on=False)
-    axes.text(
-        x + 0.5 * pixels, y - 0.02 * rows, f"{length:g} mm", color=INK, fontsize=8, ha="center",
-        va="bottom",
-    )  # fmt: skip
-
-
-def _round_length(about: float) -> float:
-    """The largest of 1, 2, 5, 10, ... mm that is at most ``about``."""
-    power = 10.0 ** np.floor(np.log10(max(about, 1e-6)))
-    return float(max(step * power for step in (1, 2, 5) if step * power <= about * 1.0001))
-
-
-def _draw_directions(axes: Any, camera: Camera) -> None:
-    """Where the patient's axes point, those that are seen long enough."""
-    rows, columns = camera.shape
-    size = 0.09 * max(rows, columns)
-    x, y = 0.12 * columns, 0.14 * rows
-    for axis in range(3):
-        direction = camera.axes[:, axis]
-        end = 1 if direction[2] > -0.05 else 0
-        dx, dy = (direction[:2] if end else -direction[:2]) * size * (1, -1)
-        if np.hypot(dx, dy) < 0.3 * size:
-            continue
-        arrow = {"arrowstyle": "-|>", "color": INK, "lw": 1.0, "mutation_scale": 7}
-        axes.annotate("", (x + dx, y + dy), (x, y), arrowprops=arrow, annotation_clip=False)
-        axes.text(
-            x + 1.45 * dx, y + 1.45 * dy, LETTERS[axis][end], color=INK, fontsize=8, ha="center",
-            va="center",
-        )  # fmt: skip

@@ -11,13 +11,13 @@ import pytest
 import SimpleITK as sitk
 from matplotlib.image import imread
 
-from model_server.explore import pairwise_dice, signed_gaps
-from model_server.explore_picture import Row, Tile, colored, draw
 from model_server.geometry.icosphere import icosphere
 from model_server.geometry.labels import voxelize
 from model_server.io.surfaces import read_surface
 from model_server.io.volumes import geometry_around, image_from_array
-from model_server.picture import Camera
+from model_server.jobs.explore import pairwise_dice, signed_gaps
+from model_server.pictures.rendering import Camera
+from model_server.pictures.shape_space import Row, Tile, colored, draw
 from model_server.priors.registry import load_prior
 from model_server.reconstruction import Surface
 

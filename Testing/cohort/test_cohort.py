@@ -17,15 +17,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_server import cli, cohort
-from model_server.cohort import Case, Outcome, Settings, read_cases, run_cohort
+from model_server.cohort import case as one_case
+from model_server.cohort import on_ray, processes
+from model_server.cohort.case import Settings, fit_case
+from model_server.cohort.run import run_cohort
+from model_server.cohort.table import Case, Outcome, read_cases
+from model_server.commands.main import app, split_several
 from model_server.errors import ShapePriorError
 from model_server.io.markups import Markup, write_markups
 from model_server.io.surfaces import read_surface
 from model_server.io.volumes import read_volume
 from model_server.priors.registry import prior_card
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 # The untrained baseline: quick, and in need of no weights.
 PRIOR = "rbf"
 HEADER = "case,prior,annotations"
@@ -183,7 +187,7 @@ def test_uncertainty_stands_in_the_table():
         "uncertainty_mm": {"mean": 0.5},
         "other_seconds": {"fit": 1.0, "load prior": 0.5},
     }
-    outcome = cohort._outcome(Case("A", "p", ()), "fitted", report)
+    outcome = one_case._outcome(Case("A", "p", ()), "fitted", report)
     assert outcome == Outcome("A", "fitted", "", "p", 1.0, 2.0, 1.5, 0.5, 1.5)
 
 
@@ -207,14 +211,14 @@ def test_a_failed_case_is_reported_and_not_fatal(folder, draw):
 
 
 def test_a_defect_of_the_program_fails_only_its_case(folder, monkeypatch):
-    whole = cohort.Session.fit
+    whole = one_case.Session.fit
 
-    def broken(self: cohort.Session, *words: Any) -> Any:
+    def broken(self: one_case.Session, *words: Any) -> Any:
         if "axial" not in {o.name for o in self.observations.outlines}:
             raise ZeroDivisionError("two\nlines")
         return whole(self, *words)
 
-    monkeypatch.setattr(cohort.Session, "fit", broken)
+    monkeypatch.setattr(one_case.Session, "fit", broken)
     rows = [f"A,{PRIOR},sagittal.mrk.json;coronal.mrk.json", f"B,{PRIOR},{FILES}"]
     first, second = run_cohort(read_cases(table(folder, *rows)), Settings(folder / "out"))
     assert (first.status, first.error) == ("failed", "ZeroDivisionError: two lines")
@@ -320,13 +324,11 @@ def test_mask_and_reference_count_by_their_contents(folder):
         seen = []
         for content in (b"0", b"1", b"0"):
             voxels.write_bytes(content)
-            seen.append(cohort.inputs_of(with_volume, Settings(folder))[kind])
+            seen.append(one_case.inputs_of(with_volume, Settings(folder))[kind])
         assert seen[0] == seen[2] != seen[1]
 
 
 # --- processes ------------------------------------------------------------------------------------
-
-fit_case = cohort.fit_case
 
 
 def dying(case: Case, settings: Settings) -> Outcome:
@@ -340,7 +342,7 @@ def dying(case: Case, settings: Settings) -> Outcome:
 
 
 def test_a_process_that_dies_fails_only_its_case(folder, monkeypatch):
-    monkeypatch.setattr(cohort, "fit_case", dying)
+    monkeypatch.setattr(processes, "fit_case", dying)
     given = cases(folder, "A", "deadly", "unlucky", "B")
     outcomes = by_name(run_cohort(given, Settings(folder / "out"), workers=2))
     assert {name: o.status for name, o in outcomes.items()} == {
@@ -359,7 +361,7 @@ def shape_prior(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, 
 
     def run(*words: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as end:
-            cli.app(cli.split_several([str(w) for w in words]))
+            app(split_several([str(w) for w in words]))
         seen = capsys.readouterr()
         return int(end.value.code or 0), seen.out, seen.err
 
@@ -503,7 +505,7 @@ def test_ray_fits_a_cohort_and_survives_a_death(ray_cluster, folder, monkeypatch
     assert [o.status for o in outcomes] == ["fitted"] * 3
     assert outcomes[0].volume_ml == pytest.approx(ELLIPSOID_ML, rel=0.1)
     assert ray_cluster.is_initialized()  # the cluster was not ours to shut down
-    monkeypatch.setattr(cohort, "fit_case", dying)
+    monkeypatch.setattr(on_ray, "fit_case", dying)
     given = cases(folder, "A", "deadly", "unlucky")
     outcomes = run_cohort(given, Settings(output), ray_address="local")
     assert [o.status for o in outcomes] == ["skipped", "failed", "fitted"]

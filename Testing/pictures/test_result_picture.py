@@ -14,7 +14,7 @@ from model_server.geometry.icosphere import icosphere
 from model_server.geometry.labels import voxelize
 from model_server.geometry.loops import section_loops
 from model_server.observations import Observations, PlanarOutline, PointSet, Volume
-from model_server.picture import save_picture
+from model_server.pictures.result import save_picture
 from model_server.pose import Pose
 from model_server.reconstruction import Provenance, Reconstruction, Residual, Surface
 

@@ -14,19 +14,20 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from model_server import cli
 from model_server.cases.simulate import three_outlines
+from model_server.commands.main import split_several
 from model_server.evaluation.harness import cases_of
 from model_server.geometry.labels import surface_from_label
 from model_server.io.markups import Markup, write_markups
 from model_server.io.surfaces import read_surface
 from model_server.io.volumes import image_from_array, read_volume
+from model_server.jobs.session import Session
 from model_server.pose import Pose
 from model_server.priors.registry import BUNDLED_ZOO, load_prior
 from model_server.reconstruction import Surface
 
 PRIOR = "hippocampus-pca"
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(
     not (BUNDLED_ZOO / PRIOR / "prior.json").is_file(), reason=f"'{PRIOR}' is not in the zoo"
 )
@@ -125,14 +126,14 @@ def test_several_files_after_one_flag_and_quiet(shape_prior, draw, tmp_path):
 
 def test_split_several_values():
     words = ["fit", "--annotations", "A", "B", "--output", "C", "--annotations", "D", "--quiet"]
-    assert cli.split_several(words) == [
+    assert split_several(words) == [
         *("fit", "--annotations", "A", "--annotations", "B", "--output", "C"),
         *("--annotations", "D", "--quiet"),
     ]
-    assert cli.split_several(["fit", "--annotations=A", "B"]) == [
+    assert split_several(["fit", "--annotations=A", "B"]) == [
         *("fit", "--annotations=A", "--annotations", "B")
     ]
-    assert cli.split_several(["train", "pca", "--organ", "x"]) == ["train", "pca", "--organ", "x"]
+    assert split_several(["train", "pca", "--organ", "x"]) == ["train", "pca", "--organ", "x"]
 
 
 def test_labelmap_lies_in_the_reference(shape_prior, outlines, tmp_path):
@@ -208,7 +209,7 @@ def test_interruption_ends_in_130_and_writes_nothing(shape_prior, outlines, tmp_
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.Session, "fit", interrupt)
+    monkeypatch.setattr(Session, "fit", interrupt)
     out = tmp_path / "out.stl"
     done = shape_prior("fit", "--prior", PRIOR, "--annotations", outlines, "--output", out)
     assert done.returncode == 130

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError
-from model_server.explore_picture import Row, Tile, draw
 from model_server.geometry.closest import closest_on_mesh
 from model_server.geometry.labels import voxelize
 from model_server.io.outputs import make_folder, write_together
 from model_server.io.surfaces import surface_file
 from model_server.io.volumes import read_volume
 from model_server.observations import Observations
+from model_server.pictures.shape_space import Row, Tile, draw
 from model_server.pose import Pose
 from model_server.priors.protocol import FitSettings, ShapePrior
 from model_server.reconstruction import Surface
@@ -65,16 +65,9 @@ class _Space:
     scale: float = field(init=False)
 
     def __post_init__(self) -> None:
-        modes = getattr(self.prior, "modes", None)
-        if modes is not None:  # of a PCA: its latents have unit variance
-            self.mean, self.root = np.zeros(modes.count), np.eye(modes.count)
-        else:
-            self.mean, self.root = self.need("latent_mean"), self.need("latent_root")
+        self.mean, self.root = self.need("latent_mean"), self.need("latent_root")
         low, high = self.prior.card.hyperparameters.get("radius_mm", (1.0, 1.0))
-        radius = getattr(self.prior, "rms_radius", None)
-        if radius is None:  # a DALS prior keeps it with its decoder
-            radius = self.need("decoder").radius
-        self.scale = float(np.sqrt(low * high)) / float(radius)
+        self.scale = float(np.sqrt(low * high)) / float(self.need("rms_radius"))
 
     def need(self, name: str) -> Any:
         """An attribute that priors with a latent space have.
@@ -109,10 +102,13 @@ class _Space:
             ShapePriorError: it cannot be read, or not be fitted.
         """
         label = read_volume(path)
-        encode = getattr(self.prior, "encode", None)
-        if encode is not None and not self.prior.card.mirrors:
-            found = encode(label)
-            return _Shape(self.need("latents_of")(found), found.state.pose.scale, path.name)
+        if self.prior.card.method == "atlas" and not self.prior.card.mirrors:
+            from model_server.priors.atlas_encoding import encode
+            from model_server.priors.implicit_atlas import ImplicitAtlasPrior
+
+            assert isinstance(self.prior, ImplicitAtlasPrior)
+            found = encode(self.prior, label)
+            return _Shape(found.latents, found.state.pose.scale, path.name)
         settings = FitSettings(uncertainty=False, remesh=False)
         last = list(self.prior.fit(Observations(label_map=label), settings=settings))[-1]
         return _Shape(last.latents, last.pose.scale, path.name)

@@ -112,9 +112,9 @@ class Session:
             ShapePriorError: the reference does not contain the shape, or a file cannot be written.
         """
         from model_server.io.outputs import write_outputs
+        from model_server.jobs.report import as_json
+        from model_server.jobs.report import report as make_report
         from model_server.priors.card import part_names
-        from model_server.report import as_json
-        from model_server.report import report as make_report
 
         content = {**make_report(result, self.seconds), **(more or {})}
         others = {report_file: as_json(content)} if report_file else {}

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 
-from model_server import demo
+from model_server.commands.demo import run_demo
 from model_server.errors import ShapePriorError
 from model_server.io.markups import read_annotations, read_markups
 from model_server.io.surfaces import read_surface
 from model_server.io.volumes import read_volume
+from model_server.jobs import example
 from model_server.priors.registry import prior_folders
 from model_server.reconstruction import Surface
 
@@ -23,8 +24,8 @@ CONTROL_POINTS = 16
 
 
 @pytest.fixture(scope="module")
-def case() -> demo.ExampleCase:
-    return demo.example_case()
+def case() -> example.ExampleCase:
+    return example.example_case()
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def done(tmp_path_factory) -> tuple[Path, dict[str, Any]]:
     if PRIOR not in prior_folders():
         pytest.skip(f"the zoo has no {PRIOR}")
     folder = tmp_path_factory.mktemp("demo") / "made" / "output"
-    return folder, demo.run_demo(folder, PRIOR, "cpu", quiet=True)
+    return folder, run_demo(folder, PRIOR, "cpu", quiet=True)
 
 
 # --- the case -----------------------------------------------------------------------------------
@@ -147,13 +148,13 @@ def test_the_pose_is_the_patients(done, case):
 
 
 def test_a_missing_case_is_one_sentence(monkeypatch, tmp_path):
-    monkeypatch.setattr(demo, "EXAMPLE_FOLDERS", (tmp_path,))
+    monkeypatch.setattr(example, "EXAMPLE_FOLDERS", (tmp_path,))
     with pytest.raises(ShapePriorError, match="example case is missing"):
-        demo.run_demo(tmp_path / "out", PRIOR, "cpu", quiet=True)
+        run_demo(tmp_path / "out", PRIOR, "cpu", quiet=True)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_is_a_file_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ShapePriorError, match="cannot be made"):
-        demo.run_demo(tmp_path / "file", PRIOR, "cpu", quiet=True)
+        run_demo(tmp_path / "file", PRIOR, "cpu", quiet=True)

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_server import cli
-from model_server.demo import example_case
+from model_server.commands.main import app, split_several
 from model_server.io.markups import Markup, write_markups
 from model_server.io.surfaces import read_surface
 from model_server.io.volumes import read_volume
+from model_server.jobs.example import example_case
 from model_server.priors.registry import BUNDLED_ZOO
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 PRIOR = "hippocampus-pca"
 Draw = Callable[..., Markup]
 
@@ -45,7 +45,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     def call(*words: object) -> Result:
         capfd.readouterr()
         with pytest.raises(SystemExit) as left:
-            cli.app(cli.split_several([str(w) for w in words]))
+            app(split_several([str(w) for w in words]))
         out, err = capfd.readouterr()
         return Result(int(left.value.code or 0), out, err)
 

@@ -1,0 +1,148 @@
+"""One case of a cohort: fitted from files to files, unless that was done before.
+
+What an earlier run wrote for a case stays until the case is fitted again; ``report.json`` says
+from which files, by their hashes, its neighbors come.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model_server.cohort.table import Case, Outcome
+from model_server.errors import ShapePriorError
+from model_server.jobs.session import Session
+
+REPORT_FILE = "report.json"
+# Headers whose voxels lie in a file of the same name beside them.
+DETACHED = (".mhd", ".nhdr", ".hdr")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all cases share.
+
+    Attributes:
+        output: folder of the results.
+        formats: endings of the result files, of ``model_server.io.outputs.FORMATS``.
+        device: "auto", "cpu" or "cuda".
+        again: whether finished cases are fitted once more.
+    """
+
+    output: Path
+    formats: tuple[str, ...] = (".stl",)
+    device: str = "auto"
+    again: bool = False
+
+
+def fit_case(case: Case, settings: Settings) -> Outcome:
+    """Fit one case and write its results, unless that was done before; never raises for it."""
+    began = time.perf_counter()
+    try:
+        return _fitted(case, settings)
+    except ShapePriorError as error:
+        why = str(error)
+    except Exception as error:  # a defect of the program must not end the other cases
+        why = f"{type(error).__name__}: {error}"
+    return failed(case, why, time.perf_counter() - began)
+
+
+def _fitted(case: Case, settings: Settings) -> Outcome:
+    from model_server.io.outputs import check_outputs, make_folder, remove_leftovers
+
+    folder = settings.output / case.name
+    outputs = [folder / f"{case.name}{suffix}" for suffix in settings.formats]
+    inputs = inputs_of(case, settings)
+    if not settings.again:
+        report = _report_of(folder, outputs, inputs)
+        if report is not None:
+            return _outcome(case, "skipped", report)
+    session = Session.opened(
+        case.prior, case.annotations, case.mask, case.reference, settings.device
+    )
+    make_folder(folder)
+    remove_leftovers(folder)
+    check_outputs(outputs, [folder / REPORT_FILE])
+    result = session.fit(case.side)
+    report = session.write(result, outputs, folder / REPORT_FILE, {"cohort": inputs})
+    return _outcome(case, "fitted", report)
+
+
+def inputs_of(case: Case, settings: Settings) -> dict[str, Any]:
+    """What determines the results of a case, as JSON has it: hashes of files, prior, settings.
+
+    Raises:
+        ShapePriorError: a file cannot be read, or there is no such prior.
+    """
+    from model_server.priors.registry import prior_card
+
+    card = prior_card(case.prior)
+    return {
+        "case": case.name,
+        "prior": {"name": card.name, "version": card.version, "weights": card.checksum},
+        # Names count: a markup without its own name is called as its file.
+        "annotations": [[path.name, _hash(path)] for path in case.annotations],
+        "mask": _hash(case.mask) if case.mask else None,
+        "reference": _hash(case.reference) if case.reference else None,
+        "side": case.side,
+        "formats": list(settings.formats),
+    }
+
+
+def _hash(path: Path) -> str:
+    """SHA-256 of a file's contents."""
+    files = [path]
+    if path.suffix.lower() in DETACHED and path.is_file():
+        files = sorted(path.parent.glob(f"{glob.escape(path.stem)}.*"))
+    digest = hashlib.sha256()
+    try:
+        for file in files:
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+    except OSError as error:
+        raise ShapePriorError(
+            f"The file '{path}' cannot be read ({error.strerror}).",
+            "Check its name in the table.",
+            "unreadable",
+        ) from error
+    return digest.hexdigest()
+
+
+def _report_of(
+    folder: Path, outputs: Sequence[Path], inputs: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The report of a case that was finished with the same inputs, or None."""
+    try:
+        report = json.loads((folder / REPORT_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    same = isinstance(report, dict) and report.get("cohort") == inputs
+    return report if same and all(path.is_file() for path in outputs) else None
+
+
+def _outcome(case: Case, status: str, report: dict[str, Any]) -> Outcome:
+    residuals = [r["mean_mm"] for r in report["residuals"]]
+    return Outcome(
+        case=case.name,
+        status=status,
+        prior=report["prior"],
+        volume_ml=report["volume_ml"],
+        area_cm2=report["area_cm2"],
+        mean_residual_mm=round(sum(residuals) / len(residuals), 4) if residuals else None,
+        uncertainty_mean_mm=(report["uncertainty_mm"] or {}).get("mean"),
+        seconds=round(sum(report["other_seconds"].values()), 3),
+    )
+
+
+def failed(case: Case, why: str, seconds: float | None = None) -> Outcome:
+    """The outcome of a case that could not be fitted."""
+    spent = None if seconds is None else round(seconds, 3)
+    # One row, one line: messages of libraries may have several.
+    return Outcome(case.name, "failed", " ".join(why.split()), case.prior, seconds=spent)

@@ -1,0 +1,70 @@
+"""Cases in processes of this machine; one that dies fails only its case."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+
+from model_server.cohort.case import Settings, failed, fit_case
+from model_server.cohort.table import Case, Outcome, Outcomes
+from model_server.threads import begin_with_few
+
+DIED = "The process that fitted this case died twice (killed, or out of memory)."
+
+
+def in_processes(cases: Sequence[Case], settings: Settings, workers: int) -> Outcomes:
+    """Outcomes as they come.
+
+    A process that dies breaks its whole pool and does not say whose fault it was. So no more
+    cases are handed out than there are processes, and those that were under way are fitted again,
+    each alone: the one that breaks its pool once more has failed.
+    """
+    waiting = deque(cases)
+    while waiting:
+        suspects: list[Case] = []
+        with _pool(min(workers, len(waiting))) as pool:
+            running: dict[Future[Outcome], Case] = {}
+            while running or (waiting and not suspects):
+                while waiting and not suspects and len(running) < workers:
+                    case = waiting.popleft()
+                    try:
+                        running[pool.submit(fit_case, case, settings)] = case
+                    except BrokenProcessPool:
+                        suspects.append(case)
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    case = running.pop(future)
+                    try:
+                        outcome = future.result()
+                    except BrokenProcessPool:
+                        suspects.append(case)
+                    else:
+                        yield outcome
+        for case in suspects:
+            yield _alone(case, settings)
+
+
+def _alone(case: Case, settings: Settings) -> Outcome:
+    """In a process of its own, twice if need be: among others it may have been the innocent one."""
+    for _ in range(2):
+        with _pool(1) as pool:
+            try:
+                return pool.submit(fit_case, case, settings).result()
+            except BrokenProcessPool:
+                continue
+    return failed(case, f"{DIED} Use fewer --workers, or see to its input.")
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    # A fork beside torch's threads may hang.
+    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin_worker)
+
+
+def _begin_worker() -> None:
+    begin_with_few()
+    # Ctrl-C reaches all processes of a terminal: this one cleans up and ends without a word.
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(128 + signal.SIGINT))

@@ -1,0 +1,58 @@
+"""``shape-prior demo``: the bundled example, fitted from its three outlines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from model_server.commands.terminal import check_device, fit_progress
+from model_server.jobs.session import Session
+
+
+def demo(
+    output_folder: Annotated[
+        Path, typer.Option("--output", help="Folder for the results; made if missing.")
+    ] = Path("demo-output"),
+    prior: Annotated[str, typer.Option(help="Prior to fit.")] = "hippocampus-dals",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "cpu",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Fit the bundled example from its three outlines; write surface, labelmap and picture."""
+    check_device(device)
+    run_demo(output_folder, prior, device, quiet)
+
+
+def run_demo(folder: Path, prior: str, device: str, quiet: bool) -> dict[str, Any]:
+    """Fit the example; write surface, labelmaps, picture and report; print the report.
+
+    Args:
+        folder: made if missing.
+        prior: a prior of the hippocampus.
+        device: "auto", "cpu" or "cuda".
+        quiet: no progress on standard error.
+
+    Raises:
+        ShapePriorError: the case is missing, or the folder cannot be written.
+    """
+    from model_server.io.outputs import check_outputs, make_folder, write_together
+    from model_server.io.volumes import read_volume
+    from model_server.jobs.example import ORGAN, dice_against, example_case
+    from model_server.pictures.result import save_picture
+
+    case = example_case()
+    make_folder(folder)
+    outputs = [folder / f"{ORGAN}{suffix}" for suffix in (".stl", ".vtp", ".nrrd", ".seg.nrrd")]
+    report_file, picture_file = folder / "report.json", folder / "picture.png"
+    check_outputs(outputs, [report_file, picture_file])
+    session = Session.opened(prior, case.outlines, None, case.image, device)
+    with fit_progress(session.prior.card.name, quiet) as progress:
+        result = session.fit(progress=progress)
+    dice = round(dice_against(result, read_volume(case.truth)), 4)
+    content = session.write(result, outputs, report_file, {"dice_of_the_example": dice})
+    image, observations = session.reference, session.observations
+    write_together({picture_file: lambda path: save_picture(path, result, observations, image)})
+    print(json.dumps(content, indent=1))
+    return content

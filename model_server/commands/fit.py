@@ -1,0 +1,52 @@
+"""``shape-prior fit``: from annotations to a surface."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from model_server.commands.terminal import check_device, choice, errors, fit_progress
+from model_server.jobs.session import SIDES, Session
+
+
+def fit(
+    prior: Annotated[str, typer.Option(help="Name of a prior (see 'priors'), or its folder.")],
+    annotations: Annotated[
+        list[Path] | None,
+        typer.Option(help="3D Slicer markups files (.mrk.json): closed curves, point lists."),
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="Label volume to refine.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Volume whose geometry labelmaps take.")
+    ] = None,
+    output_files: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--output", help=".stl, .ply, .obj, .vtp, .nrrd, .seg.nrrd or .nii.gz; repeatable."
+        ),
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Where the report goes (JSON).")] = None,
+    side: Annotated[str, typer.Option(help="auto, left or right (paired organs).")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Fit a prior to outlines, points or a mask, and write the surface."""
+    choice(side, SIDES, "--side")
+    check_device(device)
+    from model_server.io.outputs import check_outputs
+    from model_server.jobs.report import plausibility
+
+    paths = output_files or []
+    check_outputs(paths, [report] if report else [])
+    session = Session.opened(prior, annotations or [], mask, reference, device)
+    with fit_progress(session.prior.card.name, quiet) as progress:
+        result = session.fit(side, progress)
+    session.write(result, paths, report)
+    for warning in result.warnings:
+        errors.print(f"Warning: {warning}", markup=False)
+    if not quiet:
+        for sentence in plausibility(result):
+            errors.print(sentence, markup=False)
+        errors.print(f"Wrote {', '.join(str(p) for p in paths)}.", markup=False)

@@ -1,0 +1,92 @@
+"""``shape-prior fit-cohort``: every case of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from model_server.commands.terminal import (
+    DEVICES,
+    EXIT_INTERRUPTED,
+    EXIT_SOME_FAILED,
+    check_device,
+    choice,
+    errors,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from model_server.cohort.table import Outcome
+
+
+def fit_cohort(
+    cases: Annotated[
+        Path, typer.Argument(help="CSV: case, prior, annotations (;), mask, reference, side.")
+    ],
+    output_folder: Annotated[
+        Path, typer.Option("--output", help="Folder for the results; made if missing.")
+    ] = Path("cohort"),
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            help="stl (default), ply, obj, vtp, nrrd, seg.nrrd or nii.gz; repeatable.",
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
+    ray: Annotated[
+        str | None, typer.Option(help="Fit as Ray tasks: local, or a cluster's address.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    again: Annotated[bool, typer.Option("--again", help="Redo finished cases.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Fit every case of a table; started again, it fits what is new, changed or failed."""
+    if ray is None:
+        check_device(device)
+    else:  # the nodes of a cluster have their own
+        choice(device, DEVICES, "--device")
+    from model_server.cohort.case import Settings
+    from model_server.cohort.run import run_cohort
+    from model_server.cohort.table import read_cases
+    from model_server.io.outputs import FORMATS
+
+    dotted = dict.fromkeys("." + name.lower().removeprefix(".") for name in formats or ["stl"])
+    endings = tuple(choice(name, FORMATS, "--format") for name in dotted)
+    settings = Settings(output_folder, endings, device, again)
+    try:
+        outcomes = run_cohort(
+            read_cases(cases), settings, workers, ray, None if quiet else _tell_outcome
+        )
+    except KeyboardInterrupt as error:
+        errors.print("Interrupted: finished cases are kept; the same command goes on from there.")
+        raise typer.Exit(EXIT_INTERRUPTED) from error
+    print_table(_outcome_table(outcomes))
+    failed = sum(outcome.status == "failed" for outcome in outcomes)
+    if failed:
+        errors.print(f"{failed} of {len(outcomes)} cases failed.")
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _tell_outcome(outcome: Outcome, done: int, total: int) -> None:
+    took = "" if outcome.seconds is None else f"{outcome.seconds:.2f} s"
+    line = f"{done}/{total}  {outcome.case}  {outcome.status}  {outcome.error or took}"
+    errors.print(line, markup=False)
+
+
+def _outcome_table(outcomes: Sequence[Outcome]) -> Table:
+    from model_server.cohort.table import COLUMNS
+
+    table = Table(box=None, pad_edge=False)
+    for column in COLUMNS:
+        number = column.endswith(("_ml", "_cm2", "_mm", "seconds"))
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    for outcome in outcomes:
+        cells = (getattr(outcome, column) for column in COLUMNS)
+        table.add_row(*(escape("" if cell is None else str(cell)) for cell in cells))
+    return table

@@ -1,0 +1,160 @@
+"""What the commands share: consoles, exit codes, choices, tables and progress."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from model_server.errors import ShapePriorError
+
+if TYPE_CHECKING:
+    from model_server.jobs.session import Progress
+    from model_server.reconstruction import Reconstruction
+
+EXIT_SOME_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+DEVICES = ("auto", "cpu", "cuda")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+output = Console(highlight=False)
+
+
+def guarded(command: Callable[P, R]) -> Callable[P, R]:
+    """A command whose mendable errors end in one sentence, and Ctrl-C in exit code 130."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except ShapePriorError as error:
+            errors.print(f"Error: {error}", markup=False)
+            raise typer.Exit(EXIT_BAD_INPUT) from error
+        except KeyboardInterrupt as error:
+            errors.print("Interrupted: nothing was written.")
+            raise typer.Exit(EXIT_INTERRUPTED) from error
+
+    return run
+
+
+# --- choices ------------------------------------------------------------------------------------
+
+
+def choice(value: str, allowed: Sequence[str], option: str) -> str:
+    """The value of an option.
+
+    Raises:
+        ShapePriorError: it is none of those allowed.
+    """
+    if value not in allowed:
+        raise ShapePriorError(
+            f"{option} is '{value}'.", f"Choose one of: {', '.join(allowed)}.", "unknown-choice"
+        )
+    return value
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that there is not.
+
+    Raises:
+        ShapePriorError: no such device, or not on this machine.
+    """
+    if choice(device, DEVICES, "--device") != "cuda":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ShapePriorError(
+            "There is no CUDA device on this machine.", "Choose --device auto or cpu."
+        )
+
+
+# --- tables and progress ------------------------------------------------------------------------
+
+
+def print_table(table: Table) -> None:
+    """Print a table whole: in a pipe or a narrow window rich would cut its columns off."""
+    needed = Console(width=10_000).measure(table).maximum
+    Console(highlight=False, width=max(output.width, needed)).print(table)
+
+
+@contextmanager
+def fit_progress(prior: str, quiet: bool) -> Iterator[Progress | None]:
+    """While a prior is fitted: what tells each of its surfaces on standard error."""
+    if quiet:
+        yield None
+        return
+    with errors.status(f"Fitting {prior} ..."):
+        yield lambda result, seconds: errors.print(_progress_line(result, seconds), markup=False)
+
+
+def _progress_line(result: Reconstruction, seconds: float) -> str:
+    gaps = [r.mean_mm for r in result.residuals]
+    mean = f"{sum(gaps) / len(gaps):6.2f} mm from the annotations" if gaps else ""
+    return f"{result.stage:<14} {seconds:6.2f} s  {mean}"
+
+
+class TrainingProgress:
+    """A bar on standard error for each stage: share done, latest figures, time."""
+
+    def __init__(self, quiet: bool) -> None:
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TaskProgressColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (
+            TextColumn("{task.description:<24}"),
+            BarColumn(24),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+        )
+        self._bar = Progress(*columns, console=errors, disable=quiet)
+        self._stage = ""
+        self._task: Any = None
+
+    def __enter__(self) -> TrainingProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._finish()
+        self._bar.stop()
+
+    def _finish(self) -> None:
+        if self._task is not None:
+            self._bar.update(self._task, completed=1.0)
+
+    def __call__(self, stage: str, share: float, figures: dict[str, Any]) -> None:
+        """Show where a training stands."""
+        if stage != self._stage:
+            self._finish()
+            self._stage = stage
+            self._task = self._bar.add_task(stage, total=1.0, figures="")
+        shown = "  ".join(f"{k} {_short(v)}" for k, v in figures.items())
+        self._bar.update(self._task, completed=share, figures=shown)
+
+    def tell(self, sentence: str) -> None:
+        """Print a sentence above the bars, also when quiet."""
+        errors.print(sentence, markup=False)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

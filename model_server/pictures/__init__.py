@@ -1,0 +1,1 @@
+"""Pictures of results and of shape spaces, drawn without OpenGL."""

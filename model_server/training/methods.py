@@ -1,0 +1,205 @@
+"""What each method makes of prepared shapes: its card's hyperparameters, and its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_server.priors.card import PriorCard
+from model_server.training.prepared import FEW, Prepared, workers
+from model_server.training.progress import Progress
+
+# Settings of the fit that differ from the defaults, chosen on validation cases.
+SOLVERS: dict[str, dict[str, float | bool]] = {
+    "hippocampus": {
+        "guide_points": 500.0,
+        "guide_noise": 0.04,
+        "guided_globally": True,
+        "smoothness": 0.36,
+    },
+    "kidney": {"guide_points": 500.0, "guide_noise": 0.04, "guided_globally": True},
+    "liver": {"guide_points": 30.0},
+    "pancreas": {"local_spread": 0.25, "noise": 0.03},
+}
+# The same for ImplicitAtlas.
+ATLAS_SOLVERS: dict[str, dict[str, float]] = {}
+LATENT_MODES = 100  # K of the latents' Gaussian
+# Of DALS: warped copies teach how such shapes deform.
+DALS_FEW_SHOT = {"steps": 800, "batch": 16, "augmentations": 40, "wrapped_share": 0.6}
+
+Finished = tuple[PriorCard, dict[str, NDArray[Any]]]
+# Told the card so far, the shapes, the method's options, a device, and the folder of the
+# checkpoint.
+Trainer = Callable[[PriorCard, Prepared, dict[str, Any], str, Path, Progress | None], Finished]
+
+
+def _train_pca(
+    card: PriorCard,
+    prepared: Prepared,
+    options: dict[str, Any],
+    device: str,
+    folder: Path,
+    progress: Progress | None,
+) -> Finished:
+    from model_server.priors.pca import pack_modes
+    from model_server.training.pca import train_modes
+
+    del device, folder
+    if progress:
+        progress("principal components", 0.0, {})
+    shapes = prepared.canonical
+    grid, modes = int(options.get("grid", 48)), int(options.get("modes", 100))
+    found = train_modes(shapes.surfaces, shapes.rms_radius, grid, modes)
+    return _with(card, {"grid": grid, "modes": found.count}), pack_modes(found)
+
+
+def _train_dals(
+    card: PriorCard,
+    prepared: Prepared,
+    options: dict[str, Any],
+    device: str,
+    folder: Path,
+    progress: Progress | None,
+) -> Finished:
+    from model_server.priors.dals import pack_decoder
+    from model_server.priors.device import choose_device
+    from model_server.training.dals import DalsTrainer, DalsTraining
+    from model_server.training.parts import Trained, dals_parts
+
+    few = len(prepared.training) <= FEW
+    config = replace(DalsTraining(), **((DALS_FEW_SHOT if few else {}) | options))
+    shapes = prepared.canonical
+    if progress:
+        progress("wrapping the template", 0.0, {})
+    trainer = DalsTrainer(
+        shapes.surfaces,
+        shapes.rms_radius,
+        config,
+        str(choose_device(device)),
+        folder / "checkpoint.pt",
+        workers(len(shapes.surfaces)),
+    )
+    if progress:
+        progress("training", 0.0, {})
+    trained = trainer.run(progress)
+    real = trained.latents[: trained.real_count]
+    # Few shapes span few directions: their warped copies tell how far others may lie.
+    mean, root = latent_gaussian(trained.latents if few else real)
+    mean = real.mean(axis=0) if few else mean
+    arrays: dict[str, NDArray[Any]] = pack_decoder(trained.decoder)
+    arrays["latent_mean"] = mean.astype(np.float32)
+    arrays["latent_root"] = root.astype(np.float32)
+    known = Trained([case.label() for case in prepared.training], shapes.poses, card.organ)
+    parts = dals_parts(trained, known)
+    if parts is not None:
+        arrays["parts"], card = parts, known.named(card)
+    return _with(
+        card,
+        {
+            "hidden": list(config.hidden),
+            "training": asdict(config),
+            "solver": SOLVERS.get(card.organ, {}),
+        },
+    ), arrays
+
+
+def _train_atlas(
+    card: PriorCard,
+    prepared: Prepared,
+    options: dict[str, Any],
+    device: str,
+    folder: Path,
+    progress: Progress | None,
+) -> Finished:
+    from model_server.priors.atlas_files import pack_networks
+    from model_server.priors.device import choose_device
+    from model_server.training.atlas_config import FEW_SHOT, AtlasTraining
+    from model_server.training.atlas_shapes import atlas_shapes, dense_surfaces
+    from model_server.training.implicit_atlas import (
+        AtlasTrainer,
+        latent_whitening,
+        regress_on_quick_look,
+    )
+    from model_server.training.parts import Trained, atlas_parts
+
+    few = len(prepared.training) <= FEW
+    config = replace(FEW_SHOT if few else AtlasTraining(), **options)
+    shapes = prepared.canonical
+    labels = [case.label() for case in prepared.training]
+    surfaces = dense_surfaces(labels, shapes.poses)
+    measured = atlas_shapes(surfaces, shapes.rms_radius, config, progress)
+    trainer = AtlasTrainer(
+        measured,
+        len(surfaces),
+        shapes.rms_radius,
+        config,
+        str(choose_device(device)),
+        folder / "checkpoint.pt",
+        progress,
+    )
+    trained = trainer.run()
+    arrays: dict[str, NDArray[Any]] = pack_networks(trained.decoder.cpu())
+    gaussian = latent_whitening(trained, real_only=not few)
+    arrays |= gaussian
+    arrays["latents"] = trained.latents[: trained.real_count].astype(np.float16)
+    arrays["from_quick"] = regress_on_quick_look(shapes, gaussian, trained)
+    known = Trained(labels, shapes.poses, card.organ)
+    parts = atlas_parts(trained, known)
+    if parts is not None:
+        arrays["parts"], card = parts, known.named(card)
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    training = asdict(config) | {
+        "base": list(trainer.sizes.base),
+        "controls": list(trainer.sizes.controls or ()),
+    }
+    return _with(card, {"training": training, "solver": ATLAS_SOLVERS.get(card.organ, {})}), arrays
+
+
+def _train_deepsdf(
+    card: PriorCard,
+    prepared: Prepared,
+    options: dict[str, Any],
+    device: str,
+    folder: Path,
+    progress: Progress | None,
+) -> Finished:
+    from model_server.training.deepsdf import train_deepsdf
+
+    del folder
+    shapes = prepared.canonical
+    weights = train_deepsdf(
+        shapes.surfaces,
+        shapes.rms_radius,
+        steps=int(options.get("steps", 4000)),
+        device=device,
+        progress=progress,
+    )
+    return card, weights
+
+
+def latent_gaussian(
+    latents: NDArray[np.float32], modes: int = LATENT_MODES
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean (d,) and root (d, K) of the training latents' covariance, by principal axes."""
+    values = latents.astype(np.float64)
+    mean = values.mean(axis=0)
+    variance, axes = np.linalg.eigh(np.cov((values - mean).T))
+    keep = np.argsort(variance)[::-1][: min(modes, len(values) - 1)]
+    return mean, axes[:, keep] * np.sqrt(np.maximum(variance[keep], 1e-12))
+
+
+def _with(card: PriorCard, hyperparameters: dict[str, Any]) -> PriorCard:
+    return replace(card, hyperparameters={**card.hyperparameters, **hyperparameters})
+
+
+TRAINERS: dict[str, Trainer] = {
+    "pca": _train_pca,
+    "dals": _train_dals,
+    "atlas": _train_atlas,
+    "deepsdf": _train_deepsdf,
+}

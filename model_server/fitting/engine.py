@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_server.fitting.checks import check_fit, check_points, check_size
-from model_server.fitting.gauss_newton import Prior, solve
+from model_server.fitting.gauss_newton import Prior, settle, solve
 from model_server.fitting.interrupt import check
 from model_server.fitting.model import Drawn, FitModel, FitState, Form
 from model_server.fitting.pose_prior import given_place, mirror_points, mirror_pose, pose_step
@@ -70,7 +70,7 @@ def _stages(
     if model.quick is None:
         run.begin_alone()
         if model.card.method == "pca":
-            if run.form.settings.integrated: run.solve_local()
+            run.solve_local()
             yield run.only()
             return
         yield run.reconstruction("quick look")
@@ -276,8 +276,9 @@ class _Run:
             self.state = self.form.local_step(
                 self.state, self._guided(), self.settings.prior_strength
             )
-        if self.form.local_steps:
-            self._lap("local", self.form.local_steps)
+        if self.form.settles:
+            self.state = settle(self.form, self.state, self.evidence)
+            self._lap("local", max(self.form.local_steps, 1))
         if self.settings.uncertainty:
             self.spread = self.form.spread_before(self.state)
             self._lap("uncertainty")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from model_server.fitting.leftover import Kriging, matern, moved_by
+from model_server.fitting.leftover import Kriging, Leftover
 from model_server.fitting.model import ROBUST, Drawn, FitState, Seen
 from model_server.fitting.terms import Evidence, Places
 from model_server.pose import Pose
@@ -43,10 +43,7 @@ class FieldSettings:
         latent_weight: weight of the latents' Gaussian.
         guide_points: so many independent points does the quick look's surface count as.
         guide_noise: its standard deviation, in RMS radii.
-        integrated: whether what the latent leaves over is heeded while pose and latent are found.
-        local_noise: standard deviation of the annotations in the local stage, in RMS radii.
-        local_spread: standard deviation of what the latent leaves over, in RMS radii.
-        local_length: over which leftovers are alike, in RMS radii.
+        leftover: what the shapes leave over.
         spread_points: points at which the uncertainty is found; others take their nearest's.
     """
 
@@ -62,10 +59,7 @@ class FieldSettings:
     latent_weight: float = 1.0
     guide_points: float = 150.0
     guide_noise: float = 0.03
-    integrated: bool = False
-    local_noise: float = 0.018
-    local_spread: float = 0.04
-    local_length: float = 0.3
+    leftover: Leftover = Leftover(0.04, 0.3, 0.018)
     spread_points: int = 600
 
     def counts(self, places: Places) -> Array:
@@ -128,9 +122,8 @@ class Field(Protocol):
         """(N, K) change of distances that were read at ``points`` (N, 3)."""
         ...
 
-    def level(self, latent: Array, template: int) -> tuple[Surface, Array | None]:
-        """The closed surface, V vertices, where the distance is zero; the field's own outward
-        normals there (V, 3), if it has them."""
+    def level(self, latent: Array, template: int, leftover: Kriging | None) -> Surface:
+        """The closed surface where the distance is zero, or what is left over of it."""
         ...
 
     def coordinates(self, latent: Array, template: int, points: Array) -> Array:
@@ -164,7 +157,6 @@ class FieldSeen(Seen):
     """Distances of places in canonical units, with the places (N, 3), RAS mm and canonical."""
 
     points: Array
-    canonical: Array
     reading: Reading
 
 
@@ -182,10 +174,13 @@ class FieldForm:
     def __init__(self, field: Field, settings: FieldSettings, local: bool = True) -> None:
         self.field, self.settings = field, settings
         self.device, self.damped = field.device, settings.damped
-        self.local_steps = int(local)
+        self.local_steps = 0
+        self.settles = local
+        self.leftover = settings.leftover
+        self.rms_radius = field.rms_radius
         self.guided = settings.guide_points > 0
         self._heard: tuple[Evidence, Places, Array] | None = None
-        self._level: tuple[bytes, tuple[Surface, Array | None]] | None = None
+        self._level: tuple[bytes, Surface] | None = None
 
     # --- starts -------------------------------------------------------------------------------
 
@@ -242,8 +237,8 @@ class FieldForm:
             counts * wrong,
             places.own * self.field.rms_radius,
             np.where(gentle, np.inf, ROBUST),
-            places.points,
             canonical,
+            places.points,
             reading,
         )
 
@@ -260,53 +255,24 @@ class FieldForm:
         by_latent = self.field.by_latent(seen.reading, seen.canonical)
         return np.concatenate([by_pose, by_latent], axis=1)
 
-    # --- what one latent leaves over ----------------------------------------------------------
-
-    def leftover_spread(self, state: FitState) -> float:
-        """See ``Form``."""
-        chosen = self.settings
-        return chosen.local_spread * self.field.rms_radius if chosen.integrated else 0.0
-
-    def leftover(self, state: FitState, seen: FieldSeen) -> Array | None:
-        """See ``Form``; the quick look's surface is no place where shapes leave anything over."""
-        if not self.settings.integrated:
-            return None
-        length = self.settings.local_length * self.field.rms_radius
-        covariance = self.leftover_spread(state) ** 2 * matern(seen.canonical, seen.canonical, length)
-        guessed = seen.own > 0.0
-        covariance[guessed] = 0.0
-        covariance[:, guessed] = 0.0
-        return covariance
-
     def local_step(self, state: FitState, evidence: Evidence, strength: float) -> FitState:
-        """A Gaussian process with the spread and the length that leftovers have on unseen shapes;
-        see ``Form``."""
-        chosen, radius = self.settings, self.field.rms_radius
-        seen = self.look(state, evidence)
-        noise = np.hypot(chosen.local_noise * radius, seen.own)
-        spread = chosen.local_spread * radius / np.sqrt(strength)
-        ratio = seen.residuals / (ROBUST * np.hypot(noise, spread))
-        counts = seen.counts / (1.0 + ratio**2)
-        keep = counts > LEAST_COUNT
-        leftover = Kriging.of(
-            seen.canonical[keep],
-            seen.residuals[keep],
-            noise[keep] ** 2 / counts[keep],
-            spread,
-            chosen.local_length * radius,
-        )
-        return replace(state, local=leftover)
+        """See ``Form``."""
+        raise NotImplementedError
+
+    def look_all(self, state, evidence):
+        return self.look(replace(state, leftover=()), evidence)
+
+    settled_rounds = 1
 
     # --- answers ------------------------------------------------------------------------------
 
     def shape(self, state: FitState) -> Surface:
         """See ``Form``."""
-        if self.settings.integrated:
-            return self.field.level(state.latent, state.template, state.local)[0]
-        key = state.latent.tobytes() + bytes([state.template])
+        key = state.latent.tobytes() + bytes([state.template, len(state.leftover)])
         if self._level is None or self._level[0] != key:
-            self._level = key, self.field.level(state.latent, state.template)
-        return moved_by(*self._level[1], state.local)
+            left = state.leftover[0] if state.leftover else None
+            self._level = key, self.field.level(state.latent, state.template, left)
+        return self._level[1]
 
     def surface(self, state: FitState) -> tuple[Surface, Array]:
         """See ``Form``."""
@@ -342,7 +308,7 @@ class FieldForm:
         assert state.covariance is not None
         variance = np.einsum("vi,ij,vj->v", rows, state.covariance, rows, optimize=True)
         variance = np.maximum(variance, 0.0) / np.square(reading.steepness)
-        return variance if state.local is None else variance + state.local.variance(points)
+        return variance + sum(left.variance(points) for left in state.leftover)
 
     def spread_before(self, state: FitState) -> Array | None:
         """None; see ``Form``."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import linalg
 
 from model_server.fitting.interrupt import check
+from model_server.fitting.leftover import Kriging, matern
 from model_server.fitting.model import FitState, Form, Seen
 from model_server.fitting.terms import Evidence
 
@@ -89,12 +90,17 @@ class _Scale:
     @classmethod
     def of(cls, form: Form, state: FitState, seen: Seen, noise: float) -> _Scale:
         """At a state; what its shapes leave over (``Form.leftover``) joins the noise."""
-        weight = seen.weights(noise, form.leftover_spread(state))
+        unit, left = form.unit(state), form.leftover
+        weight = seen.weights(noise, left.spread * unit)
         heard = weight > LEAST_WEIGHT * weight.max(initial=0.0)
-        shared = form.leftover(state, seen)
-        if shared is None:
+        if left.spread == 0.0:
             return cls(heard, np.sqrt(weight[heard]), None)
-        covariance = shared[np.ix_(heard, heard)] + np.diag(1.0 / weight[heard])
+        places, drawn = seen.canonical[heard], (seen.own == 0.0)[heard]
+        # The quick look's surface is no place where shapes leave anything over.
+        spread = left.spread * unit * drawn
+        length = left.length * form.rms_radius
+        shared = np.outer(spread, spread) * matern(places, places, length)
+        covariance = shared + np.diag(1.0 / weight[heard])
         return cls(heard, np.ones(0), linalg.cholesky(covariance, lower=True))
 
     def __call__(self, values: Array) -> Array:
@@ -141,3 +147,25 @@ def _step(
 def _within_reach(step: Array, prior: Prior) -> Array:
     """The step, shortened where its pose leaves the linearization."""
     return np.asarray(step * min(1.0, 2.0 / max(float(np.abs(step[:7] / prior.reach).max()), 1e-9)))
+
+
+def settle(form: Form, state: FitState, evidence: Evidence) -> FitState:
+    """With what shapes leave over of the annotations."""
+    left = form.leftover
+    if left.spread == 0.0:
+        return state
+    for _ in range(form.settled_rounds):
+        seen = form.look_all(state, evidence)
+        unit = form.unit(state)
+        weight = seen.weights(left.noise * unit, left.spread * unit)
+        heard = (weight > LEAST_WEIGHT * weight.max(initial=0.0)) & (seen.own == 0.0)
+        share = form.rms_radius / unit
+        found = Kriging.of(
+            seen.canonical[heard],
+            seen.residuals[heard] * share,
+            share**2 / weight[heard],
+            left.spread * form.rms_radius,
+            left.length * form.rms_radius,
+        )
+        state = replace(state, leftover=(*state.leftover, found))
+    return state

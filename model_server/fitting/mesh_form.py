@@ -20,6 +20,7 @@ from scipy import linalg, sparse
 
 from model_server.fitting.attachment import Attachment
 from model_server.fitting.interrupt import check
+from model_server.fitting.leftover import Leftover, moved_by
 from model_server.fitting.model import ROBUST, Drawn, FitState, Seen
 from model_server.fitting.terms import Evidence
 from model_server.geometry.icosphere import icosphere, uniform_laplacian
@@ -74,6 +75,7 @@ class MeshSettings:
     guide_noise: float = 0.05
     guide_points: float = 100.0
     guided_globally: bool = False
+    leftover: Leftover = Leftover()
 
 
 class MeshPrior(Protocol):
@@ -171,8 +173,11 @@ class MeshForm:
             settings, quality_weight=settings.quality_weight * chosen.quality_weight
         )
         self.device = prior.device
+        self.leftover = settings.leftover
+        self.rms_radius = prior.rms_radius
         self.is_preview = not chosen.local and not chosen.remesh
         self.local_steps = settings.local_steps if chosen.local else 0
+        self.settles = chosen.local
         self.guided_globally = settings.guided_globally
         self.guided = self.guided_globally or self.local_steps > 0
         self.detail: Array | None = None  # of an earlier fit's latents, about their mean
@@ -208,7 +213,10 @@ class MeshForm:
 
     def shape(self, state: FitState) -> Surface:
         """See ``Form``."""
-        return self._decoded(self.vertex_latents(state), self.level(state))
+        surface = self._decoded(self.vertex_latents(state), self.level(state))
+        for left in state.leftover:
+            surface = moved_by(surface, None, left, -1.0)
+        return surface
 
     def _decoded(self, latents: Array, level: int) -> Surface:
         # The Chamfer distance knows no orientation: a decoder may turn the sphere inside out.
@@ -263,7 +271,11 @@ class MeshForm:
         surface = self.placed(state)
         attached = evidence.attach(surface)
         own = attached.own * self.prior.rms_radius * self._scale(surface)
-        return MeshSeen(attached.residuals, attached.trust, own, ROBUST, surface, attached)
+        place = (attached.weights[..., None] * surface.points[attached.vertices]).sum(axis=1)
+        canonical = state.pose.invert(place)
+        return MeshSeen(
+            attached.residuals, attached.trust, own, ROBUST, canonical, surface, attached
+        )
 
     def _scale(self, surface: Surface) -> float:
         """Mm per canonical unit, from the surface itself."""
@@ -303,13 +315,10 @@ class MeshForm:
         direction = attached.directions
         return np.column_stack([direction, (direction * arm).sum(axis=1), np.cross(arm, direction)])
 
-    def leftover_spread(self, state: FitState) -> float:
-        """See ``Form``."""
-        return 0.0
+    def look_all(self, state, evidence):
+        return self._seen(state, evidence)
 
-    def leftover(self, state: FitState, seen: MeshSeen) -> Array | None:
-        """See ``Form``."""
-        return None
+    settled_rounds = 3
 
     # --- local stage --------------------------------------------------------------------------
 

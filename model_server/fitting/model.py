@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from model_server.fitting.leftover import Kriging, Leftover
 from model_server.fitting.pose_prior import PosePrior
 from model_server.fitting.terms import Evidence
 from model_server.pose import Pose
@@ -36,7 +37,8 @@ class FitState:
         template: number of the template, of priors that have several.
         covariance: (7 + K, 7 + K) Laplace covariance of (pose step, latent) after the last step.
         energy: twice the negative log posterior there, up to a constant.
-        local: what one latent leaves over, as the form keeps it; None before the local stage.
+        local: latents of single vertices, of forms that have them; None before the local stage.
+        leftover: what shapes leave over of the annotations, from the last stage on.
     """
 
     pose: Pose
@@ -45,7 +47,8 @@ class FitState:
     template: int = 0
     covariance: Array | None = None
     energy: float = np.inf
-    local: Any = None
+    local: Array | None = None
+    leftover: tuple[Kriging, ...] = ()
 
     def after(self, step: Array) -> FitState:
         """After a step of (7 + K,): translation mm, log scale, rotation vector, latent."""
@@ -70,12 +73,14 @@ class Seen:
         counts: (N,) how many independent measurements each stands for.
         own: (N,) standard deviation of its own, 0 where only the annotations' noise counts.
         limits: beyond so many standard deviations a residual loses weight.
+        canonical: (N, 3) where it is felt, canonical frame.
     """
 
     residuals: Array
     counts: Array
     own: Array
     limits: Array | float
+    canonical: Array
 
     def sigma(self, noise: float) -> Array:
         """(N,) standard deviations, given the noise of annotations."""
@@ -113,6 +118,7 @@ class Form(Protocol):
 
     Attributes:
         device: that computes.
+        leftover: what its shapes leave over.
         damped: whether steps are shortened until the energy falls.
         guided: whether the quick look's surface is evidence at all ...
         guided_globally: ... and whether in the global stage, too.
@@ -120,6 +126,7 @@ class Form(Protocol):
     """
 
     device: str
+    leftover: Leftover
     damped: bool
     guided: bool
     guided_globally: bool
@@ -175,18 +182,11 @@ class Form(Protocol):
         """(N, 7 + K) how residuals that ``look`` found change with pose step and latent."""
         ...
 
-    def leftover_spread(self, state: FitState) -> float:
-        """Standard deviation of what one latent leaves over, in the unit of the residuals."""
-        ...
-
-    def leftover(self, state: FitState, seen: Any) -> Array | None:
-        """(N, N) covariance that what one latent leaves over gives the residuals; None where that
-        is not heeded while pose and latent are found."""
-        ...
-
     def local_step(self, state: FitState, evidence: Evidence, strength: float) -> FitState:
-        """What one latent leaves over, near the annotations."""
+        """One linearization of what one latent cannot say."""
         ...
+
+    def settled_rounds(self) -> int: ...
 
     # --- answers ------------------------------------------------------------------------------
 

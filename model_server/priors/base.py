@@ -11,6 +11,7 @@ from scipy.spatial import cKDTree
 
 from model_server.fitting import engine
 from model_server.fitting.field_form import FieldForm, FieldSettings, Reading
+from model_server.fitting.leftover import Kriging, moved_by
 from model_server.fitting.model import Form
 from model_server.fitting.pose_prior import PosePrior
 from model_server.fitting.terms import Evidence
@@ -119,9 +120,9 @@ class FieldPrior(LatentPrior):
     def renew(self, latent: Array) -> None:
         """Nothing is costly."""
 
-    def level(self, latent: Array, template: int) -> tuple[Surface, Array | None]:
+    def level(self, latent: Array, template: int, leftover: Kriging | None) -> Surface:
         """Where the field is zero."""
-        return self.decode(self.latents(latent)), None
+        return moved_by(self.decode(self.latents(latent)), None, leftover)
 
     def coordinates(self, latent: Array, template: int, points: Array) -> Array:
         """(N, 3) template coordinates of canonical points."""

@@ -21,8 +21,8 @@ WIDTH, HEIGHT = 430, 1120
 def main() -> None:
     """Reconstruct the bundled case in the panel and keep a picture of it."""
     from desktop import Desktop, click
-    from ShapePriorSlicerLib.sample_data import OUTLINES, exampleOutline
-    from ShapePriorSlicerLib.structure import OUTLINE, VIEW_ATTRIBUTE
+    from ShapePriorSlicerLib.files.sample_data import OUTLINES, exampleOutline
+    from ShapePriorSlicerLib.scene.structure import OUTLINE, VIEW_ATTRIBUTE
 
     desktop = Desktop()
     try:
@@ -39,7 +39,7 @@ def main() -> None:
         desktop.wait(lambda: session.status.phase == "done" and not session.isActive())
         desktop.window.resize(WIDTH, HEIGHT)
         desktop.window.show()
-        widget.update()
+        widget.panel.update()
         desktop.wait(lambda: not widget.logic.workspace.isBusy())
         PICTURE.parent.mkdir(parents=True, exist_ok=True)
         desktop.panel.grab().save(str(PICTURE))

@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 SLICER = {"slicer", "qt", "ctk", "mrml", "PythonQt", "vtkSlicer", "trame", "trame_slicer"}
 LIBRARY = [
     REPOSITORY / "ShapePriorSlicer" / "ShapePriorSlicerLib" / name
-    for name in ("__init__.py", "backend.py", "connection.py")
+    for name in ("__init__.py", "server/backend.py", "server/connection.py", "server/events.py")
 ]
 FILES = sorted((REPOSITORY / "model_server").rglob("*.py"))
 
@@ -57,7 +57,7 @@ def test_nouns_and_command_line_pull_in_no_torch(modules: str):
 
 
 # What the client takes from the backend, and what those modules need themselves.
-CLIENT = ["ShapePriorSlicerLib.backend", "ShapePriorSlicerLib.connection"]
+CLIENT = ["ShapePriorSlicerLib.server.backend", "ShapePriorSlicerLib.server.connection"]
 SHARED = {"errors", "observations", "pose", "reconstruction", "service", "service.wire"}
 HEAVY = {"torch", "vtk", "vtkmodules", "fastapi", "uvicorn", "skimage", "SimpleITK", "trimesh"}
 

@@ -255,6 +255,9 @@ def cmake_lists(path: Path) -> dict[str, list[str]]:
     return found
 
 
+SELF_TEST = "Testing/ShapePriorSlicer/selftest.py"
+
+
 def listed() -> list[str]:
     """Files of the module that ship, relative to its folder."""
     lists = cmake_lists(MODULE / "CMakeLists.txt")
@@ -286,6 +289,9 @@ def assemble_by_reading(folder: Path) -> Path:
             target = folder / path.relative_to(REPOSITORY)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
+    (selftest,) = lists["SELF_TEST"]
+    (folder / selftest).parent.mkdir(parents=True)
+    shutil.copyfile(REPOSITORY / selftest, folder / selftest)
     return folder
 
 
@@ -309,8 +315,8 @@ def assemble_by_cmake(folder: Path) -> Path:
     ):
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
-    for name in ("model_server/zoo", "Resources/example"):
-        assert (folder / "build" / "lib" / "qt-scripted-modules" / name).is_dir()
+    for name in ("model_server/zoo/", "Resources/example/", SELF_TEST):
+        assert (folder / "build" / "lib" / "qt-scripted-modules" / name).exists()
     return folder / "out" / "lib" / "qt-scripted-modules"
 
 
@@ -327,14 +333,22 @@ def test_every_file_of_the_module_is_listed_once():
     assert sorted(listed()) == sorted(p.relative_to(MODULE).as_posix() for p in tree)
 
 
-def test_cmake_installs_the_module_the_backend_the_example_and_nothing_else(installed):
+def test_cmake_installs_module_self_test_backend_example_and_nothing_else(
+    installed,
+):
     code = [p for p in BACKEND.rglob("*.py") if "__pycache__" not in p.parts]
     example = [p for p in (REPOSITORY / "Resources" / "example").iterdir() if p.is_file()]
     expected = {str(p.relative_to(REPOSITORY)) for p in [*code, *zoo_files(), *example]}
-    expected |= set(listed())
+    expected |= {*listed(), SELF_TEST}
     found = {str(p.relative_to(installed)) for p in installed.rglob("*") if p.is_file()}
     assert expected - found == set()
     assert found - expected <= {"model_server/LICENSE", "model_server/py.typed"}
+
+
+def test_the_installed_module_finds_its_self_test(installed):
+    source = (installed / "ShapePriorSlicer.py").read_text()
+    (parts,) = re.findall(r"^SELF_TEST = Path\((.*)\)$", source, re.MULTILINE)
+    assert installed.joinpath(*re.findall(r'"(.*?)"', parts)).is_file()
 
 
 def test_the_installed_backend_starts(installed):
@@ -372,9 +386,10 @@ def forbid(event, arguments):
 sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in repr(f)]
 sys.path[:] = [str(layout), *(p for p in sys.path if p and Path(p) != checkout)]
 sys.addaudithook(forbid)
-for path in sorted(layout.glob("ShapePriorSlicerLib/*.py")):
+for path in sorted(layout.glob("ShapePriorSlicerLib/**/*.py")):
     try:
-        module = importlib.import_module(f"ShapePriorSlicerLib.{path.stem}")
+        name = ".".join(path.relative_to(layout).with_suffix("").parts)
+        module = importlib.import_module(name.removesuffix(".__init__"))
     except ModuleNotFoundError as error:
         # Some need Slicer's observers: they are imported where slicer-core is installed.
         assert error.name.split(".")[0] == "slicer", error
@@ -386,7 +401,8 @@ for name, module in sys.modules.items():
 assert not {"torch", "qt"} & set(sys.modules)
 
 from model_server.priors.registry import list_priors
-from ShapePriorSlicerLib import dependencies, sample_data
+from ShapePriorSlicerLib.server import dependencies
+from ShapePriorSlicerLib.files import sample_data
 
 files = [sample_data.exampleImage(), sample_data.exampleTruth()]
 files += [sample_data.exampleOutline(name) for name in sample_data.OUTLINES]
@@ -412,7 +428,7 @@ def test_the_installed_library_finds_all_it_needs(installed, tmp_path):
 
 
 def test_what_the_module_asks_for_in_slicer_is_what_the_package_requires(project):
-    from ShapePriorSlicerLib import dependencies
+    from ShapePriorSlicerLib.server import dependencies
 
     inside = [Requirement(line) for line in dependencies.requirements()]
     brought = {canonicalize_name(name) for name in dependencies.BUNDLED}

@@ -42,7 +42,7 @@ async def run(chosen: argparse.Namespace) -> None:
         ShapePriorError: packages are missing, the volume cannot be read, or the port not used.
     """
     try:
-        from ShapePriorSlicerLib.backend import LocalBackend
+        from ShapePriorSlicerLib.server.backend import LocalBackend
 
         from .app import App
     except ImportError as error:

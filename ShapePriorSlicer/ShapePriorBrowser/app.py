@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ShapePriorSlicerLib.backend import Backend
-from ShapePriorSlicerLib.labelmap_files import LABELMAP_FORMATS, writeLabelmap
-from ShapePriorSlicerLib.session import Session
-from ShapePriorSlicerLib.surface_files import SURFACE_FORMATS, writeSurface
-from ShapePriorSlicerLib.tables import writeCorrespondences
-from ShapePriorSlicerLib.workspace import Workspace
+from ShapePriorSlicerLib.files.labelmaps import LABELMAP_FORMATS, writeLabelmap
+from ShapePriorSlicerLib.files.surfaces import SURFACE_FORMATS, writeSurface
+from ShapePriorSlicerLib.files.tables import writeCorrespondences
+from ShapePriorSlicerLib.scene.slice_views import jumpTo
+from ShapePriorSlicerLib.server.backend import Backend
+from ShapePriorSlicerLib.session.session import Session
+from ShapePriorSlicerLib.session.workspace import Workspace
 from trame.app import get_server
 from trame.ui.vuetify3 import VAppLayout
 from trame.widgets import html
@@ -251,7 +252,7 @@ class App:
 
     def jump(self, row: str) -> None:
         """Show an annotation's slice."""
-        self._do(lambda session: session.jumpTo(self._node(row), self.views.sliceNodes()))
+        self._do(lambda _: jumpTo(self._node(row), self.views.sliceNodes()))
 
     def show(self, row: str) -> None:
         """Show or hide an annotation."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ShapePriorSlicerLib.drawing import Drawing
-from ShapePriorSlicerLib.parameters import Parameters
-from ShapePriorSlicerLib.priors import listPriors
-from ShapePriorSlicerLib.session import Row, Session, Status
-from ShapePriorSlicerLib.workspace import Workspace
+from ShapePriorSlicerLib.scene.parameters import Parameters
+from ShapePriorSlicerLib.server.priors import listPriors
+from ShapePriorSlicerLib.session.drawing import Drawing
+from ShapePriorSlicerLib.session.session import Session
+from ShapePriorSlicerLib.session.status import Row, Status
+from ShapePriorSlicerLib.session.workspace import Workspace
 
 Node = Any
 Values = dict[str, Any]

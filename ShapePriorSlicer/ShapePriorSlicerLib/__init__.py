@@ -1,4 +1,4 @@
-"""What the module does, without Qt widgets and without torch."""
+"""What the module does, without torch; Qt comes only into the panel, inside functions."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,3 @@ try:
 except ModuleNotFoundError:
     # A checkout on Slicer's additional module paths: the backend lies beside the module's folder.
     sys.path.append(str(Path(__file__).resolve().parent.parent.parent))
-
-from model_server.errors import ShapePriorError
-
-__all__ = ["ShapePriorError"]

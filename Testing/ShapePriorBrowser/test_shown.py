@@ -13,7 +13,7 @@ pytest.importorskip("slicer", reason="slicer-core is not installed")
 sys.path.append(str(Path(__file__).parents[1] / "ShapePriorSlicerLib"))
 from scenes import SPHERE, Application, FakeWorkspace, draw
 from ShapePriorBrowser.shown import nothing, priorValues, sessionValues
-from ShapePriorSlicerLib.session import Session
+from ShapePriorSlicerLib.session.session import Session
 
 from model_server.reconstruction import Likeness
 

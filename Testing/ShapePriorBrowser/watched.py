@@ -14,8 +14,8 @@ from typing import Any
 
 from aiohttp import web
 from ShapePriorBrowser.app import App
-from ShapePriorSlicerLib.annotations import definedPoints
-from ShapePriorSlicerLib.backend import LocalBackend
+from ShapePriorSlicerLib.scene.annotations import definedPoints
+from ShapePriorSlicerLib.server.backend import LocalBackend
 from vtk.util.numpy_support import vtk_to_numpy
 
 BEAT_SECONDS = 0.002

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from ShapePriorSlicerLib.backend import LocalBackend
+from ShapePriorSlicerLib.server.backend import LocalBackend
 
 
 class SharedBackend(LocalBackend):
@@ -44,13 +44,13 @@ def opened(backend: type[LocalBackend] | None = None) -> Iterator[Any]:
     )
     import desktop
     import python_qt
+    from ShapePriorSlicerLib.panel import server_choice
 
     python_qt.uncaught.clear()
     found = desktop.Desktop()
+    server_choice.LocalBackend = backend or LocalBackend
     try:
         found.load()
-        if backend is not None:
-            found.python.LocalBackend = backend
         found.window.resize(440, 1300)
         found.window.show()
         found.app.processEvents()
@@ -58,6 +58,7 @@ def opened(backend: type[LocalBackend] | None = None) -> Iterator[Any]:
         assert python_qt.uncaught == []
     finally:
         found.close()
+        server_choice.LocalBackend = LocalBackend
 
 
 @pytest.fixture

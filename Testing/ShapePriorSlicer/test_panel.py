@@ -22,9 +22,11 @@ from desktop import Desktop, click  # noqa: E402
 from PySide6 import QtCore, QtTest, QtWidgets  # noqa: E402
 from python_qt import uncaught, unwrap  # noqa: E402
 from scipy.spatial import cKDTree  # noqa: E402
-from ShapePriorSlicerLib import dependencies  # noqa: E402
-from ShapePriorSlicerLib.sample_data import exampleOutline  # noqa: E402
-from ShapePriorSlicerLib.widget_texts import OTHER_EXPORTS  # noqa: E402
+from ShapePriorSlicerLib.files.sample_data import exampleOutline  # noqa: E402
+from ShapePriorSlicerLib.panel import screen  # noqa: E402
+from ShapePriorSlicerLib.panel.texts import OTHER_EXPORTS  # noqa: E402
+from ShapePriorSlicerLib.scene.parameters import COLORINGS, SIDES  # noqa: E402
+from ShapePriorSlicerLib.server import dependencies  # noqa: E402
 
 from model_server.priors.registry import BUNDLED_ZOO  # noqa: E402
 
@@ -93,7 +95,7 @@ def place(application, points):
 
 def draw(application, view):
     points = controlPoints(VIEWS[view])
-    application.widget.logic.sliceNode(view).JumpSliceByOffsetting(*points[0])
+    screen.sliceNode(view).JumpSliceByOffsetting(*points[0])
     click(getattr(application.widget.ui, f"draw{view}Button"))
     place(application, points)
 
@@ -105,7 +107,7 @@ def settled(application):
         return phase in ("done", "failed", "hint", "idle") and not found.isActive()
 
     application.wait(done)
-    application.widget.update()
+    application.widget.panel.update()
 
 
 def farthest(points, others):
@@ -195,7 +197,7 @@ def test_keys_undo_draw_and_end(drawn, ui):
     settled(drawn)
     assert ui.annotationTable.rowCount == 3
     crosshair = drawn.scene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
-    crosshair.SetCursorPositionXYZ([0.0, 0.0, 0.0], drawn.widget.logic.sliceNode("Green"))
+    crosshair.SetCursorPositionXYZ([0.0, 0.0, 0.0], screen.sliceNode("Green"))
     press(QtCore.Qt.Key_D)
     drawing = drawn.widget.logic.workspace.drawing
     assert drawing.view == "Green"
@@ -253,6 +255,11 @@ def test_coloring_and_opacity_need_no_fit(drawn, ui):
     click(ui.slicesOnCheckBox)
     drawn.wait(lambda: not display.GetVisibility2D())
     assert session(drawn).status.phase == "done"
+
+
+def test_the_lists_offer_what_the_library_knows(application):
+    assert [side.value for side in application.python.Side] == list(SIDES)
+    assert [coloring.value for coloring in application.python.Coloring] == list(COLORINGS)
 
 
 def enabled(ui, index):
@@ -558,14 +565,14 @@ def test_leaving_the_module_ends_drawing(application, ui):
     click(ui.drawRedButton)
     application.widget.exit()
     assert not application.widget.logic.workspace.drawing.isActive
-    assert application.widget._shortcuts == []
+    assert application.widget.panel.keys.shortcuts == []
     application.widget.enter()
-    assert application.widget._shortcuts
+    assert application.widget.panel.keys.shortcuts
 
 
 def test_a_view_that_is_not_on_screen_cannot_be_drawn_in(application, ui):
     click(ui.exampleButton)
-    application.widget.logic.sliceNode("Green").SetMappedInLayout(0)
+    screen.sliceNode("Green").SetMappedInLayout(0)
     click(ui.drawGreenButton)
     assert ui.drawingLabel.text.startswith("The Green view is not on screen.")
     assert not ui.drawGreenButton.checked
@@ -599,7 +606,7 @@ def test_without_a_main_window_the_panel_loads():
     found = Desktop(mainWindow=False)
     try:
         widget = found.load()
-        widget.onExample()
+        widget.panel.structure.onExample()
         found.app.processEvents()
         assert uncaught == []
     finally:
@@ -681,10 +688,10 @@ def test_a_server_elsewhere_that_is_not_there(application, ui):
     assert ui.backendLabel.text == "Asking the server ..."
     application.wait(lambda: "No ShapePriorSlicer server" in ui.backendLabel.text, 10)
     unwrap(ui.addressEdit).editingFinished.emit()
-    assert application.widget.logic.remote == ("ws://127.0.0.1:1", "")
+    assert application.widget.logic.server.remote == ("ws://127.0.0.1:1", "")
     assert "127.0.0.1:1" in ui.deviceLabel.text
     click(ui.localRadioButton)
-    assert application.widget.logic.remote == ("", "")
+    assert application.widget.logic.server.remote == ("", "")
 
 
 def test_the_log_is_shown_on_request(drawn, ui, monkeypatch):
@@ -708,7 +715,7 @@ def test_missing_packages_are_asked_for_once(application, ui, monkeypatch):
         return dependencies.Outcome.CANCELLED
 
     monkeypatch.setattr(dependencies, "install", install)
-    logic._missing = dependencies.missing()
+    logic.server.missing = dependencies.missing()
     click(ui.exampleButton)
     assert asked == []
     click(ui.drawRedButton)
@@ -741,7 +748,7 @@ def test_an_error_nobody_thought_of_is_told_and_the_panel_goes_on(application, u
     monkeypatch.setattr(application.widget.logic.workspace, "poll", broken)
     application.wait(lambda: "disk on fire" in application.widget.logic.problem)
     monkeypatch.undo()
-    application.widget.update()
+    application.widget.panel.update()
     assert "disk on fire" in ui.backendLabel.text
     click(ui.exampleButton)
     assert ui.structureSelector.count == 1
@@ -749,8 +756,8 @@ def test_an_error_nobody_thought_of_is_told_and_the_panel_goes_on(application, u
 
 def test_no_label_widens_the_panel(drawn, ui):
     least = unwrap(ui.structureSection).parentWidget().minimumSizeHint().width()
-    drawn.widget._said = {"exportLabel": ("Written: /" + "x" * 300, False)}
-    drawn.widget.update()
+    drawn.widget.panel.shared.said = {"exportLabel": ("Written: /" + "x" * 300, False)}
+    drawn.widget.panel.update()
     drawn.app.processEvents()
     panel = unwrap(ui.structureSection).parentWidget()
     assert panel.minimumSizeHint().width() == least

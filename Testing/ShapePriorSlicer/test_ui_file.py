@@ -12,6 +12,7 @@ MODULE = Path(__file__).resolve().parents[2] / "ShapePriorSlicer"
 UI = MODULE / "Resources" / "UI" / "ShapePriorSlicer.ui"
 ROOT = ElementTree.parse(UI).getroot()
 SOURCE = (MODULE / "ShapePriorSlicer.py").read_text()
+PANEL = "".join(p.read_text() for p in (MODULE / "ShapePriorSlicerLib" / "panel").glob("*.py"))
 MRML = ("qMRMLNodeComboBox", "qMRMLSegmentSelectorWidget")
 CONTROLS = (
     "QPushButton",
@@ -39,7 +40,7 @@ def controls():
 
 def namesUsed():
     """Names in ``ui.name``, and those made of a view's name."""
-    found = set(re.findall(r"\bui\.([a-z]\w+)", SOURCE)) | set(re.findall(r'"(\w+Label)"', SOURCE))
+    found = set(re.findall(r"\bui\.([a-z]\w+)", PANEL)) | set(re.findall(r'"(\w+Label)"', PANEL))
     for start in ("draw", "border"):
         found |= {f"{start}{view}Button" for view in ("Red", "Green", "Yellow")}
     return found

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from ShapePriorSlicerLib.connection import Cancelled, Connection, Event, Failed, Finished
+from ShapePriorSlicerLib.server.connection import Connection
+from ShapePriorSlicerLib.server.events import Cancelled, Event, Failed, Finished
 
 SECONDS = 60.0  # until a test that hangs is given up
 ENDS = (Finished, Cancelled, Failed)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import slicer
 import vtk
-from ShapePriorSlicerLib.connection import (
+from ShapePriorSlicerLib.scene.structure import OUTLINE, Structure
+from ShapePriorSlicerLib.server.events import (
     Cancelled,
     Event,
     Failed,
@@ -20,9 +21,8 @@ from ShapePriorSlicerLib.connection import (
     Progressed,
     TemplateCame,
 )
-from ShapePriorSlicerLib.session import Session
-from ShapePriorSlicerLib.structure import OUTLINE, Structure
-from ShapePriorSlicerLib.workspace import Workspace
+from ShapePriorSlicerLib.session.session import Session
+from ShapePriorSlicerLib.session.workspace import Workspace
 
 from model_server.geometry.icosphere import icosphere
 from model_server.observations import Observations
@@ -296,6 +296,34 @@ def until(workspace: Workspace, condition: Callable[[], bool], seconds: float = 
         workspace.poll(0.003)
 
 
+# --- scenes that are saved and opened again -------------------------------------------------------
+
+
+def writeBundle(application, folder):
+    path = folder / "scene.mrb"
+    assert application.scene.WriteToMRB(str(path))
+    return path
+
+
+def opened(application, path, folder):
+    """Read it into a scene, as Slicer does: what is there is closed first."""
+    scene = application.scene
+    scene.Clear(0)
+    if path.suffix == ".mrml":
+        scene.SetURL(str(path))
+        assert scene.Connect()
+        return
+    cache = folder / "cache"
+    cache.mkdir(exist_ok=True)
+    files = slicer.vtkMRMLRemoteIOLogic()
+    files.SetMRMLScene(scene)
+    files.SetMRMLApplicationLogic(application.logic)
+    files.GetCacheManager().SetRemoteCacheDirectory(str(cache))
+    files.AddDataIOToScene()
+    assert scene.ReadFromMRB(str(path), True)
+    files.RemoveDataIOFromScene()
+
+
 # --- the bundled case and a real server ---------------------------------------------------------
 
 
@@ -323,7 +351,7 @@ def readCurve(structure: Structure, path, role: str = OUTLINE):
 
 def addExample(session: Session) -> list:
     """The three outlines of the bundled case, all at once."""
-    from ShapePriorSlicerLib.sample_data import OUTLINES, exampleOutline
+    from ShapePriorSlicerLib.files.sample_data import OUTLINES, exampleOutline
 
     nodes = [readCurve(session.structure, exampleOutline(name)) for name in OUTLINES]
     for node in nodes:

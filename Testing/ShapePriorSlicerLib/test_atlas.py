@@ -12,17 +12,16 @@ import pytest
 
 pytest.importorskip("slicer", reason="slicer-core is not installed")
 import slicer
-from scenes import Application, SharedBackend, addExample, curve
+from scenes import Application, SharedBackend, addExample, curve, opened, writeBundle
 from scenes import settle as settledWithin
-from ShapePriorSlicerLib import coloring
-from ShapePriorSlicerLib.annotations import definedPoints
-from ShapePriorSlicerLib.backend import LocalBackend
-from ShapePriorSlicerLib.keeping import exportSession
-from ShapePriorSlicerLib.landmarks import onPatient, onTemplate
-from ShapePriorSlicerLib.structure import LANDMARKS, OUTLINE, TEMPLATE_LANDMARKS
-from ShapePriorSlicerLib.widget_texts import figuresText
-from ShapePriorSlicerLib.workspace import Workspace
-from test_saving import opened, writeBundle
+from ShapePriorSlicerLib.files.export import exportStructure
+from ShapePriorSlicerLib.panel.texts import figuresText
+from ShapePriorSlicerLib.scene import coloring
+from ShapePriorSlicerLib.scene.annotations import definedPoints
+from ShapePriorSlicerLib.scene.landmarks import onPatient, onTemplate
+from ShapePriorSlicerLib.scene.structure import LANDMARKS, OUTLINE, TEMPLATE_LANDMARKS
+from ShapePriorSlicerLib.server.backend import LocalBackend
+from ShapePriorSlicerLib.session.workspace import Workspace
 from vtk.util.numpy_support import vtk_to_numpy
 
 from model_server.cases.canonical import standardization
@@ -208,7 +207,7 @@ def test_parts_have_a_color_each_and_a_legend_with_their_names(fitted):
 
 
 def test_parts_go_into_files(fitted, tmp_path):
-    path = exportSession(fitted, tmp_path / "organ.correspondences.csv")
+    path = exportStructure(fitted.structure, tmp_path / "organ.correspondences.csv")
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     parts = [int(row["part"]) for row in rows]
@@ -216,7 +215,7 @@ def test_parts_go_into_files(fitted, tmp_path):
     named = {(row["part"], row["part_name"]) for row in rows}
     assert named == {("1", "anterior"), ("2", "posterior")}
     assert {int(row["template"]) for row in rows} == {fitted.reconstruction.template}
-    text = exportSession(fitted, tmp_path / "organ.vtp").read_text()
+    text = exportStructure(fitted.structure, tmp_path / "organ.vtp").read_text()
     assert all(f'Name="{name}"' in text for name in ("Part", "TemplateId", "TemplateCoordinates"))
 
 
@@ -287,7 +286,7 @@ def test_landmarks_are_where_the_prior_says(fitted, prior):
     found = placeLandmarks(fitted, shown.surface.points[chosen])
     assert fitted.template.problem is None
     assert len(found) == len(chosen)
-    *_, same = prior.fit(fitted._observations()[0])
+    *_, same = prior.fit(fitted.structure.observations()[0])
     exact, left = prior.from_template(same, shown.template_coordinates[chosen])
     gaps = np.linalg.norm(found - exact, axis=1)[left < 0.05]
     assert np.median(gaps) < 0.2

@@ -14,7 +14,9 @@ pytest.importorskip("slicer", reason="slicer-core is not installed")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LIBRARY = REPOSITORY / "ShapePriorSlicer" / "ShapePriorSlicerLib"
-MODULES = sorted(path.stem for path in LIBRARY.glob("[a-z]*.py"))
+MODULES = sorted(
+    ".".join(path.relative_to(LIBRARY).with_suffix("").parts) for path in LIBRARY.rglob("[a-z]*.py")
+)
 BROUGHT = {"slicer", "vtk", "SimpleITK", "numpy", "scipy"} | set(sys.stdlib_module_names)
 OURS = {"model_server", "ShapePriorSlicerLib"}
 # All else that could be installed here: importing any of it fails in the child process.
@@ -30,11 +32,11 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 for name in MODULES:
     importlib.import_module("ShapePriorSlicerLib." + name)
-from ShapePriorSlicerLib.priors import listPriors
+from ShapePriorSlicerLib.server.priors import listPriors
 found = listPriors()
 assert any(p.name == "kidney-dals" and p.paired for p in found), found
 assert all(p.licence and p.trainingData for p in found), found
-from ShapePriorSlicerLib.workspace import Workspace
+from ShapePriorSlicerLib.session.workspace import Workspace
 import slicer
 scene = slicer.vtkMRMLScene()
 workspace = Workspace(scene)
@@ -65,7 +67,7 @@ def test_the_library_needs_nothing_that_slicer_lacks():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_at_file_scope_only_what_slicer_brings_is_imported(name):
-    tree = ast.parse((LIBRARY / f"{name}.py").read_text())
+    tree = ast.parse((LIBRARY / f"{name.replace('.', '/')}.py").read_text())
     tops = set()
     for node in tree.body:
         if isinstance(node, ast.Import):

@@ -15,18 +15,19 @@ from scenes import (
     addExample,
     gapBetween,
     move,
+    opened,
     settle,
     transformed,
     turn,
     until,
     vtkMatrix,
+    writeBundle,
 )
-from ShapePriorSlicerLib.annotations import planeOfSlice
-from ShapePriorSlicerLib.backend import LocalBackend
-from ShapePriorSlicerLib.sample_data import exampleTruth
-from ShapePriorSlicerLib.structure import LANDMARKS, TEMPLATE_LANDMARKS
-from ShapePriorSlicerLib.workspace import Workspace
-from test_saving import opened, writeBundle
+from ShapePriorSlicerLib.files.sample_data import exampleTruth
+from ShapePriorSlicerLib.scene.annotations import planeOfSlice
+from ShapePriorSlicerLib.scene.structure import LANDMARKS, TEMPLATE_LANDMARKS
+from ShapePriorSlicerLib.server.backend import LocalBackend
+from ShapePriorSlicerLib.session.workspace import Workspace
 from views import View, cannotRender
 
 from model_server.evaluation.metrics import dice

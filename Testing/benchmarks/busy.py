@@ -36,7 +36,7 @@ from service_common import (
     surfaces,
     tell,
 )
-from ShapePriorSlicerLib.backend import LocalBackend
+from ShapePriorSlicerLib.server.backend import LocalBackend
 
 from model_server.cases.simulate import three_outlines
 from model_server.geometry.curves import POINTS_PER_SEGMENT

@@ -12,10 +12,10 @@ from common import HERE
 sys.path.insert(0, str(HERE.parent.parent / "ShapePriorSlicer"))
 
 import slicer
-from ShapePriorSlicerLib.backend import LocalBackend
-from ShapePriorSlicerLib.session import Session
-from ShapePriorSlicerLib.structure import OUTLINE
-from ShapePriorSlicerLib.workspace import Workspace
+from ShapePriorSlicerLib.scene.structure import OUTLINE
+from ShapePriorSlicerLib.server.backend import LocalBackend
+from ShapePriorSlicerLib.session.session import Session
+from ShapePriorSlicerLib.session.workspace import Workspace
 
 SECONDS = 300.0  # until a fit is given up
 TICK = 0.01  # between two polls; Slicer's timer has 20 ms

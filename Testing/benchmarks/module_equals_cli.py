@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from module_common import Sitting, readCurve
 from service_common import Check, parser, report, surfaces, tell
-from ShapePriorSlicerLib.structure import OUTLINE
+from ShapePriorSlicerLib.scene.structure import OUTLINE
 
 from model_server.cases.simulate import three_outlines
 from model_server.fitting.residuals import closest_distance

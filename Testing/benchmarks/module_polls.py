@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 from module_common import Sitting, readCurve
 from service_common import Check, parser, report
-from ShapePriorSlicerLib.sample_data import OUTLINES, exampleOutline
-from ShapePriorSlicerLib.session import Session
-from ShapePriorSlicerLib.structure import OUTLINE, TEMPLATE_LANDMARKS
+from ShapePriorSlicerLib.files.sample_data import OUTLINES, exampleOutline
+from ShapePriorSlicerLib.scene.structure import OUTLINE, TEMPLATE_LANDMARKS
+from ShapePriorSlicerLib.session.session import Session
 
 BAR_MS = 50.0
 DRAG_STEPS = 15

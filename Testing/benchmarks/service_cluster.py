@@ -23,13 +23,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "ShapePriorSlicer")]
 os.environ["PYTHONPATH"] = str(ROOT)  # the replicas import the backend from this checkout
 
 from common import RESULTS, show  # noqa: E402
-from ShapePriorSlicerLib.backend import RemoteBackend  # noqa: E402
-from ShapePriorSlicerLib.connection import (  # noqa: E402
-    Connected,
-    Connection,
-    Failed,
-    Finished,
-)
+from ShapePriorSlicerLib.server.backend import RemoteBackend  # noqa: E402
+from ShapePriorSlicerLib.server.connection import Connection  # noqa: E402
+from ShapePriorSlicerLib.server.events import Connected, Failed, Finished  # noqa: E402
 
 from model_server.io.markups import read_annotations  # noqa: E402
 from model_server.priors.protocol import FitSettings  # noqa: E402

@@ -21,15 +21,9 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(HERE.parent.parent / "ShapePriorSlicer"))
 
-from ShapePriorSlicerLib.backend import Backend, LocalBackend
-from ShapePriorSlicerLib.connection import (
-    Cancelled,
-    Connected,
-    Connection,
-    Event,
-    Failed,
-    Finished,
-)
+from ShapePriorSlicerLib.server.backend import Backend, LocalBackend
+from ShapePriorSlicerLib.server.connection import Connection
+from ShapePriorSlicerLib.server.events import Cancelled, Connected, Event, Failed, Finished
 
 from model_server.cases.simulate import draw_outlines, middle_planes
 from model_server.evaluation.harness import cases_of

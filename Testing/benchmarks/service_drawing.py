@@ -33,7 +33,7 @@ from service_common import (
     surfaces,
     tell,
 )
-from ShapePriorSlicerLib.connection import Progressed
+from ShapePriorSlicerLib.server.events import Progressed
 
 from model_server.observations import Observations
 from model_server.priors.registry import load_prior

@@ -34,7 +34,7 @@ from service_common import (
     surfaces,
     tell,
 )
-from ShapePriorSlicerLib.backend import Address, LocalBackend
+from ShapePriorSlicerLib.server.backend import Address, LocalBackend
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 

@@ -36,7 +36,7 @@ from service_common import (
     surfaces,
     tell,
 )
-from ShapePriorSlicerLib.connection import Lost, Progressed
+from ShapePriorSlicerLib.server.events import Lost, Progressed
 
 from model_server.observations import Observations, Volume
 from model_server.priors.registry import load_prior

@@ -22,7 +22,7 @@ from service_common import (
     surfaces,
     tell,
 )
-from ShapePriorSlicerLib.connection import Progressed
+from ShapePriorSlicerLib.server.events import Progressed
 
 MOST_SECONDS = 0.1  # until the older request is told to have ended
 FIRST_SECONDS = 0.25

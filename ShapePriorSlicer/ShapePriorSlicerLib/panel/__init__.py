@@ -1,0 +1,1 @@
+"""What the module's panel shows and does, on Slicer's application."""

@@ -1,0 +1,62 @@
+"""What is on Slicer's screen: slice views, 3D views, and the volume they show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import slicer
+
+from model_server.errors import ShapePriorError
+
+from .translation import tr as _
+
+Node = Any
+
+
+def sliceNodes() -> list[Node]:
+    """Slice nodes of the views on screen, of all views without a main window."""
+    nodes = slicer.util.getNodesByClass("vtkMRMLSliceNode")
+    shown = [node for node in nodes if node.IsMappedInLayout()]
+    return shown or nodes
+
+
+def sliceNode(view: str) -> Node:
+    """The slice node of a view by its name.
+
+    Raises:
+        ShapePriorError: it is not on screen, where nobody could draw in it.
+    """
+    for node in sliceNodes():
+        if node.GetName() == view:
+            return node
+    raise ShapePriorError(
+        _("The {view} view is not on screen.").format(view=view),
+        _("Choose a layout that shows it."),
+    )
+
+
+def sliceNodeUnderMouse() -> Node | None:
+    """The slice node of the view under the mouse, if any."""
+    crosshair = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
+    return None if crosshair is None else crosshair.GetCursorPositionXYZ([0.0, 0.0, 0.0])
+
+
+def shownVolume() -> Node | None:
+    """The volume that the slice views show in the background, or the only one."""
+    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
+        volume = slicer.mrmlScene.GetNodeByID(composite.GetBackgroundVolumeID() or "")
+        if volume is not None:
+            return volume
+    return None
+
+
+def showVolume(volume: Node) -> None:
+    """Show a volume in the slice views, whole."""
+    slicer.util.setSliceViewerLayers(background=volume, fit=True)
+
+
+def turnToSurface() -> None:
+    """Turn the 3D views to what is in them: Slicer leaves the camera where it was."""
+    layout = slicer.app.layoutManager()
+    for index in range(0 if layout is None else layout.threeDViewCount):
+        layout.threeDWidget(index).threeDView().resetFocalPoint()

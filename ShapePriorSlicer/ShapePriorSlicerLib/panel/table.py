@@ -1,0 +1,72 @@
+"""The table of annotations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..session.status import Row
+from . import texts
+from .translation import tr as _
+
+Node = Any
+ROW_HEIGHT = 22  # pixels
+
+
+class AnnotationTable:
+    """One row for each annotation, with a box that shows or hides it.
+
+    Args:
+        table: QTableWidget.
+        onChanged: called with an item that changed, by the user or by ``update``.
+    """
+
+    def __init__(self, table: Any, onChanged: Callable[[Any], None]) -> None:
+        import qt
+
+        self._table = table
+        self._nodes: list[Node] = []
+        table.setColumnCount(len(texts.COLUMNS))
+        table.setHorizontalHeaderLabels([_(name) for name in texts.COLUMNS])
+        table.verticalHeader().hide()
+        table.verticalHeader().defaultSectionSize = ROW_HEIGHT
+        header = table.horizontalHeader()
+        header.setSectionResizeMode(qt.QHeaderView.ResizeToContents)
+        header.setSectionResizeMode(0, qt.QHeaderView.Stretch)
+        table.setEditTriggers(qt.QAbstractItemView.NoEditTriggers)
+        table.connect("itemChanged(QTableWidgetItem*)", onChanged)
+
+    def update(self, rows: Sequence[Row]) -> None:
+        """Show annotations; what is shown already stays."""
+        import qt
+
+        table = self._table
+        if table.rowCount != len(rows):
+            table.setRowCount(len(rows))
+        self._nodes = [row.node for row in rows]
+        for index, row in enumerate(rows):
+            for column, text in enumerate(texts.cells(row)):
+                item = table.item(index, column)
+                if item is None:
+                    item = qt.QTableWidgetItem()
+                    table.setItem(index, column, item)
+                if item.text() != text:
+                    item.setText(text)
+            shown = qt.Qt.Checked if row.visible else qt.Qt.Unchecked
+            if table.item(index, 0).checkState() != shown:
+                table.item(index, 0).setCheckState(shown)
+
+    def selectedNode(self) -> Node | None:
+        """The annotation of the selected row."""
+        row = self._table.currentRow()
+        return self._nodes[row] if 0 <= row < len(self._nodes) else None
+
+    def showOrHide(self, item: Any) -> None:
+        """A check box was clicked: show or hide that annotation."""
+        import qt
+
+        if item.column() != 0 or item.row() >= len(self._nodes):
+            return
+        display = self._nodes[item.row()].GetDisplayNode()
+        if display is not None:
+            display.SetVisibility(item.checkState() == qt.Qt.Checked)

@@ -1,0 +1,1 @@
+"""What touches MRML nodes: choices, annotations, structures, models, segments."""

@@ -1,0 +1,443 @@
+"""Talking to the server without waiting for it: one worker thread, events to be drained.
+
+The caller asks (``fit``, ``refine``, ``cancel``) and, on its own thread, drains what happened
+since. A server that dies is started again and given the newest request once more; nothing that
+the caller gave is lost.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_server.errors import ShapePriorError
+from model_server.observations import Observations
+from model_server.service.wire import (
+    VERSION,
+    Message,
+    error_map,
+    observations_map,
+    pack,
+    read_reconstruction,
+    read_template,
+    unpack,
+)
+
+from .backend import Backend
+from .events import (
+    Cancelled,
+    Connected,
+    Event,
+    Failed,
+    Finished,
+    Lost,
+    Progressed,
+    Starting,
+    TemplateCame,
+)
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Seconds each phase may take.
+
+    Attributes:
+        connect: until the socket is open.
+        hello: until the server has welcomed us.
+        silence: without any message while asked; then the connection counts as lost.
+        ping: how often a silent server is asked.
+        backOff: first and longest pause between two attempts to connect.
+    """
+
+    connect: float = 5.0
+    hello: float = 10.0
+    silence: float = 20.0
+    ping: float = 3.0
+    backOff: tuple[float, float] = (0.1, 5.0)
+
+
+CRASHES = 5  # in a row without an answer between them; then we stop trying
+POLL_SECONDS = 0.005
+STARVED_SECONDS = 1.0  # a worker that did not run for so long has heard nothing
+
+
+@dataclass
+class _Pending:
+    """The newest request, while its end has not been told yet."""
+
+    number: int
+    message: Message
+    sent: bool = False
+    cancelled: bool = False
+
+
+class Refused(Exception):
+    """The server does not want this client: trying again is of no use."""
+
+    def __init__(self, failed: Failed) -> None:
+        super().__init__(failed.message)
+        self.failed = failed
+
+
+class Connection:
+    """One session with a server.
+
+    Args:
+        backend: where the server is; stopped by ``close`` if ``ownsBackend``.
+        timeouts: see there.
+        ownsBackend: whether closing the connection ends the server.
+    """
+
+    def __init__(
+        self, backend: Backend, timeouts: Timeouts = Timeouts(), ownsBackend: bool = True
+    ) -> None:
+        self._backend, self._timeouts, self._ownsBackend = backend, timeouts, ownsBackend
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._pending: _Pending | None = None
+        self._controls: deque[Message] = deque()
+        self._superseded: set[int] = set()  # sent, and not told ended by the server yet
+        self._lastFit: Message | None = None
+        self._template: tuple[str, int] | None = None  # asked for, and not come yet
+        self._templateNumber = 0  # of the request for it; 0 while not sent
+        self._mostBytes = 0  # of a message, as the server said
+        self._hasResult = False  # whether the server's session has one to refine
+        self._number = 0
+        self._crashes = 0
+        self._stopped = threading.Event()
+        self._triangles: NDArray[np.int32] | None = None
+        self._worker: threading.Thread | None = None
+
+    # --- for the caller's thread --------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to connect."""
+        if self._worker is None:
+            self._worker = threading.Thread(target=self._run, name="connection", daemon=True)
+            self._worker.start()
+
+    def fit(
+        self, prior: str, observations: Observations, settings: Mapping[str, Any] | None = None
+    ) -> int:
+        """Ask for a fit; supersedes the one that runs.
+
+        Args:
+            prior: name in the server's zoo.
+            observations: RAS mm.
+            settings: ``prior_strength``, ``side``, ``local``, ``remesh``, ``uncertainty``.
+
+        Returns:
+            The number of the request, as it stands in its events.
+        """
+        message = {
+            "type": "fit",
+            "prior": prior,
+            "observations": observations_map(observations),
+            "settings": dict(settings or {}),
+        }
+        return self._ask(message)
+
+    def refine(self) -> int:
+        """Ask for more effort from where the last result stands."""
+        return self._ask({"type": "refine"})
+
+    def askTemplate(self, prior: str, number: int = 0) -> None:
+        """Ask for a prior's template; it comes as ``TemplateCame``, beside what else runs.
+
+        Args:
+            prior: name in the server's zoo.
+            number: of the template, for priors that have several.
+        """
+        with self._lock:
+            self._template, self._templateNumber = (prior, number), 0
+        self.start()
+
+    def cancel(self) -> None:
+        """End the running request; its surfaces so far stay."""
+        with self._lock:
+            pending = self._pending
+            if pending is None:
+                return
+            if pending.sent:
+                pending.cancelled = True
+                self._controls.append({"type": "cancel", "id": pending.number})
+            else:
+                self._pending = None
+                self._events.put(Cancelled(pending.number, "cancel"))
+
+    def isBusy(self) -> bool:
+        """Whether something that was asked has not been answered yet."""
+        return self._pending is not None or bool(self._template)
+
+    def drain(self, wait: float = 0.0) -> list[Event]:
+        """Events since the last call, in order; of progress only the newest.
+
+        Args:
+            wait: seconds to wait for the first one; also lets the worker run where the caller's
+                thread holds Python's lock otherwise, as Slicer's main thread does.
+        """
+        found: list[Event] = []
+        try:
+            found.append(self._events.get(timeout=wait) if wait > 0 else self._events.get_nowait())
+            while True:
+                found.append(self._events.get_nowait())
+        except queue.Empty:
+            pass
+        newest = max((i for i, e in enumerate(found) if isinstance(e, Progressed)), default=-1)
+        return [e for i, e in enumerate(found) if not isinstance(e, Progressed) or i == newest]
+
+    def close(self, wait: float = 3.0) -> None:
+        """End the session, and the server if it is ours."""
+        self._stopped.set()
+        if self._worker is not None:
+            self._worker.join(wait)
+        if self._ownsBackend:
+            self._backend.stop()
+
+    def _ask(self, message: Message) -> int:
+        with self._lock:
+            self._number += 1
+            number = self._number
+            older = self._pending
+            if older is not None and older.sent:
+                self._superseded.add(older.number)
+            elif older is not None:
+                self._events.put(Cancelled(older.number, "superseded"))
+            self._pending = _Pending(number, {**message, "id": number})
+        self.start()
+        return number
+
+    # --- the worker ---------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._connectAndServe()
+                return
+            except Refused as refusal:
+                self._giveUp(refusal.failed)
+                return
+            except ShapePriorError as error:
+                self._giveUp(Failed(None, error.code, error.what, error.remedy))
+                return
+            except ModuleNotFoundError as error:
+                # Before the next clause, which needs such a package itself.
+                self._giveUp(
+                    Failed(
+                        None,
+                        "no-packages",
+                        f"The Python package '{str(error.name).split('.')[0]}' is not installed.",
+                        "Install the packages in the panel's part 'Backend'.",
+                    )
+                )
+                return
+            except (OSError, EOFError, TimeoutError, _lostErrors()):
+                if self._stopped.is_set():
+                    return
+                self._crashes += 1
+                self._events.put(Lost(self._backend.whyLost()))
+                if self._crashes > CRASHES:
+                    self._giveUp(
+                        Failed(
+                            None,
+                            "no-server",
+                            f"The connection broke {self._crashes} times. "
+                            f"{self._backend.whyLost()}",
+                            "Look at the server's log, then try again.",
+                        )
+                    )
+                    return
+                first, longest = self._timeouts.backOff
+                self._stopped.wait(min(first * 2.0 ** (self._crashes - 1), longest))
+            except Exception as error:
+                # Whatever it was, the caller should hear of it: nobody looks into this thread.
+                self._giveUp(
+                    Failed(
+                        None,
+                        "internal",
+                        f"The connection failed ({type(error).__name__}).",
+                        "Try again; if it stays so, tell the developers.",
+                    )
+                )
+                return
+
+    def _giveUp(self, failed: Failed) -> None:
+        """Tell why, end the pending request, and let the next request try again."""
+        with self._lock:
+            pending, self._pending, self._template = self._pending, None, None
+            self._worker, self._crashes = None, 0
+            self._endSuperseded()
+        if pending is not None:
+            failed = Failed(pending.number, failed.code, failed.message, failed.remedy)
+        self._events.put(failed)
+
+    def _connectAndServe(self) -> None:
+        from websockets.sync.client import connect
+
+        address = self._backend.address(lambda text: self._events.put(Starting(text)))
+        # Proxies are for other machines; compression costs more than it saves on loopback.
+        with connect(
+            address.url,
+            proxy=None,
+            compression=None,
+            max_size=None,
+            open_timeout=self._timeouts.connect,
+            close_timeout=1.0,
+            ping_interval=None,
+        ) as socket:
+            socket.send(pack({"type": "hello", "version": VERSION, "token": address.token}))
+            self._welcome(unpack(_bytes(socket.recv(timeout=self._timeouts.hello))))
+            self._serve(socket)
+
+    def _welcome(self, answer: Message) -> None:
+        if answer.get("type") != "welcome":
+            raise Refused(_failed(answer))
+        self._triangles = None
+        with self._lock:
+            self._controls.clear()
+            self._hasResult, self._templateNumber = False, 0
+            self._endSuperseded()
+            if self._pending is not None and self._pending.cancelled:
+                self._events.put(Cancelled(self._pending.number, "cancel"))
+                self._pending = None
+            elif self._pending is not None:
+                self._pending.sent = False
+        self._mostBytes = answer["limits"]["message_bytes"]
+        self._events.put(Connected(answer["session"], answer["device"], answer["limits"]))
+
+    def _endSuperseded(self) -> None:
+        """Tell the end of requests that a lost server cannot tell any more."""
+        for number in sorted(self._superseded):
+            self._events.put(Cancelled(number, "superseded"))
+        self._superseded.clear()
+
+    def _serve(self, socket: Any) -> None:
+        heard = asked = before = time.monotonic()
+        pings = 0
+        while not self._stopped.is_set():
+            for message in self._outgoing():
+                self._send(socket, message)
+            now = time.monotonic()
+            if now - before > STARVED_SECONDS:
+                # Slicer's main thread kept Python's lock: nobody listened, so nobody was silent.
+                heard = asked = now
+            before = now
+            try:
+                data = socket.recv(timeout=POLL_SECONDS)
+            except TimeoutError:
+                if now - heard > self._timeouts.silence:
+                    raise
+                if now - max(heard, asked) > self._timeouts.ping:
+                    pings, asked = pings + 1, now
+                    socket.send(pack({"type": "ping", "id": pings}))
+                continue
+            heard = now
+            self._take(unpack(_bytes(data)))
+        socket.send(pack({"type": "close"}))
+
+    def _send(self, socket: Any, message: Message) -> None:
+        data = pack(message)
+        if len(data) <= self._mostBytes:
+            socket.send(data)
+            return
+        # The server would close the connection, in the middle of our sending.
+        error = ShapePriorError(
+            f"The annotations take {len(data) / 2**20:.0f} MB, more than the "
+            f"{self._mostBytes / 2**20:.0f} MB the server takes.",
+            "Crop the volume around the organ.",
+            "too-long",
+        )
+        self._take(error_map(error, message.get("id")))
+
+    def _outgoing(self) -> list[Message]:
+        with self._lock:
+            found = list(self._controls)
+            self._controls.clear()
+            pending = self._pending
+            if pending is not None and not pending.sent:
+                pending.sent = True
+                if pending.message["type"] == "refine" and not self._hasResult and self._lastFit:
+                    # A new server knows no earlier result: a refinement becomes a fit.
+                    pending.message = {**self._lastFit, "id": pending.number}
+                if pending.message["type"] == "fit":
+                    self._lastFit = pending.message
+                found.append(pending.message)
+            if self._template and not self._templateNumber:
+                # Numbered now: the server takes only numbers that grow.
+                self._number += 1
+                self._templateNumber = self._number
+                prior, which = self._template
+                ask = {"type": "template", "prior": prior, "template": which}
+                found.append({**ask, "id": self._number})
+            return found
+
+    def _take(self, message: Message) -> None:
+        kind = message.get("type")
+        if kind in ("progress", "result"):
+            event = self._surface(message)
+            if kind == "result":
+                self._crashes, self._hasResult = 0, True
+                self._end(message["id"])
+            self._events.put(event)
+        elif kind == "cancelled":
+            self._end(message["id"])
+            self._events.put(Cancelled(message["id"], message["by"]))
+        elif kind == "template":
+            self._endTemplate(message.get("id"))
+            self._events.put(TemplateCame(str(message.get("prior")), read_template(message)))
+        elif kind == "error":
+            failed = _failed(message)
+            self._endTemplate(failed.request)
+            if failed.request is not None:
+                self._end(failed.request)
+            self._events.put(failed)
+
+    def _end(self, number: int) -> None:
+        with self._lock:
+            self._superseded.discard(number)
+            if self._pending is not None and self._pending.number == number:
+                self._pending = None
+
+    def _endTemplate(self, number: object) -> None:
+        with self._lock:
+            if number == self._templateNumber:  # and not of a prior asked about before
+                self._template = None
+
+    def _surface(self, message: Message) -> Event:
+        found = read_reconstruction(message["reconstruction"], self._triangles)
+        self._triangles = found.surface.triangles
+        number, seconds = message["id"], message["elapsed_seconds"]
+        if message["type"] == "progress":
+            return Progressed(number, found, seconds)
+        return Finished(number, found, seconds, tuple(message["changed"]))
+
+
+def _lostErrors() -> type[Exception]:
+    from websockets.exceptions import WebSocketException
+
+    return WebSocketException
+
+
+def _bytes(data: object) -> bytes:
+    if not isinstance(data, bytes):
+        raise ShapePriorError(
+            "What answers there is no ShapePriorSlicer server.", "Check the address.", "no-server"
+        )
+    return data
+
+
+def _failed(message: Message) -> Failed:
+    return Failed(
+        message.get("id"),
+        str(message.get("code", "bad-message")),
+        str(message.get("message", "The server's answer was not understood.")),
+        str(message.get("remedy", "")),
+    )

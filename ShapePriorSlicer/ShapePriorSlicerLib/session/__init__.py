@@ -1,0 +1,1 @@
+"""One structure being reconstructed: edits become requests, answers the live model."""

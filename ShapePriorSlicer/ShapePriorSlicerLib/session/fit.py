@@ -1,0 +1,304 @@
+"""The fit of one structure: what is asked of the server, and what its answers are answers to."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from model_server.errors import ShapePriorError
+from model_server.observations import Observations
+from model_server.reconstruction import Reconstruction
+
+from ..scene.parameters import Parameters
+from ..scene.structure import Structure
+from ..server.connection import Connection
+from ..server.events import (
+    Cancelled,
+    Connected,
+    Event,
+    Failed,
+    Finished,
+    Lost,
+    Progressed,
+    Starting,
+    TemplateCame,
+)
+from .status import Status
+from .surface import Inputs, Residuals, ShownSurface
+
+SURFACES = 32  # kept for undo
+PREVIEW = {"local": False, "remesh": False, "uncertainty": False}
+# Not mistakes: the user has only begun.
+HINTS = ("no-annotation", "too-few", "one-plane")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A request on its way: what it was about, to know what its answer answers."""
+
+    number: int
+    inputs: Inputs
+    keys: tuple[str, ...]
+    observations: Observations
+    preview: bool
+
+
+class Fit:
+    """Brings the surface to what the scene holds; of several wishes the newest counts.
+
+    Args:
+        structure: what is fitted.
+        connection: to the server, of this structure alone.
+        isResting: tells whether no slider moves.
+
+    Attributes:
+        status: for the user to read.
+        shown: the surface so far.
+    """
+
+    def __init__(
+        self, structure: Structure, connection: Connection, isResting: Callable[[], bool]
+    ) -> None:
+        self._structure, self.connection, self._isResting = structure, connection, isResting
+        self.status = Status()
+        self.shown = ShownSurface(structure, lambda *which: self.connection.askTemplate(*which))
+        self._answers: OrderedDict[Inputs, tuple[Reconstruction, Residuals]] = OrderedDict()
+        self._wanted = ""  # "", "preview" or "full"
+        self._asked: _Asked | None = None
+        self._followed: Inputs | None = None  # what was fitted, or decided not to, last
+        self._previewed: Inputs | None = None  # what a preview was asked for last
+        self._atServer: Inputs | None = None  # what the server's last result answers
+        self._device = ""
+
+    # --- what is wanted -----------------------------------------------------------------------
+
+    def isActive(self) -> bool:
+        """Whether something runs, or is about to."""
+        return bool(self._asked or self._wanted)
+
+    def warmUp(self) -> None:
+        """Start the server and let it load the prior, unless it does anyway."""
+        if self._asked is None:
+            self.shown.askTemplate()
+
+    def reconstruct(self) -> None:
+        """Fit now, whether auto-update is on or not."""
+        self._wanted = "full"
+        self.askWanted()
+
+    def refine(self) -> None:
+        """Spend more effort on the surface that is shown."""
+        if self._asked is not None or self.shown.reconstruction is None:
+            return
+        inputs = self._structure.inputs()
+        if inputs != self._atServer:
+            self.reconstruct()  # the server stands elsewhere: after undo, or as a new one
+            return
+        observations, keys = self._structure.observations()
+        number = self.connection.refine()
+        self._asked = _Asked(number, inputs, keys, observations, False)
+        self.status = self._working("Refining ...")
+
+    def preview(self) -> None:
+        """Follow a point that the user drags, roughly and fast."""
+        inputs = self._structure.inputs()
+        if self._structure.parameters.autoUpdate and inputs != self._previewed:
+            # After a preview a fit is due even if the point is back where it was.
+            self._wanted, self._previewed, self._followed = "preview", inputs, None
+        self.shown.moveLandmarks()
+
+    def endPreviews(self) -> None:
+        """The user let go of what was dragged."""
+        self._previewed = None
+
+    def follow(self, anew: bool = False) -> None:
+        """Bring the surface to what the scene holds now, once for every change.
+
+        Args:
+            anew: even if it was decided before not to.
+        """
+        inputs = self._structure.inputs()
+        if inputs == self._followed and not anew:
+            return
+        self._followed = inputs
+        known = self._answers.get(inputs)
+        if known is not None:
+            self._abandon()
+            found, residuals = known
+            self.shown.show(found, residuals, self._structure.observations()[0], inputs)
+            self.status = self._described(found, "done", 0.0)
+        elif self._structure.parameters.autoUpdate:
+            self._wanted = "full"
+        elif self._asked is None:
+            self.status = self._outdated()
+
+    def goTo(self) -> None:
+        """Follow the scene to a state of the history, where there may have been no surface."""
+        inputs = self._structure.inputs()
+        if inputs != self._followed and inputs not in self._answers and not self._isEnough():
+            self._followed = inputs
+            self.shown.clear()
+        self.follow()
+
+    def cancel(self) -> None:
+        """End the running fit; the surface so far stays."""
+        self._wanted = ""
+        self.connection.cancel()
+
+    def reconnect(self, connection: Connection) -> None:
+        """Use another server from now on; what runs is given up."""
+        self.connection.close(0.0)
+        self.connection, self._asked, self._atServer, self._device = connection, None, None, ""
+        self.status = Status()
+
+    def restore(self) -> None:
+        """Take up what a saved scene holds; no server starts before the user asks for it."""
+        inputs = self._followed = self._structure.inputs()
+        isAnswer, found = self.shown.restore(inputs), self.shown.reconstruction
+        if found is None:
+            return
+        if isAnswer:
+            self._remember(inputs, found)
+        else:
+            self.status = self._outdated()
+
+    # --- requests -----------------------------------------------------------------------------
+
+    def askWanted(self) -> None:
+        """Ask the server for what is wanted, if anything is and its time has come."""
+        if not self._wanted:
+            return
+        preview = self._wanted == "preview"
+        if preview and self._asked is not None and self._asked.preview:
+            return  # the next preview waits for this one, or none would ever arrive
+        if self._asked is not None and not self._isResting():
+            return  # nor would any while the slider moves
+        self._wanted = ""
+        chosen, inputs = self._structure.parameters, self._structure.inputs()
+        if not preview:
+            self._followed = inputs
+        try:
+            _requirePrior(chosen)
+            observations, keys = self._structure.observations()
+            observations.require_enough()
+        except ShapePriorError as error:
+            self._refuse(error)
+            return
+        settings = {"prior_strength": chosen.priorStrength, "side": chosen.side}
+        settings |= PREVIEW if preview else {}
+        number = self.connection.fit(chosen.prior, observations, settings)
+        self._asked = _Asked(number, inputs, keys, observations, preview)
+        self._atServer = None
+        self.status = self._working("Fitting ...")
+
+    def _isEnough(self) -> bool:
+        """Whether the annotations could determine a surface; if not, says so."""
+        try:
+            self._structure.observations()[0].require_enough()
+        except ShapePriorError as error:
+            self._refuse(error)
+            return error.code not in HINTS
+        return True
+
+    def _refuse(self, error: ShapePriorError) -> None:
+        """Say why there is no fit; an outdated one that runs is ended."""
+        self._abandon()
+        phase = "hint" if error.code in HINTS else "failed"
+        self.status = Status(phase, error.what, error.remedy, device=self._device)
+
+    def _abandon(self) -> None:
+        """End what runs: it answers what is no longer asked."""
+        if self._asked is not None:
+            self.connection.cancel()
+        self._wanted, self._asked = "", None
+
+    # --- answers ------------------------------------------------------------------------------
+
+    def take(self, event: Event) -> None:
+        """What the connection tells."""
+        if isinstance(event, Progressed | Finished):
+            if self._asked is not None and event.request == self._asked.number:
+                self._takeSurface(self._asked, event)
+        elif isinstance(event, Cancelled):
+            if self._asked is not None and event.request == self._asked.number:
+                self._asked = None
+                self.status = Status("idle", "Cancelled.", device=self._device)
+        elif isinstance(event, Failed):
+            self._takeFailure(event)
+        elif isinstance(event, Lost):
+            self._takeLoss(event)
+        elif isinstance(event, TemplateCame):
+            self.shown.template.take(event.prior, event.template)
+            self.shown.updateTemplate()
+            self.shown.moveLandmarks()
+        elif self._asked is None:
+            pass  # the connection's own affairs; nobody waits for it
+        elif isinstance(event, Starting):
+            self.status = Status("starting", event.text)
+        elif isinstance(event, Connected):
+            self.status = self._working("Fitting ...")
+
+    def _takeLoss(self, lost: Lost) -> None:
+        self._atServer = None
+        if self._asked is not None:
+            self.status = Status("starting", f"{lost.reason} Starting it again ...")
+
+    def _takeFailure(self, failed: Failed) -> None:
+        if failed.code == "no-template":
+            return
+        if self._asked is None or failed.request not in (None, self._asked.number):
+            return  # of an older request, or nobody waits for an answer
+        self._asked = None
+        self.status = Status("failed", failed.message, failed.remedy, device=self._device)
+
+    def _takeSurface(self, asked: _Asked, event: Progressed | Finished) -> None:
+        found = event.reconstruction
+        # While nothing is known of this organ any surface helps; then only better ones do.
+        coarse = found.stage == "quick look" and self.shown.reconstruction is not None
+        finished = isinstance(event, Finished)
+        if finished or not coarse:
+            residuals = dict(zip(asked.keys, found.residuals, strict=False))
+            full = finished and not asked.preview
+            answers = asked.inputs if full else None
+            self.shown.show(found, residuals, asked.observations, answers)
+        self.status = self._described(found, "done" if finished else "fitting", event.seconds)
+        if not finished:
+            return
+        self._asked = None
+        if asked.inputs != self._followed and not self._structure.parameters.autoUpdate:
+            self.status = self._outdated()
+        if not asked.preview:
+            self._atServer = asked.inputs
+            self._remember(asked.inputs, found)
+
+    def _remember(self, inputs: Inputs, found: Reconstruction) -> None:
+        self._answers[inputs] = (found, dict(self.shown.residuals))
+        self._answers.move_to_end(inputs)
+        while len(self._answers) > SURFACES:
+            self._answers.popitem(last=False)
+
+    # --- in words -----------------------------------------------------------------------------
+
+    def _working(self, text: str) -> Status:
+        return Status("fitting", text, stage=self.status.stage, device=self._device)
+
+    def _outdated(self) -> Status:
+        text = "" if self.shown.reconstruction is None else "The surface is not up to date."
+        return Status("idle", text, "Press Reconstruct." if text else "", device=self._device)
+
+    def _described(self, found: Reconstruction, phase: str, seconds: float) -> Status:
+        self._device = found.provenance.device or self._device
+        means = [r.mean_mm for r in self.shown.residuals.values()]
+        warning = found.warnings[0] if found.warnings else ""
+        stage = found.stage
+        text = warning or ("Up to date." if phase == "done" else f"Fitting: {stage} ...")
+        mean = float(np.mean(means)) if means else None
+        return Status(phase, text, "", stage, seconds, mean, self._device)
+
+
+def _requirePrior(chosen: Parameters) -> None:
+    if not chosen.prior:
+        raise ShapePriorError("No organ is chosen.", "Choose an organ prior.", "no-prior")

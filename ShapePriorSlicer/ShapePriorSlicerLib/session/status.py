@@ -1,0 +1,77 @@
+"""What the user reads of a structure: how its fit stands, and a line for each annotation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from model_server.reconstruction import Residual
+
+from ..scene.annotations import definedPoints
+from ..scene.structure import KEY_ATTRIBUTE, TEMPLATE_LANDMARKS, VIEW_ATTRIBUTE, Structure
+
+Node = Any
+
+
+@dataclass(frozen=True)
+class Status:
+    """What to show beside the button.
+
+    Attributes:
+        phase: "idle", "starting", "fitting", "done", "hint" or "failed".
+        text: one sentence.
+        remedy: how to mend it, where something is wrong.
+        stage: of the surface shown, e.g. "global".
+        seconds: since the request.
+        residualMm: mean distance of the annotations from the surface shown, mm.
+        device: that computed the surface shown: "cpu" or "cuda".
+    """
+
+    phase: str = "idle"
+    text: str = ""
+    remedy: str = ""
+    stage: str = ""
+    seconds: float = 0.0
+    residualMm: float | None = None
+    device: str = ""
+
+    @property
+    def busy(self) -> bool:
+        """Whether something runs that can be cancelled."""
+        return self.phase in ("starting", "fitting")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One annotation in the table; residuals in mm, None while unknown."""
+
+    node: Node
+    role: str
+    name: str
+    view: str
+    points: int
+    residualMm: float | None
+    visible: bool
+
+
+def rowsOf(structure: Structure, residuals: Mapping[str, Residual]) -> list[Row]:
+    """Every annotation but the template's landmarks, with its residual by the node's key."""
+    found = []
+    for role, node in structure.annotations():
+        if role == TEMPLATE_LANDMARKS:
+            continue
+        residual = residuals.get(node.GetAttribute(KEY_ATTRIBUTE))
+        display = node.GetDisplayNode()
+        found.append(
+            Row(
+                node,
+                role,
+                node.GetName(),
+                node.GetAttribute(VIEW_ATTRIBUTE) or "",
+                len(definedPoints(node)),
+                None if residual is None else residual.mean_mm,
+                display is None or bool(display.GetVisibility()),
+            )
+        )
+    return found

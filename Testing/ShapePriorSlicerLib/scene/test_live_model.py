@@ -1,0 +1,264 @@
+"""Reconstructions in model nodes of a real MRML scene."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("slicer", reason="slicer-core is not installed")
+import slicer
+import vtk
+from scenes import bend, transformed, turn
+from ShapePriorSlicerLib.scene import coloring, live_model
+from ShapePriorSlicerLib.scene.annotations import toWorld
+from ShapePriorSlicerLib.scene.landmarks import onPatient
+from ShapePriorSlicerLib.scene.live_model import LiveModel
+from ShapePriorSlicerLib.scene.parameters import COLORINGS, Parameters
+from ShapePriorSlicerLib.scene.slice_views import suggestedSlice
+from ShapePriorSlicerLib.scene.structure import MODEL, Structure
+from vtk.util.numpy_support import vtk_to_numpy
+
+from model_server.observations import Observations, PointSet
+from model_server.pose import Pose
+from model_server.reconstruction import Provenance, Reconstruction, Surface
+
+OCTAHEDRON = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1.0]])
+FACES = [[0, 2, 4], [2, 1, 4], [1, 3, 4], [3, 0, 4], [2, 0, 5], [1, 2, 5], [3, 1, 5], [0, 3, 5]]
+ASKED = Observations(boundary=(PointSet(10.0 * OCTAHEDRON[:4]),))
+
+
+def reconstruction(scale=10.0, faces=FACES):
+    surface = Surface(scale * OCTAHEDRON, np.array(faces, dtype=np.int32))
+    spread = np.linspace(0.1, 0.6, 6)
+    return Reconstruction(
+        surface, OCTAHEDRON.copy(), Pose(np.zeros(3), 1.0), np.zeros(2), "final", (),
+        Provenance("test-pca", "1", "cpu"), spread,
+    )  # fmt: skip
+
+
+CHOSEN = Parameters(prior="test-pca")
+UNCERTAIN = replace(CHOSEN, coloring="uncertainty")
+
+
+@pytest.fixture
+def structure(application):
+    return Structure.create(application.scene, "liver", CHOSEN)
+
+
+@pytest.fixture
+def model(structure):
+    return LiveModel(structure, MODEL)
+
+
+def array(node, name):
+    return vtk_to_numpy(node.GetPolyData().GetPointData().GetArray(name))
+
+
+def test_a_surface_becomes_a_model_with_its_arrays(model):
+    node = model.show(reconstruction(), ASKED, CHOSEN)
+    assert node.GetName() == "liver"
+    assert np.allclose(vtk_to_numpy(node.GetPolyData().GetPoints().GetData()), 10 * OCTAHEDRON)
+    assert np.allclose(array(node, coloring.TEMPLATE_COORDINATES), OCTAHEDRON)
+    assert np.allclose(array(node, coloring.UNCERTAINTY), np.linspace(0.1, 0.6, 6))
+    assert np.allclose(array(node, coloring.DISTANCE)[:4], 0.0, atol=1e-5)
+    assert array(node, coloring.DISTANCE)[4:].min() > 10.0
+    assert node.GetDisplayNode().GetVisibility2D()
+
+
+def test_the_same_triangles_move_in_place(model):
+    node = model.show(reconstruction(), ASKED, CHOSEN)
+    mesh = node.GetPolyData()
+    assert model.show(reconstruction(12.0), ASKED, CHOSEN) is node
+    assert node.GetPolyData() is mesh
+    assert np.allclose(vtk_to_numpy(mesh.GetPoints().GetData()), 12 * OCTAHEDRON)
+
+
+def test_other_triangles_keep_the_node_and_its_colors(model):
+    node = model.show(reconstruction(), ASKED, UNCERTAIN)
+    assert model.show(reconstruction(10.0, FACES[::-1]), ASKED, UNCERTAIN) is node
+    assert np.array_equal(
+        vtk_to_numpy(node.GetPolyData().GetPolys().GetConnectivityArray()).reshape(-1, 3),
+        FACES[::-1],
+    )
+    display = node.GetDisplayNode()
+    assert display.GetScalarVisibility()
+    assert display.GetActiveScalarName() == coloring.UNCERTAINTY
+    assert display.GetScalarRange() == pytest.approx((0.0, 0.6))
+
+
+def test_a_deleted_node_is_made_anew(application, model):
+    application.scene.RemoveNode(model.show(reconstruction(), ASKED, CHOSEN))
+    assert model.node is None
+    assert model.show(reconstruction(), ASKED, CHOSEN).GetName() == "liver"
+    assert application.scene.GetNumberOfNodesByClass("vtkMRMLModelNode") == 1
+
+
+def test_without_uncertainty_it_is_plain(model):
+    node = model.show(reconstruction(), ASKED, UNCERTAIN)
+    model.show(replace(reconstruction(), uncertainty_mm=None), ASKED, UNCERTAIN)
+    assert node.GetPolyData().GetPointData().GetArray(coloring.UNCERTAINTY) is None
+    assert not node.GetDisplayNode().GetScalarVisibility()
+
+
+def test_the_same_template_place_has_the_same_color(model):
+    colors = coloring.correspondenceColors(OCTAHEDRON)
+    assert len(np.unique(colors, axis=0)) == 6
+    assert np.array_equal(colors, coloring.correspondenceColors(OCTAHEDRON))
+
+
+def test_figures_have_units(model):
+    found = live_model.figuresOf(reconstruction())
+    assert found.volumeMl == pytest.approx(4.0 / 3.0)
+    assert found.areaCm2 == pytest.approx(np.sqrt(3.0) * 4.0)
+    assert found.uncertaintyMm == pytest.approx(0.35)
+
+
+def test_landmarks_move_with_the_surface(model):
+    place = OCTAHEDRON[:1]
+    before = onPatient(reconstruction(), place).points
+    after = onPatient(reconstruction(20.0), place).points
+    assert np.allclose(before, [[10.0, 0, 0]], atol=1e-4)
+    assert np.allclose(after, 2.0 * before, atol=1e-4)
+
+
+def spread(high):
+    """A sphere of 30 mm, uncertain above a height and certain elsewhere."""
+    from model_server.geometry.icosphere import icosphere
+
+    sphere = icosphere(3)
+    return replace(
+        reconstruction(), surface=Surface(30.0 * sphere.points, sphere.triangles),
+        template_coordinates=sphere.points,
+        uncertainty_mm=np.where(sphere.points[:, 2] > high, 2.0, 0.1),
+    )  # fmt: skip
+
+
+UP = np.array([[0.0, 0.0, 1.0]])
+
+
+def test_the_next_slice_goes_through_what_is_least_certain():
+    found = suggestedSlice(spread(0.5), UP)
+    assert 14.0 < found.origin[2] < 29.0
+    assert found.uncertaintyMm > 1.0
+
+
+def test_the_next_slice_is_none_that_was_drawn():
+    drawn = []
+    for _ in range(4):
+        found = suggestedSlice(spread(0.5), UP, drawn)
+        assert all(abs(found.origin[2] - o[2]) > 2.0 for o, _ in drawn)
+        drawn.append((found.origin, -found.normal))
+
+
+def test_a_plane_across_does_not_forbid_a_slice():
+    drawn = [(np.array([x, 0.0, 20.0]), np.array([1.0, 0.0, 0.0])) for x in range(-30, 31)]
+    assert suggestedSlice(spread(0.5), UP, drawn) is not None
+
+
+def test_there_is_no_next_slice_where_all_are_drawn():
+    drawn = [(np.array([0.0, 0.0, z]), UP[0]) for z in range(-30, 31)]
+    assert suggestedSlice(spread(0.5), UP, drawn) is None
+
+
+@pytest.mark.parametrize("bent", [False, True])
+def test_a_surface_stays_where_it_is_under_a_transform(application, model, bent):
+    node = model.show(reconstruction(), ASKED, CHOSEN)
+    if bent:
+        bend(application.scene, node, 5.0)
+    else:
+        transformed(application.scene, turn(30.0), node)
+    model.show(reconstruction(12.0), ASKED, CHOSEN)
+    local = vtk_to_numpy(node.GetPolyData().GetPoints().GetData()).astype(np.float64)
+    assert not np.allclose(local, 12 * OCTAHEDRON, atol=0.1)
+    assert np.allclose(toWorld(node, local), 12 * OCTAHEDRON, atol=1e-3)
+    assert np.allclose(model.restored().surface.points, 12 * OCTAHEDRON, atol=1e-3)
+
+
+def test_a_model_that_the_user_changed_is_replaced(model):
+    node = model.show(reconstruction(), ASKED, CHOSEN)
+    quad = vtk.vtkPlaneSource()
+    quad.Update()
+    node.SetAndObservePolyData(quad.GetOutput())
+    assert model.restored() is None
+    model.show(reconstruction(), ASKED, CHOSEN)
+    assert node.GetPolyData().GetNumberOfPoints() == 6
+
+
+# --- legends ------------------------------------------------------------------------------------
+
+
+def legendOf(model):
+    return slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(model.node.GetDisplayNode())
+
+
+def reach(legend):
+    """Lowest and highest share of the view's height that a legend's bar takes."""
+    height = legend.GetSize()[1]
+    bottom = legend.GetPosition()[1] * (1.0 - height)  # as Slicer places it
+    return bottom, bottom + height
+
+
+@pytest.fixture
+def legends(application):
+    """Makes models with legends, as an application with views shows them."""
+    application.scene.RegisterNodeClass(slicer.vtkMRMLColorLegendDisplayNode())
+
+    def shown(name, coloring, **changes):
+        model = LiveModel(Structure.create(application.scene, name, CHOSEN), MODEL)
+        model.show(replace(reconstruction(), **changes), ASKED, replace(CHOSEN, coloring=coloring))
+        return model
+
+    return shown
+
+
+def test_legends_of_several_structures_do_not_overlap(legends):
+    models = [legends(f"organ {i}", "uncertainty") for i in range(4)]
+    bars = sorted(reach(legendOf(m)) for m in models)
+    assert bars[0][0] >= 0.0
+    assert bars[-1][1] < 0.98  # the title is above it
+    for (_, top), (bottom, _) in itertools.pairwise(bars):
+        assert bottom - top > 0.02
+    titles = {legendOf(m).GetTitleText() for m in models}
+    assert titles == {f"organ {i}: Uncertainty (mm)" for i in range(4)}
+
+
+def test_a_legend_alone_is_in_the_middle_again(legends):
+    first, second = (legends(f"organ {i}", "uncertainty") for i in range(2))
+    second.display(replace(CHOSEN, coloring="plain"))
+    assert not legendOf(second).GetVisibility()
+    assert legendOf(first).GetTitleText() == "Uncertainty (mm)"
+    low, high = reach(legendOf(first))
+    assert low + high == pytest.approx(1.0, abs=0.05)
+
+
+def test_unnamed_parts_are_numbered_and_a_part_keeps_its_color(legends):
+    parts = np.array([3, 3, 3, 4, 4, 4], dtype=np.uint8)
+    tables = []
+    for found, names in ((parts, {}), (np.full(6, 4, np.uint8), {3: "head", 4: "tail"})):
+        model = legends("organ", "parts", parts=found, part_names=names)
+        table = model.node.GetDisplayNode().GetColorNode()
+        tables.append([table.GetColorName(i) for i in range(table.GetNumberOfColors())])
+        low, high = model.node.GetDisplayNode().GetScalarRange()
+        assert (low, high) == (2.5, 4.5)
+        assert not table.GetSaveWithScene()
+    assert tables == [["Part 3", "Part 4"], ["head", "tail"]]
+
+
+def test_places_without_a_part_are_gray(legends):
+    model = legends("organ", "parts", parts=np.array([0, 0, 1, 1, 2, 2], dtype=np.uint8))
+    table = model.node.GetDisplayNode().GetColorNode()
+    assert [table.GetColorName(i) for i in range(3)] == ["No part", "Part 1", "Part 2"]
+    shown = [0.0] * 4
+    table.GetColor(0, shown)
+    assert shown[0] == shown[1] == shown[2]
+
+
+def test_what_a_surface_can_be_colored_by():
+    bare = replace(reconstruction(), uncertainty_mm=None)
+    assert coloring.coloringsOf(bare) == ("plain", "correspondence", "distance")
+    parts = replace(reconstruction(), parts=np.ones(6, np.uint8))
+    assert set(coloring.coloringsOf(parts)) == set(COLORINGS)
+    assert coloring.coloringsOf(None) == coloring.coloringsOf(parts)

@@ -218,7 +218,8 @@ class _Run:
         whole."""
         found = place(self.model.quick, self.observations, self.settings)
         self._enter(found.pose, *self.form.cold(found.latents))
-        coarse = found.form.shape(found.state)
+        settled = settle(found.form, found.state, self.evidence)
+        coarse = found.form.shape(settled)
         self._guide_by(coarse, self.state.pose)
         spread = None
         if self.settings.uncertainty:

@@ -111,13 +111,9 @@ class _Scale:
         return values * self.root.reshape(-1, *[1] * (values.ndim - 1))
 
     def energy(self, residuals: Array) -> float:
-        """Twice their negative log likelihood, up to a constant of the linearization."""
-        return float(np.square(self(residuals)).sum())
-
-    def volume(self) -> float:
-        """Log determinant of their covariance."""
+        """Twice their negative log likelihood, up to a constant."""
         diagonal = 1.0 / self.root if self.factor is None else np.diag(self.factor)
-        return float(2.0 * np.log(diagonal).sum())
+        return float(np.square(self(residuals)).sum() + 2.0 * np.log(diagonal).sum())
 
 
 def _step(
@@ -133,15 +129,15 @@ def _step(
     gradient[7:] += prior.latent * state.latent
     step = _within_reach(-np.linalg.solve(normal, gradient), prior)
     covariance = np.linalg.inv(normal)
-    before = float(residuals @ residuals) + prior.energy(state)
+    before = scale.energy(seen.residuals) + prior.energy(state)
     for share in STEP_SHARES if form.damped else (1.0,):
         moved = state.after(share * step)
         after = form.look(moved, evidence)
-        energy = scale.energy(after.residuals) + prior.energy(moved)
+        there = _Scale.of(form, moved, after, noise)
+        energy = there.energy(after.residuals) + prior.energy(moved)
         if energy <= before or not form.damped:
-            total = energy + scale.volume()
-            return replace(moved, covariance=covariance, energy=total), after
-    return replace(state, covariance=covariance, energy=before + scale.volume()), seen
+            return replace(moved, covariance=covariance, energy=energy), after
+    return replace(state, covariance=covariance, energy=before), seen
 
 
 def _within_reach(step: Array, prior: Prior) -> Array:

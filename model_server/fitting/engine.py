@@ -69,7 +69,7 @@ def _stages(
     run = _Run(model, observations, settings, warm)
     if model.quick is None:
         run.begin_alone()
-        if model.card.method == "pca":
+        if not model.finishes:
             run.solve_local()
             yield run.only()
             return

@@ -8,7 +8,7 @@ the surface near the annotations only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,7 +43,6 @@ class FieldSettings:
         latent_weight: weight of the latents' Gaussian.
         guide_points: so many independent points does the quick look's surface count as.
         guide_noise: its standard deviation, in RMS radii.
-        leftover: what the shapes leave over.
         spread_points: points at which the uncertainty is found; others take their nearest's.
     """
 
@@ -59,7 +58,6 @@ class FieldSettings:
     latent_weight: float = 1.0
     guide_points: float = 150.0
     guide_noise: float = 0.03
-    leftover: Leftover = Leftover(0.04, 0.3, 0.018)
     spread_points: int = 600
 
     def counts(self, places: Places) -> Array:
@@ -166,17 +164,25 @@ class FieldForm:
     Args:
         field: of the prior.
         settings: of the prior.
-        local: whether there is a local stage.
+        local: whether what shapes leave over is added at the end.
+        leftover: what that is.
     """
 
     guided_globally = True
+    settle_rounds = 1
 
-    def __init__(self, field: Field, settings: FieldSettings, local: bool = True) -> None:
+    def __init__(
+        self,
+        field: Field,
+        settings: FieldSettings,
+        local: bool = True,
+        leftover: Leftover = Leftover(),
+    ) -> None:
         self.field, self.settings = field, settings
         self.device, self.damped = field.device, settings.damped
         self.local_steps = 0
         self.settles = local
-        self.leftover = settings.leftover
+        self.leftover = leftover
         self.rms_radius = field.rms_radius
         self.guided = settings.guide_points > 0
         self._heard: tuple[Evidence, Places, Array] | None = None
@@ -259,11 +265,6 @@ class FieldForm:
         """See ``Form``."""
         raise NotImplementedError
 
-    def look_all(self, state, evidence):
-        return self.look(replace(state, leftover=()), evidence)
-
-    settled_rounds = 1
-
     # --- answers ------------------------------------------------------------------------------
 
     def shape(self, state: FitState) -> Surface:
@@ -305,6 +306,8 @@ class FieldForm:
         turned = pose_jacobian(state.pose, patient, points)
         by_pose = np.einsum("ni,nip->np", reading.slope, turned)
         rows = np.concatenate([by_pose, self.field.by_latent(reading, points)], axis=1)
+        for left in state.leftover:
+            rows = left.rows(points, rows)
         assert state.covariance is not None
         variance = np.einsum("vi,ij,vj->v", rows, state.covariance, rows, optimize=True)
         variance = np.maximum(variance, 0.0) / np.square(reading.steepness)

@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 from scipy import linalg
 
 from model_server.fitting.interrupt import check
-from model_server.fitting.leftover import Kriging, matern
+from model_server.fitting.leftover import Kriging
 from model_server.fitting.model import FitState, Form, Seen
 from model_server.fitting.terms import Evidence
 
 Array = NDArray[np.float64]
 LEAST_WEIGHT = 1e-6  # of the largest, to be heard
+MOST_SHARED = 1500  # residuals with a covariance; its factor grows with their cube
+MOST_SETTLED = 2500
 STEP_SHARES = (1.0, 0.5, 0.2)  # of a step, tried in turn until the energy falls
 
 
@@ -51,6 +53,53 @@ class Prior:
         return float(moved + self.latent * (state.latent @ state.latent))
 
 
+@dataclass(frozen=True)
+class _Scale:
+    """What makes residuals independent and of unit variance.
+
+    Drawn residuals are alike where they are near: what shapes leave over joins the noise. The quick
+    look's surface is no place where shapes leave anything over; and where there are very many
+    residuals, they determine pose and latent in any case.
+
+    Attributes:
+        heard: (N,) those that count at all.
+        root: (H,) of the weights of those heard.
+        shared: (H,) which of them have a covariance.
+        factor: (S, S) lower Cholesky factor of it, noise included.
+    """
+
+    heard: NDArray[np.bool_]
+    root: Array
+    shared: NDArray[np.bool_]
+    factor: Array
+
+    @classmethod
+    def of(cls, form: Form, state: FitState, seen: Seen, noise: float) -> _Scale:
+        """At a state."""
+        unit, left = form.unit(state), form.leftover
+        weight = seen.weights(noise, left.spread * unit)
+        heard = weight > LEAST_WEIGHT * weight.max(initial=0.0)
+        root = np.sqrt(weight[heard])
+        shared = (seen.own[heard] == 0.0) & (left.spread > 0.0)
+        shared &= shared.sum() <= MOST_SHARED
+        places = seen.canonical[heard][shared]
+        covariance = (left.spread * unit) ** 2 * left.alike(places, places, form.rms_radius)
+        covariance[np.diag_indices(len(places))] += 1.0 / weight[heard][shared]
+        return cls(heard, root, shared, linalg.cholesky(covariance, lower=True))
+
+    def __call__(self, values: Array) -> Array:
+        """(N, ...) residuals or their changes -> (H, ...) scaled."""
+        values = values[self.heard]
+        scaled = values * self.root.reshape(-1, *[1] * (values.ndim - 1))
+        scaled[self.shared] = linalg.solve_triangular(self.factor, values[self.shared], lower=True)
+        return np.asarray(scaled)
+
+    def energy(self, residuals: Array) -> float:
+        """Twice their negative log likelihood, up to a constant."""
+        volume = np.log(np.diag(self.factor)).sum() - np.log(self.root[~self.shared]).sum()
+        return float(np.square(self(residuals)).sum() + 2.0 * volume)
+
+
 def solve(
     form: Form, starts: Sequence[FitState], evidence: Evidence, prior: Prior, noises: Array
 ) -> FitState:
@@ -70,56 +119,14 @@ def solve(
     for index, noise in enumerate(levels[1:], start=1):
         form.renew(state, index)
         state, seen = _step(form, state, seen, evidence, prior, noise)
-    return state
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """What makes residuals independent and of unit variance, as linearized.
-
-    Attributes:
-        heard: (N,) those that count at all.
-        root: (N,) of their weights, where each is independent of the others, else
-        factor: (N, N) lower Cholesky factor of their covariance.
-    """
-
-    heard: NDArray[np.bool_]
-    root: Array
-    factor: Array | None
-
-    @classmethod
-    def of(cls, form: Form, state: FitState, seen: Seen, noise: float) -> _Scale:
-        """At a state; what its shapes leave over (``Form.leftover``) joins the noise."""
-        unit, left = form.unit(state), form.leftover
-        weight = seen.weights(noise, left.spread * unit)
-        heard = weight > LEAST_WEIGHT * weight.max(initial=0.0)
-        if left.spread == 0.0:
-            return cls(heard, np.sqrt(weight[heard]), None)
-        places, drawn = seen.canonical[heard], (seen.own == 0.0)[heard]
-        # The quick look's surface is no place where shapes leave anything over.
-        spread = left.spread * unit * drawn
-        length = left.length * form.rms_radius
-        shared = np.outer(spread, spread) * matern(places, places, length)
-        covariance = shared + np.diag(1.0 / weight[heard])
-        return cls(heard, np.ones(0), linalg.cholesky(covariance, lower=True))
-
-    def __call__(self, values: Array) -> Array:
-        """(N, ...) residuals or their changes, scaled."""
-        values = values[self.heard]
-        if self.factor is not None:
-            return np.asarray(linalg.solve_triangular(self.factor, values, lower=True))
-        return values * self.root.reshape(-1, *[1] * (values.ndim - 1))
-
-    def energy(self, residuals: Array) -> float:
-        """Twice their negative log likelihood, up to a constant."""
-        diagonal = 1.0 / self.root if self.factor is None else np.diag(self.factor)
-        return float(np.square(self(residuals)).sum() + 2.0 * np.log(diagonal).sum())
+    energy = _Scale.of(form, state, seen, levels[-1]).energy(seen.residuals) + prior.energy(state)
+    return replace(state, energy=energy)
 
 
 def _step(
     form: Form, state: FitState, seen: Seen, evidence: Evidence, prior: Prior, noise: float
 ) -> tuple[FitState, Seen]:
-    """A step, where asked for shortened until the energy falls, and the residuals after it."""
+    """A step and the residuals after it; of damped forms shortened until the energy falls."""
     check()
     scale = _Scale.of(form, state, seen, noise)
     jacobian, residuals = scale(form.jacobian(state, seen)), scale(seen.residuals)
@@ -129,13 +136,16 @@ def _step(
     gradient[7:] += prior.latent * state.latent
     step = _within_reach(-np.linalg.solve(normal, gradient), prior)
     covariance = np.linalg.inv(normal)
+    if not form.damped:
+        moved = replace(state.after(step), covariance=covariance)
+        return moved, form.look(moved, evidence)
     before = scale.energy(seen.residuals) + prior.energy(state)
-    for share in STEP_SHARES if form.damped else (1.0,):
+    for share in STEP_SHARES:
         moved = state.after(share * step)
         after = form.look(moved, evidence)
-        there = _Scale.of(form, moved, after, noise)
-        energy = there.energy(after.residuals) + prior.energy(moved)
-        if energy <= before or not form.damped:
+        there = _Scale.of(form, moved, after, noise).energy(after.residuals)
+        energy = there + prior.energy(moved)
+        if energy <= before:
             return replace(moved, covariance=covariance, energy=energy), after
     return replace(state, covariance=covariance, energy=before), seen
 
@@ -146,22 +156,28 @@ def _within_reach(step: Array, prior: Prior) -> Array:
 
 
 def settle(form: Form, state: FitState, evidence: Evidence) -> FitState:
-    """With what shapes leave over of the annotations."""
-    left = form.leftover
+    """With what shapes leave over of the annotations: the surface then passes through them."""
+    left, radius = form.leftover, form.rms_radius
     if left.spread == 0.0:
         return state
-    for _ in range(form.settled_rounds):
-        seen = form.look_all(state, evidence)
-        unit = form.unit(state)
+    for _ in range(form.settle_rounds):
+        check()
+        seen, unit = form.look(state, evidence), form.unit(state)
         weight = seen.weights(left.noise * unit, left.spread * unit)
         heard = (weight > LEAST_WEIGHT * weight.max(initial=0.0)) & (seen.own == 0.0)
-        share = form.rms_radius / unit
+        if not heard.any():
+            return state
+        every = np.flatnonzero(heard)
+        chosen = every[:: -(-len(every) // MOST_SETTLED)]
+        share = radius / unit  # canonical units
+        exact = form.settle_rounds == 1
         found = Kriging.of(
-            seen.canonical[heard],
-            seen.residuals[heard] * share,
-            share**2 / weight[heard],
-            left.spread * form.rms_radius,
-            left.length * form.rms_radius,
+            seen.canonical[chosen],
+            seen.residuals[chosen] * share,
+            share**2 / weight[chosen],
+            left.spread * radius,
+            left.length * radius,
+            share * form.jacobian(state, seen)[chosen] if exact else None,
         )
         state = replace(state, leftover=(*state.leftover, found))
     return state

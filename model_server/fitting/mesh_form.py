@@ -75,7 +75,6 @@ class MeshSettings:
     guide_noise: float = 0.05
     guide_points: float = 100.0
     guided_globally: bool = False
-    leftover: Leftover = Leftover()
 
 
 class MeshPrior(Protocol):
@@ -161,19 +160,25 @@ class MeshForm:
         prior: trained.
         settings: of the prior.
         chosen: the user's.
+        leftover: what its shapes leave over.
     """
 
     damped = True
+    settle_rounds = 3
 
     def __init__(
-        self, prior: MeshPrior, settings: MeshSettings, chosen: FitSettings = FitSettings()
+        self,
+        prior: MeshPrior,
+        settings: MeshSettings,
+        chosen: FitSettings = FitSettings(),
+        leftover: Leftover = Leftover(),
     ) -> None:
         self.prior = prior
         self.settings = replace(
             settings, quality_weight=settings.quality_weight * chosen.quality_weight
         )
         self.device = prior.device
-        self.leftover = settings.leftover
+        self.leftover = leftover
         self.rms_radius = prior.rms_radius
         self.is_preview = not chosen.local and not chosen.remesh
         self.local_steps = settings.local_steps if chosen.local else 0
@@ -215,7 +220,7 @@ class MeshForm:
         """See ``Form``."""
         surface = self._decoded(self.vertex_latents(state), self.level(state))
         for left in state.leftover:
-            surface = moved_by(surface, None, left, -1.0)
+            surface = moved_by(surface, left, -1.0)
         return surface
 
     def _decoded(self, latents: Array, level: int) -> Surface:
@@ -314,11 +319,6 @@ class MeshForm:
         arm = place - state.pose.translation
         direction = attached.directions
         return np.column_stack([direction, (direction * arm).sum(axis=1), np.cross(arm, direction)])
-
-    def look_all(self, state, evidence):
-        return self._seen(state, evidence)
-
-    settled_rounds = 3
 
     # --- local stage --------------------------------------------------------------------------
 

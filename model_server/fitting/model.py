@@ -118,7 +118,10 @@ class Form(Protocol):
 
     Attributes:
         device: that computes.
-        leftover: what its shapes leave over.
+        rms_radius: of canonical shapes.
+        leftover: what they leave over.
+        settles: whether that is added at the end ...
+        settle_rounds: ... and in how many rounds; one where it is exact.
         damped: whether steps are shortened until the energy falls.
         guided: whether the quick look's surface is evidence at all ...
         guided_globally: ... and whether in the global stage, too.
@@ -126,7 +129,10 @@ class Form(Protocol):
     """
 
     device: str
+    rms_radius: float
     leftover: Leftover
+    settles: bool
+    settle_rounds: int
     damped: bool
     guided: bool
     guided_globally: bool
@@ -186,8 +192,6 @@ class Form(Protocol):
         """One linearization of what one latent cannot say."""
         ...
 
-    def settled_rounds(self) -> int: ...
-
     # --- answers ------------------------------------------------------------------------------
 
     def shape(self, state: FitState) -> Surface:
@@ -242,8 +246,8 @@ class FitModel(Protocol):
         card: what it is.
         rms_radius: of its canonical shapes.
         pose_prior: learned with it.
-        quick: the prior whose answer starts every fit; None for one that starts itself, whose
-            first surface is its only one.
+        quick: the prior whose answer starts every fit; None for one that starts itself.
+        finishes: whether more than one surface is yielded, the last one remeshed.
         latent_mean: (d,) of the latents of training shapes.
         parts: of its templates, or None.
     """
@@ -252,6 +256,7 @@ class FitModel(Protocol):
     rms_radius: float
     pose_prior: PosePrior
     quick: Any
+    finishes: bool
     latent_mean: Array
     parts: NDArray[np.uint8] | None
 

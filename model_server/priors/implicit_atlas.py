@@ -259,7 +259,7 @@ class AtlasForm(FieldForm):
     def __init__(
         self, prior: ImplicitAtlasPrior, field: AtlasField, settings: AtlasSettings, local: bool
     ) -> None:
-        super().__init__(field, settings, local)
+        super().__init__(field, settings, local, prior.leftover)
         self.prior, self.shapes, self.tried = prior, field, settings.templates_tried
 
     def cold(self, modes: Array | None) -> tuple[Array, Sequence[int]]:

@@ -16,7 +16,7 @@ from scipy import ndimage
 from skimage import measure
 
 from model_server.fitting.field_form import FieldSettings, Reading
-from model_server.fitting.leftover import Kriging, Leftover
+from model_server.fitting.leftover import Kriging
 from model_server.fitting.pose_prior import PosePrior
 from model_server.geometry.grid import Grid
 from model_server.geometry.labels import oriented
@@ -28,7 +28,7 @@ Array = NDArray[np.float64]
 LEAST_SLOPE = 0.2  # of the field at its surface; 1 is a distance
 SETTINGS = FieldSettings(
     steps=12, noise_start=0.20, noise=0.03, pool_clicks=True, gentle_sides=True, damped=False,
-    careful=False, guide_points=0.0, spread_points=100_000, leftover=Leftover(),
+    careful=False, guide_points=0.0, spread_points=100_000,
 )  # fmt: skip
 
 
@@ -110,6 +110,8 @@ class PcaPrior(FieldPrior):
         pose_prior: learned with it.
         rms_radius: RMS radius of the canonical shapes.
     """
+
+    finishes = False
 
     def __init__(
         self, card: PriorCard, modes: SdfModes, pose_prior: PosePrior, rms_radius: float

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from model_server.fitting.calibration import Calibration
 from model_server.fitting.checks import check_fit, check_points, check_size
 from model_server.fitting.gauss_newton import Prior, settle, solve
 from model_server.fitting.interrupt import check
@@ -352,7 +353,14 @@ class _Run:
             provenance=Provenance(
                 card.name, card.version, self.form.device, dict(self.seconds), dict(self.iterations)
             ),
-            uncertainty_mm=drawn.spread,
+            uncertainty_mm=self._true(drawn.spread),
             template=template,
             parts=self.model.part_of(template, drawn.coordinates) if has_parts else None,
         )
+
+    def _true(self, spread: Array | None) -> Array | None:
+        """What a computed standard deviation (V,) mm is worth."""
+        if spread is None:
+            return None
+        radius = self.state.pose.scale * self.model.rms_radius
+        return Calibration.of_card(self.model.card, self.observations).true(spread, radius)

@@ -155,7 +155,7 @@ def _within_reach(step: Array, prior: Prior) -> Array:
     return np.asarray(step * min(1.0, 2.0 / max(float(np.abs(step[:7] / prior.reach).max()), 1e-9)))
 
 
-def settle(form: Form, state: FitState, evidence: Evidence) -> FitState:
+def settle(form: Form, state: FitState, evidence: Evidence, most: int = MOST_SETTLED) -> FitState:
     """With what shapes leave over of the annotations: the surface then passes through them."""
     left, radius = form.leftover, form.rms_radius
     if left.spread == 0.0:
@@ -168,7 +168,7 @@ def settle(form: Form, state: FitState, evidence: Evidence) -> FitState:
         if not heard.any():
             return state
         every = np.flatnonzero(heard)
-        chosen = every[:: -(-len(every) // MOST_SETTLED)]
+        chosen = every[:: -(-len(every) // most)]
         share = radius / unit  # canonical units
         exact = form.settle_rounds == 1
         found = Kriging.of(

@@ -47,6 +47,11 @@ def errors_of(prior, organ: str, protocol: str, chosen: argparse.Namespace) -> l
     return found
 
 
+def trued(cases: Sequence[Errors], known: Calibration) -> list[Errors]:
+    """As the calibration would show them."""
+    return [Errors(c.error, known.true(c.spread, c.radius), c.radius) for c in cases]
+
+
 def crossed(cases: Sequence[Errors]) -> str:
     """Root mean square when each half is calibrated by the other; a dash for very few cases."""
     if len(cases) < 4:
@@ -55,8 +60,7 @@ def crossed(cases: Sequence[Errors]) -> str:
     shown = []
     for own, other in (halves, halves[::-1]):
         known = calibrated(other)
-        true = [Errors(c.error, known.true(c.spread, c.radius), c.radius) for c in own]
-        shown.append(f"{reliability(true).rms:.2f}")
+        shown.append(f"{reliability(trued(own, known)).rms:.2f}")
     return " ".join(shown)
 
 

@@ -1,7 +1,8 @@
 """What a standard deviation that a fit computes is worth.
 
-Laplace's approximation knows neither how far a decoder is from real shapes nor what voxels and hands
-add: both are learned on cases that the prior was not trained on, for each kind of annotations.
+Laplace's approximation knows neither how far a decoder is from real shapes nor what voxels and
+hands add: both are learned on cases that the prior was not trained on, for each kind of
+annotations.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ class MeshForm:
     """
 
     damped = True
-    settle_rounds = 3
+    settle_rounds = 0
 
     def __init__(
         self,
@@ -415,6 +415,9 @@ class MeshForm:
             variance += np.einsum("vi,ij,vj->v", rows, state.covariance, rows, optimize=True)
         if local is not None:
             variance += _local_variance(local, by_latent)
+        if state.leftover:  # later rounds only make the first one exact
+            places = state.pose.invert(surface.points)
+            variance += state.leftover[0].variance(places) * state.pose.scale**2
         return np.sqrt(np.maximum(variance, 0.0))
 
     def spread_before(self, state: FitState) -> Array | None:

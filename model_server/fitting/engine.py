@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from model_server.fitting.checks import check_fit, check_points, check_size
+from model_server.fitting.checks import check_drawn, check_fit
 from model_server.fitting.gauss_newton import Prior, solve
 from model_server.fitting.interrupt import check
 from model_server.fitting.model import Drawn, FitModel, FitState, Form
@@ -51,7 +51,7 @@ def fit(
         ShapePriorError: the annotations cannot determine a surface.
     """
     observations.require_enough()
-    check_size(observations, model.card)
+    check_drawn(observations, model.card)
     warm = start if start is not None and accepts(model, start, settings) else None
     run = _Run(model, observations, settings, warm)
     if model.quick is None:
@@ -319,9 +319,8 @@ class _Run:
             ShapePriorError: they cannot belong to one organ of this kind.
         """
         card, radius = self.model.card, self.state.pose.scale * self.model.rms_radius
-        warnings = check_fit(self.observations, answer.residuals, card, radius)
-        more = check_points(self.observations, answer.surface, card, radius)
-        return replace(answer, warnings=(*warnings, *more))
+        warnings = check_fit(self.observations, answer.surface, card, radius)
+        return replace(answer, warnings=warnings)
 
     def _answer(self, stage: str, drawn: Drawn, latents: Array) -> Reconstruction:
         card, template = self.model.card, self.state.template

@@ -25,9 +25,10 @@ from model_server.observations import Observations, in_plane_axes
 from model_server.priors.card import PriorCard
 
 Array = NDArray[np.float64]
-DISAGREE_MM = 2.5  # where planes cross; steady hands on 16 control points stay below
+DISAGREE_MM = 3.0  # where planes cross; steady hands on 16 control points stay below
 DISAGREE_SHARE = 0.12  # of the RMS radius: the same, for organs too large for 16 points
 MISSING_SHARE = 0.8  # of the RMS radius: so long a stretch that one plane shows and one does not
+APART_SHARE = 0.4  # the same, between planes that nowhere show the same
 REPEATED_SHARE = 0.1  # of the clicks: so many repeats are told
 MOST_NAMED = 3  # of one kind of contradiction
 
@@ -105,7 +106,7 @@ def _groups(planes: Sequence[DrawnPlane]) -> list[list[DrawnLoop]]:
             for meeting in meetings(first, second):
                 index = [number[id(c.loop)] for c in (*meeting.first, *meeting.second)]
                 touching[index[0], index[1:]] = True
-    alone = ~(touching.any(axis=0) | touching.any(axis=1))
+    alone = np.asarray(~(touching | touching.T).any(axis=1))
     for family in _families(planes):
         stacked = [loop for plane in family for loop in plane.loops]
         index = [number[id(loop)] for loop in stacked]
@@ -200,11 +201,7 @@ def _crossings(planes: Sequence[DrawnPlane], radius: float) -> list[str]:
     for first, second in combinations(planes, 2):
         if first.parallel_to(second):
             continue
-        for meeting in meetings(first, second):
-            if meeting.first and meeting.second:
-                found += list(_ends_apart(meeting, radius))
-            else:
-                found += list(_missing(meeting, first, second, radius))
+        found += list(_between(first, second, radius))
     found.sort(reverse=True)
     more = len(found) - MOST_NAMED
     return [sentence for _, sentence in found[:MOST_NAMED]] + (
@@ -212,46 +209,55 @@ def _crossings(planes: Sequence[DrawnPlane], radius: float) -> list[str]:
     )
 
 
+def _between(first: DrawnPlane, second: DrawnPlane, radius: float) -> Iterator[tuple[float, str]]:
+    """How far two planes disagree, mm, and the sentence of it."""
+    met = meetings(first, second)
+    agree = any(meeting.first and meeting.second for meeting in met)
+    longest = (MISSING_SHARE if agree else APART_SHARE) * radius
+    for meeting in met:
+        if meeting.first and meeting.second:
+            yield from _ends_apart(meeting, radius)
+        else:
+            yield from _missing(meeting, first, second, longest)
+
+
 def _ends_apart(meeting: Meeting, radius: float) -> Iterator[tuple[float, str]]:
     """Where both planes show the organ along their common line, but not up to the same place.
 
-    What counts is how far the end of one lies from the other's loops, and of both ways the
-    shorter: a plane that grazes the organ has its ends anywhere.
+    What counts is the distance across either loop, and of the two the shorter: a plane that
+    grazes the organ has its ends anywhere.
     """
     limit = max(DISAGREE_MM, DISAGREE_SHARE * radius)
-    for end in (0, 1):
-        pick = (min, max)[end]
-        one = pick(meeting.first, key=lambda chord: (chord.start, chord.stop)[end])
-        two = pick(meeting.second, key=lambda chord: (chord.start, chord.stop)[end])
-        if abs((one.start, one.stop)[end] - (two.start, two.stop)[end]) <= limit:
-            continue
-        there = min(chord.loop.tree.query(one.ends[end])[0] for chord in meeting.second)
-        back = min(chord.loop.tree.query(two.ends[end])[0] for chord in meeting.first)
-        gap = float(min(there, back))
+    for end, outermost in ((0, min), (1, max)):
+        one, two = (
+            outermost(chords, key=lambda chord: float(chord.along[end]))
+            for chords in (meeting.first, meeting.second)
+        )
+        gap = abs(one.along[end] - two.along[end]) * min(one.slant[end], two.slant[end])
         if gap > limit:
             yield (
-                gap,
+                float(gap),
                 f"{one.loop.name} and {two.loop.name} disagree by {gap:.0f} mm where their planes "
                 f"cross, {near(one.ends[end])}: move one of them there.",
             )
 
 
 def _missing(
-    meeting: Meeting, first: DrawnPlane, second: DrawnPlane, radius: float
+    meeting: Meeting, first: DrawnPlane, second: DrawnPlane, longest: float
 ) -> Iterator[tuple[float, str]]:
-    """Where one plane shows the organ along their common line, and the other nothing.
+    """Where one plane shows more than ``longest`` mm along their common line, and the other
+    nothing.
 
     The other way round, a notch that one shows and the other fills, is the rule: the sinus of a
     kidney is drawn in one plane and left out in the next.
     """
     shown, other = (meeting.first, second) if meeting.first else (meeting.second, first)
-    longest = max(shown, key=lambda chord: chord.stop - chord.start)
-    length = longest.stop - longest.start
-    if length > MISSING_SHARE * radius:
+    chord = max(shown, key=lambda chord: chord.length)
+    if chord.length > longest:
         yield (
-            length,
-            f"{longest.loop.name} shows {length:.0f} mm of the organ, "
-            f"{near(longest.ends.mean(axis=0))}, where nothing is drawn in the plane of "
+            chord.length,
+            f"{chord.loop.name} shows {chord.length:.0f} mm of the organ, "
+            f"{near(chord.ends.mean(axis=0))}, where nothing is drawn in the plane of "
             f"{other.name}: outline it there, too, or correct one of them.",
         )
 

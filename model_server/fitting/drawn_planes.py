@@ -84,13 +84,24 @@ class DrawnPlane:
 
 @dataclass(frozen=True)
 class Chord:
-    """Where a loop's inside meets another plane: from ``ends[0]`` to ``ends[1]`` (2, 3), RAS mm,
-    at ``start`` to ``stop`` along the line where both planes meet."""
+    """Where the inside of a loop meets another plane.
+
+    Attributes:
+        loop: see there.
+        ends: (2, 3) from where to where, RAS mm.
+        along: (2,) the same along the line where both planes meet, mm.
+        slant: (2,) sine of the angle at which the loop crosses that line.
+    """
 
     loop: DrawnLoop
     ends: Array
-    start: float
-    stop: float
+    along: Array
+    slant: Array
+
+    @property
+    def length(self) -> float:
+        """Mm."""
+        return float(self.along[1] - self.along[0])
 
 
 @dataclass(frozen=True)
@@ -180,28 +191,29 @@ def overlapping(first: DrawnLoop, second: DrawnLoop, normal: Array) -> Array | N
 
 def meetings(first: DrawnPlane, second: DrawnPlane) -> list[Meeting]:
     """The stretches of the line where two planes meet in which either shows something."""
-    along = np.cross(first.normal, second.normal)
+    line = np.cross(first.normal, second.normal)
+    line /= np.linalg.norm(line)
     chords = [
         (chord, side)
         for side, (plane, other) in enumerate(((first, second), (second, first)))
         for loop in plane.loops
-        for chord in _chords(loop, other, along)
+        for chord in _chords(loop, other, line)
     ]
     groups: list[list[tuple[Chord, int]]] = []
     reached = -np.inf
-    for chord, side in sorted(chords, key=lambda found: found[0].start):
-        if chord.start > reached:
+    for chord, side in sorted(chords, key=lambda found: float(found[0].along[0])):
+        if chord.along[0] > reached:
             groups.append([])
         groups[-1].append((chord, side))
-        reached = max(reached, chord.stop)
+        reached = max(reached, float(chord.along[1]))
     return [
         Meeting(tuple(c for c, s in group if s == 0), tuple(c for c, s in group if s == 1))
         for group in groups
     ]
 
 
-def _chords(loop: DrawnLoop, plane: DrawnPlane, along: Array) -> list[Chord]:
-    """The stretches in which a plane passes through the inside of a loop of another plane."""
+def _chords(loop: DrawnLoop, plane: DrawnPlane, line: Array) -> list[Chord]:
+    """The stretches of ``line`` (3,) in which a plane passes through a loop of another plane."""
     height = (loop.points - plane.origin) @ plane.normal
     above = height > 0
     cut = np.flatnonzero(above != np.roll(above, -1))
@@ -209,10 +221,10 @@ def _chords(loop: DrawnLoop, plane: DrawnPlane, along: Array) -> list[Chord]:
         return []
     after = (cut + 1) % len(height)
     share = (height[cut] / (height[cut] - height[after]))[:, None]
-    ends = (1.0 - share) * loop.points[cut] + share * loop.points[after]
-    at = ends @ along / np.linalg.norm(along)
-    order = at.argsort()  # an even number: the loop is closed
-    return [
-        Chord(loop, ends[[i, j]], float(at[i]), float(at[j]))
-        for i, j in zip(order[::2], order[1::2], strict=True)
-    ]
+    step = loop.points[after] - loop.points[cut]
+    ends = loop.points[cut] + share * step
+    along = ends @ line
+    cosine = np.abs(step @ line) / np.linalg.norm(step, axis=1)
+    slant = np.sqrt(np.maximum(1.0 - cosine**2, 0.0))
+    order = along.argsort()  # an even number: the loop is closed
+    return [Chord(loop, ends[i], along[i], slant[i]) for i in order.reshape(-1, 2)]

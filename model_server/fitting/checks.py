@@ -97,9 +97,9 @@ def check_fit(
         "outline across them.",
     )
     return (
+        *(open_ends if observations.parallel_only() else ()),
         *contradictions(observations, usual),
         *coverage_warnings(planes, card, usual),
-        *(open_ends if observations.parallel_only() else ()),
         *check_points(observations, surface, card, radius),
     )
 

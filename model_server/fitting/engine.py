@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_server.fitting.calibration import Calibration
-from model_server.fitting.checks import check_fit, check_points, check_size
+from model_server.fitting.checks import check_drawn, check_fit
 from model_server.fitting.gauss_newton import Prior, settle, solve
 from model_server.fitting.interrupt import check
 from model_server.fitting.model import Drawn, FitModel, FitState, Form
@@ -65,7 +65,7 @@ def _stages(
     model: FitModel, observations: Observations, start: Reconstruction | None, settings: FitSettings
 ) -> Iterator[Reconstruction]:
     observations.require_enough()
-    check_size(observations, model.card)
+    check_drawn(observations, model.card)
     warm = start if start is not None and accepts(model, start, settings) else None
     run = _Run(model, observations, settings, warm)
     if model.quick is None:
@@ -336,9 +336,8 @@ class _Run:
             ShapePriorError: they cannot belong to one organ of this kind.
         """
         card, radius = self.model.card, self.state.pose.scale * self.model.rms_radius
-        warnings = check_fit(self.observations, answer.residuals, card, radius)
-        more = check_points(self.observations, answer.surface, card, radius)
-        return replace(answer, warnings=(*warnings, *more))
+        warnings = check_fit(self.observations, answer.surface, card, radius)
+        return replace(answer, warnings=warnings)
 
     def _answer(self, stage: str, drawn: Drawn, latents: Array) -> Reconstruction:
         card, template = self.model.card, self.state.template

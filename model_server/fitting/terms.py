@@ -20,6 +20,8 @@ from model_server.fitting.attachment import (
     attach_points,
     attach_vertices,
 )
+from model_server.fitting.clicks import distinct_clicks
+from model_server.fitting.drawn_planes import without_holes
 from model_server.fitting.mask import MaskField
 from model_server.fitting.pose_prior import mirror_points
 from model_server.geometry.labels import surface_from_label
@@ -238,9 +240,10 @@ def evidence_of(observations: Observations) -> Evidence:
     spacing = max(observations.extent_mm() / SAMPLES_PER_EXTENT, 1e-3)
     terms: list[Term] = []
     for plane in observations.planes():
-        loops = [loop for outline in plane for loop in outline.resampled(spacing)]
+        drawn = without_holes(plane)
+        loops = [loop for outline in drawn for loop in outline.resampled(spacing)]
         terms.append(OutlineTerm(np.concatenate(loops), plane[0].normal))
-    clicks = observations.boundary_points()
+    clicks = distinct_clicks(observations.boundary_points())[0]
     if len(clicks):
         terms.append(ClickTerm(clicks))
     if observations.label_map is not None:

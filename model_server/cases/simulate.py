@@ -16,14 +16,19 @@ from scipy import ndimage
 from model_server.errors import ShapePriorError
 from model_server.geometry.curves import closed_spline
 from model_server.geometry.labels import distance_field, largest_component
-from model_server.geometry.loops import loop_area, loop_length, points_along, section_loops
+from model_server.geometry.loops import (
+    loop_area,
+    loop_length,
+    points_along,
+    section_loops,
+    self_crossings,
+)
 from model_server.geometry.sampling import sample_surface
 from model_server.observations import (
     Observations,
     PlanarOutline,
     PointSet,
     Volume,
-    first_self_crossing,
     in_plane_axes,
 )
 from model_server.reconstruction import Surface
@@ -160,7 +165,7 @@ def draw_loop(
         share = (np.arange(count) + rng.random()) / count
         noise = rng.standard_normal((count, 2)) * (jitter_mm * 0.5 ** (attempt // REDRAWS))
         curve = closed_spline(points_along(loop, share * length) + noise @ axes)
-        if first_self_crossing((curve - curve[0]) @ axes.T) is None:
+        if len(self_crossings((curve - curve[0]) @ axes.T)) == 0:
             return curve
         if attempt % REDRAWS == REDRAWS - 1:
             # Too winding for so few points, or too thin for so much noise: mend both.

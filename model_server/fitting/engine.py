@@ -321,7 +321,7 @@ class _Run:
         card, radius = self.model.card, self.state.pose.scale * self.model.rms_radius
         warnings = check_fit(self.observations, answer.residuals, card, radius)
         more = check_points(self.observations, answer.surface, card, radius)
-        return replace(answer, warnings=(*warnings, *more))
+        return replace(answer, warnings=(*warnings, *more, *self.observations.notes))
 
     def _answer(self, stage: str, drawn: Drawn, latents: Array) -> Reconstruction:
         card, template = self.model.card, self.state.template

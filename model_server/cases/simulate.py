@@ -1,4 +1,5 @@
-"""Annotations as a person would make them, drawn from a true surface.
+"""Annotations as a careful person would make them, drawn from a true surface; ``cases.hands`` has
+the others.
 
 Every benchmark and the training of the pose priors uses these, so that what is learned is what
 is measured. All randomness comes from the generator that is passed in.
@@ -173,7 +174,7 @@ def draw_loop(
     return points_along(loop, np.arange(count) / count * length)
 
 
-def _drawn_loops(surface: Surface, plane: Plane) -> list[Array]:
+def drawn_loops(surface: Surface, plane: Plane) -> list[Array]:
     """The loops of a section that a person would draw: all but the small ones.
 
     Raises:
@@ -205,7 +206,7 @@ def draw_outlines(
     for plane in planes:
         loops = tuple(
             draw_loop(loop, plane.normal, rng, control_points, jitter_mm)
-            for loop in _drawn_loops(surface, plane)
+            for loop in drawn_loops(surface, plane)
         )
         outlines.append(PlanarOutline(plane.name, loops, plane.origin, plane.normal))
     return Observations(outlines=tuple(outlines))

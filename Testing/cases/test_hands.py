@@ -51,20 +51,20 @@ def test_control_points_miss_the_loop_by_the_jitter(jitter: float) -> None:
 
 
 def test_a_small_loop_gets_few_and_steady_points() -> None:
-    small = 0.06 * EXACT  # 12 mm long
+    small = 0.06 * EXACT  # 12 mm long, of 2 mm width
     drawn = [hands.unsteady_loop(small, UP, rng(seed), 40, 1.0) for seed in range(50)]
-    assert max(len(curve) for curve in drawn) <= 10 * loop_length(small) / (2 * 0.3)
+    assert max(len(curve) for curve in drawn) <= 10 * loop_length(small) / (2 * 0.35)
     assert min(len(curve) for curve in drawn) >= 10 * 8 * 0.8  # but for two that fell together
 
 
 def test_curves_are_not_redrawn_where_they_cross() -> None:
     axes = in_plane_axes(UP)
-    strip = np.array([[0, 0, 0], [60, 0, 0], [60, 2, 0], [0, 2, 0]], dtype=float)
+    strip = np.array([[0, 0, 0], [60, 0, 0], [60, 4, 0], [0, 4, 0]], dtype=float)
     crossed = [
-        len(self_crossings(hands.unsteady_loop(strip, UP, rng(seed), 30, 1.0) @ axes.T)) > 0
-        for seed in range(20)
+        len(self_crossings(hands.unsteady_loop(strip, UP, rng(seed), 40, 1.0) @ axes.T)) > 0
+        for seed in range(40)
     ]
-    assert np.mean(crossed) > 0.5
+    assert 0.3 < np.mean(crossed) < 1.0
 
 
 def test_three_outlines_by_many_hands_are_read_like_any_other() -> None:

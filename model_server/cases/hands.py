@@ -21,7 +21,7 @@ from model_server.cases.simulate import (
 )
 from model_server.errors import ShapePriorError
 from model_server.geometry.curves import closed_spline, distinct_points
-from model_server.geometry.loops import loop_length, points_along, section_loops
+from model_server.geometry.loops import loop_area, loop_length, points_along, section_loops
 from model_server.geometry.outlines import mended_outline
 from model_server.geometry.sampling import sample_surface
 from model_server.observations import Observations, PlanarOutline, PointSet, in_plane_axes
@@ -30,6 +30,8 @@ from model_server.reconstruction import Surface
 Array = NDArray[np.float64]
 CONTROL_POINTS = (8, 40)  # of a curve
 UNSTEADY_MM = (0.25, 1.0)  # standard deviation of a control point, along each in-plane axis
+STEADINESS = 0.2  # of a loop's width: what nobody strays by
+LEAST_WIDTH_MM = 1.0  # narrower loops are not drawn
 EVENNESS = 4.0  # shape of the gamma distribution of gaps: their spread is half their mean
 OFFSET_SHARE = 0.25  # planes lie within +-25 % of the extent about the bounding box's center
 TILT_DEG = 30.0  # at most
@@ -48,27 +50,36 @@ def unsteady_loop(
 ) -> Array:
     """A closed curve as a hurried person draws it along an exact one; it may cross itself.
 
-    Around a small loop people set fewer points and zoom in: no more than every two deviations, but
-    eight, and no less steadily than a fortieth of its length.
+    People look at what they draw: around a small loop they zoom in, and stray by no more than a
+    fifth of its width; they set points no closer than two deviations, but no fewer than eight, nor
+    than one every two widths, which hold the sides of a long loop apart.
 
     Args:
         loop: (N, 3) exact, planar, mm.
         normal: (3,) of its plane.
         rng: gaps, start and noise.
-        count: control points, at most.
-        jitter_mm: standard deviation along each in-plane axis, at most.
+        count: control points, where the loop allows it.
+        jitter_mm: standard deviation along each in-plane axis, where the loop allows it.
 
     Returns:
         (10 * M, 3), in the same plane.
     """
     length = loop_length(loop)
-    jitter = min(jitter_mm, max(length / 40.0, UNSTEADY_MM[0]))
-    count = int(np.clip(length / (2.0 * jitter), CONTROL_POINTS[0], count))
+    width = _width(loop)
+    jitter = min(jitter_mm, max(STEADINESS * width, UNSTEADY_MM[0]))
+    fewest, most = CONTROL_POINTS
+    fewest = int(np.clip(np.ceil(length / (2.0 * width)), fewest, most))
+    count = int(np.clip(count, fewest, max(length / (2.0 * jitter), fewest)))
     gaps = rng.gamma(EVENNESS, size=count)
     share = rng.random() + np.cumsum(gaps) / gaps.sum()
     noise = jitter * rng.standard_normal((count, 2))
     control = points_along(loop, share * length) + noise @ in_plane_axes(normal)
     return closed_spline(distinct_points(control))
+
+
+def _width(loop: Array) -> float:
+    """Mean width of a loop, mm: of a strip its own, of a circle its radius."""
+    return 2.0 * loop_area(loop) / loop_length(loop)
 
 
 def varied_outlines(surface: Surface, rng: np.random.Generator, count: int = 3) -> Observations:
@@ -100,11 +111,14 @@ def varied_outlines(surface: Surface, rng: np.random.Generator, count: int = 3) 
 def _sections(
     surface: Surface, rng: np.random.Generator, count: int
 ) -> list[tuple[Plane, list[Array]]]:
-    """Planes and what they cut: whoever sees nothing in a slice scrolls on."""
+    """Planes and the loops in them: whoever sees nothing to draw in a slice scrolls on."""
     for _ in range(LOOKS):
         planes = oblique_planes(surface, rng, count, TILT_DEG, OFFSET_SHARE)
         with suppress(ShapePriorError):
-            return [(plane, drawn_loops(surface, plane)) for plane in planes]
+            loops = [drawn_loops(surface, plane) for plane in planes]
+            drawn = [[loop for loop in s if _width(loop) >= LEAST_WIDTH_MM] for s in loops]
+            if all(drawn):
+                return list(zip(planes, drawn, strict=True))
     raise ShapePriorError("No plane cuts the surface.", "Check that it is closed and in one piece.")
 
 

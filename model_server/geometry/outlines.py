@@ -20,8 +20,8 @@ from model_server.observations import (
 )
 
 Array = NDArray[np.float64]
-# Of the area, in lobes drawn the other way round: a true figure of eight. Twice what the most
-# unsteady of 2,000 simulated hands drew (7.7 %).
+# Of the area, in lobes drawn the other way round: a true figure of eight. The worst slip among
+# 6,900 simulated drawings of hippocampi (``cases.hands``) had 13 %, 99 of 100 less than 3 %.
 EIGHT_SHARE = 0.15
 PART_SHARE = 0.01  # of the area: smaller parts that a crossing pinches off are specks
 MOST_POINTS = 2000  # of a loop that are looked at: its crossings may be their square

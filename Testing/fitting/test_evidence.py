@@ -11,7 +11,14 @@ from model_server.fitting.attachment import attach_points
 from model_server.fitting.mask import MaskField
 from model_server.fitting.oriented import cloud_normals
 from model_server.fitting.residuals import outline_distance, residuals
-from model_server.fitting.terms import SIDE_TRUST, Evidence, GuideTerm, LabelMapTerm, evidence_of
+from model_server.fitting.terms import (
+    MOST_SAMPLES,
+    SIDE_TRUST,
+    Evidence,
+    GuideTerm,
+    LabelMapTerm,
+    evidence_of,
+)
 from model_server.geometry.icosphere import icosphere
 from model_server.observations import Observations, PlanarOutline, PointSet, Volume
 from model_server.reconstruction import Surface
@@ -123,6 +130,14 @@ def test_samples_lie_on_the_outlines_at_equal_distances() -> None:
         assert np.abs((points - points[0]) @ term.normal).max() < 1e-6
         step = np.linalg.norm(points - np.roll(points, 1, axis=0), axis=1)
         assert step.max() / step.min() < 1.05
+
+
+def test_many_outlines_are_sampled_more_coarsely() -> None:
+    few = Observations(outlines=(circle(10.0, 0), circle(10.0, 1)))
+    many = Observations(outlines=tuple(circle(10.0, 0, 0.05 * k) for k in range(60)))
+    count = [len(evidence_of(o).boundary()) / len(o.outlines) for o in (few, many)]
+    assert count[0] > 2 * count[1]
+    assert len(evidence_of(many).boundary()) < 1.1 * MOST_SAMPLES
 
 
 def test_what_every_kind_of_annotation_says_of_its_places() -> None:

@@ -337,7 +337,7 @@ class _Run:
         """
         card, radius = self.model.card, self.state.pose.scale * self.model.rms_radius
         warnings = check_fit(self.observations, answer.surface, card, radius)
-        return replace(answer, warnings=warnings)
+        return replace(answer, warnings=(*warnings, *self.observations.notes))
 
     def _answer(self, stage: str, drawn: Drawn, latents: Array) -> Reconstruction:
         card, template = self.model.card, self.state.template

@@ -25,12 +25,14 @@ from model_server.fitting.drawn_planes import without_holes
 from model_server.fitting.mask import MaskField
 from model_server.fitting.pose_prior import mirror_points
 from model_server.geometry.labels import surface_from_label
+from model_server.geometry.loops import loop_length
 from model_server.geometry.sampling import sample_surface
 from model_server.observations import Observations
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
 SAMPLES_PER_EXTENT = 80.0  # outline samples are this fraction of the annotations' extent apart
+MOST_SAMPLES = 1500  # of all outlines: linear systems grow with the cube of it
 MASK_SAMPLES = 2000
 SIDE_TRUST = 20.0  # an inside or outside point is one of few, and placed on purpose
 
@@ -237,7 +239,7 @@ class Evidence:
 
 def evidence_of(observations: Observations) -> Evidence:
     """The terms of what a user gave: outlines at equal arc length, clicks, a label map, sides."""
-    spacing = max(observations.extent_mm() / SAMPLES_PER_EXTENT, 1e-3)
+    spacing = _spacing(observations)
     terms: list[Term] = []
     for plane in observations.planes():
         drawn = without_holes(plane)
@@ -254,3 +256,10 @@ def evidence_of(observations: Observations) -> Evidence:
         if sets:
             terms.append(SideTerm(np.concatenate([s.points for s in sets]), side))
     return Evidence(tuple(terms))
+
+
+def _spacing(observations: Observations) -> float:
+    """Mm between samples of outlines; wider where very many were drawn."""
+    drawn = sum(loop_length(loop) for outline in observations.outlines for loop in outline.loops)
+    usual = observations.extent_mm() / SAMPLES_PER_EXTENT
+    return float(max(usual, drawn / MOST_SAMPLES, 1e-3))

@@ -59,7 +59,17 @@ def test_nouns_and_command_line_pull_in_no_torch(modules: str):
 # What the client takes from the backend, and what those modules need themselves.
 CLIENT = ["ShapePriorSlicerLib.server.backend", "ShapePriorSlicerLib.server.connection"]
 SHARED = {"errors", "observations", "pose", "reconstruction", "service", "service.wire"}
-HEAVY = {"torch", "vtk", "vtkmodules", "fastapi", "uvicorn", "skimage", "SimpleITK", "trimesh"}
+HEAVY = {
+    "torch",
+    "vtk",
+    "vtkmodules",
+    "fastapi",
+    "uvicorn",
+    "skimage",
+    "SimpleITK",
+    "trimesh",
+    "shapely",
+}
 
 
 def test_the_client_pulls_in_only_the_nouns_and_the_wire():

@@ -29,7 +29,12 @@ BACKEND = REPOSITORY / "model_server"
 MODULE = REPOSITORY / "ShapePriorSlicer"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 # Where the name of a package is not the name that is imported.
-PACKAGE_OF = {"skimage": "scikit-image", "igl": "libigl", "SimpleITK": "simpleitk"}
+PACKAGE_OF = {
+    "SimpleITK": "simpleitk",
+    "igl": "libigl",
+    "itk": "itk-morphologicalcontourinterpolation",
+    "skimage": "scikit-image",
+}
 MEGABYTE = 1_000_000
 CMAKE = (REPOSITORY / "CMakeLists.txt").read_text()
 

@@ -16,12 +16,16 @@ from model_server.errors import ShapePriorError
 Array = NDArray[np.float64]
 LEAST_SIDE_GAP_MM = 0.5  # between a point inside and a point outside
 MAX_OUT_OF_PLANE_MM = 1.0
-CROSSING_POINTS = 2000
 DECIMALS = 6  # of coordinates in mm
 FLAT_MM = 1e-5  # what rounding alone makes uneven
 
 
-def _checked_points(points: object, name: str, least: int) -> Array:
+def checked_points(points: object, name: str, least: int) -> Array:
+    """(N, 3) finite points, to a nanometer.
+
+    Raises:
+        ShapePriorError: they are none, or fewer than ``least``.
+    """
     # To a nanometer, so that the same annotations give the same surface whichever way they came:
     # what transforms and files leave in the last bits would grow to 0.1 mm when it is remeshed.
     array = np.asarray(np.round(np.asarray(points, dtype=np.float64), DECIMALS), dtype=np.float64)
@@ -49,31 +53,6 @@ def _plane_of(loop: Array) -> tuple[Array, Array, Array]:
     return origin, extent, axes
 
 
-def first_self_crossing(flat: Array) -> int | None:
-    """Index of an edge of the closed polygon (N, 2) that crosses another, or None.
-
-    Edges cross when each one's ends lie on different sides of the other.
-    """
-    edge = np.roll(flat, -1, axis=0) - flat
-    # side[i, j]: on which side of edge i point j lies.
-    side = np.outer(edge[:, 0], flat[:, 1]) - np.outer(edge[:, 1], flat[:, 0])
-    side -= (edge[:, 0] * flat[:, 1] - edge[:, 1] * flat[:, 0])[:, None]
-    positive = side > 0
-    apart = positive != np.roll(positive, -1, axis=1)
-    crossing = apart & apart.T
-    index = np.arange(len(flat))
-    for step in (-1, 0, 1):  # neighbors share a point; that is no crossing
-        crossing[index, (index + step) % len(flat)] = False
-    hit = crossing.any(axis=1)
-    return int(hit.argmax()) if hit.any() else None
-
-
-def thinned(flat: Array) -> Array:
-    """At most ``CROSSING_POINTS`` of a polygon's points: the crossing test takes their square."""
-    step = -(-len(flat) // CROSSING_POINTS)
-    return flat[::step]
-
-
 @dataclass(frozen=True)
 class PlanarOutline:
     """Closed loops drawn in one plane of any orientation.
@@ -83,26 +62,34 @@ class PlanarOutline:
         loops: each (N, 3) RAS mm, dense, closed implicitly (the first point is not repeated).
         origin: (3,) a point of the plane, RAS mm.
         normal: (3,) unit normal of the plane.
+        notes: what was mended in it, a sentence each.
     """
 
     name: str
     loops: tuple[Array, ...]
     origin: Array
     normal: Array
+    notes: tuple[str, ...] = ()
 
     @classmethod
-    def from_loop(cls, points: object, name: str) -> PlanarOutline:
+    def from_loop(
+        cls, points: object, name: str, tolerance_mm: float = MAX_OUT_OF_PLANE_MM
+    ) -> PlanarOutline:
         """An outline from one closed loop, its plane fitted to the points.
+
+        What can be mended is let through: the loop may cross itself until ``geometry.outlines``,
+        which needs a polygon library, has seen it.
 
         Args:
             points: (N, 3) RAS mm, dense along the loop; a repeated last point is dropped.
             name: the curve's name.
+            tolerance_mm: how far points may lie from the plane; they are laid onto it.
 
         Raises:
-            ShapePriorError: fewer than three points, NaN, coincident points, points on a line,
-                a loop leaving its plane by more than 1 mm, or crossing itself.
+            ShapePriorError: fewer than three points, NaN, coincident points, points on a line, or
+                a loop leaving its plane.
         """
-        loop = _checked_points(points, name, 3)
+        loop = checked_points(points, name, 3)
         step = np.linalg.norm(loop - np.roll(loop, 1, axis=0), axis=1)
         loop = loop[step > 1e-9]
         if len(loop) < 3:
@@ -116,10 +103,10 @@ class PlanarOutline:
                 "Draw the outline around the organ, not along it.",
             )
         off = np.abs((loop - origin) @ axes[2])
-        if off.max() > MAX_OUT_OF_PLANE_MM:
+        if off.max() > tolerance_mm:
             raise ShapePriorError(
                 f"'{name}' leaves its plane by {off.max():.1f} mm (at most "
-                f"{MAX_OUT_OF_PLANE_MM:g} mm is allowed).",
+                f"{tolerance_mm:g} mm is allowed).",
                 "Draw it again in one slice, without scrolling in between.",
                 "not-planar",
             )
@@ -127,14 +114,6 @@ class PlanarOutline:
         if off.max() > FLAT_MM:
             loop = np.round(origin + flat @ axes[:2], DECIMALS)
             origin, _, axes = _plane_of(loop)  # as of the same loop that comes flat
-        crossing = first_self_crossing(thinned(flat))
-        if crossing is not None:
-            x, y, z = thinned(loop)[crossing]
-            raise ShapePriorError(
-                f"'{name}' crosses itself near ({x:.0f}, {y:.0f}, {z:.0f}) mm RAS.",
-                "Move or delete the control points there.",
-                "self-crossing",
-            )
         return cls(name, (loop,), origin, axes[2])
 
     @cached_property
@@ -172,7 +151,7 @@ class PointSet:
     name: str = "points"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "points", _checked_points(self.points, self.name, 1))
+        object.__setattr__(self, "points", checked_points(self.points, self.name, 1))
 
 
 @dataclass(frozen=True)
@@ -213,6 +192,11 @@ class Observations:
     outside: tuple[PointSet, ...] = ()
     label_map: Volume | None = None
     image: Volume | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was mended in the outlines, a sentence each."""
+        return tuple(dict.fromkeys(note for o in self.outlines for note in o.notes))
 
     def boundary_points(self) -> Array:
         """(N, 3) every boundary click, RAS mm."""

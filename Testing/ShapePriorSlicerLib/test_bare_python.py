@@ -48,7 +48,7 @@ assert not loaded & BLOCKED, loaded & BLOCKED
 """
 BLOCKED = {
     "torch", "msgpack", "websockets", "trimesh", "skimage", "fastapi", "uvicorn", "safetensors",
-    "gpytoolbox", "typer", "rich", "matplotlib", "starlette", "pydantic", "psutil", "qt",
+    "gpytoolbox", "shapely", "typer", "rich", "matplotlib", "starlette", "pydantic", "psutil", "qt",
 }  # fmt: skip
 
 

@@ -15,7 +15,8 @@ from model_server.evaluation.results import EvaluationResult, shown_pair
 
 COUNTS = [10, 20, 64, 256, 1024]
 BARS = {20: 0.86, 64: 0.90, 256: 0.92, 1024: 0.93}
-HEADER = ["clicks", "method", "Dice", "NSD", "HD95 mm", "first s", "final s", "failed", "bar"]
+HEADER = ["clicks", "method", "Dice", "worst tenth", "NSD", "HD95 mm"]
+HEADER += ["first s", "final s", "refused", "bar"]
 AGAINST = ["clicks", "against", "Dice: mean difference ± SE (wins/losses)"]
 
 
@@ -27,11 +28,12 @@ def row(count: int, method: str, result: EvaluationResult, bar: float | None) ->
         str(count),
         method,
         number(dice, ".4f"),
+        number(result.worst_tenth(method), ".4f"),
         number(result.mean(method, "nsd"), ".4f"),
         number(result.mean(method, "hd95_mm"), ".2f"),
         number(summary["seconds_first"], ".3f"),
         number(summary["seconds_final"], ".2f"),
-        str(sum(r.error is not None for r in result.records if r.method == method)),
+        str(len(result.failures(method))),
         "" if bar is None else f">= {bar:g}: {verdict(dice, '≥', bar)}",
     ]
 

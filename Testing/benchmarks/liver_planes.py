@@ -2,7 +2,7 @@
 
     python Testing/benchmarks/liver_planes.py [--planes 2 3 4 6 8 10] [--limit 5]
 
-One plane alone cannot place an organ: methods that refuse it are reported as failed there. Writes
+One plane alone cannot place an organ: methods that refuse it have Dice 0 there. Writes
 liver_planes.json (all records), .md and .png (the curve).
 """
 

@@ -13,7 +13,7 @@ from common import RESULTS
 from model_server.priors.card import CARD_FILE, read_card
 from model_server.priors.registry import BUNDLED_ZOO
 
-METRICS = ("dice", "nsd", "assd_mm", "hd95_mm")
+METRICS = ("dice", "dice_worst_tenth", "nsd", "assd_mm", "hd95_mm")
 
 
 def main() -> None:
@@ -32,6 +32,7 @@ def main() -> None:
                 **{m: round(values[m], 4) for m in METRICS},
                 "nsd_tolerance_mm": found["tolerance_mm"],
                 "validation_cases": values["cases"],
+                "refused": values["refused"],
                 "command": "python " + found["command"],
             }
         }

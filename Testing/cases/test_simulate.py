@@ -13,8 +13,9 @@ from scipy.interpolate import CubicSpline
 from model_server.cases import simulate
 from model_server.errors import ShapePriorError
 from model_server.evaluation.metrics import Truth, distances_to
-from model_server.geometry.loops import section_loops
-from model_server.observations import Observations, PlanarOutline, first_self_crossing
+from model_server.geometry.loops import section_loops, self_crossings
+from model_server.geometry.outlines import mended_outline
+from model_server.observations import Observations
 from model_server.reconstruction import Surface
 
 ORGAN = ellipsoid((40, 25, 15), (10, -20, 30))
@@ -90,7 +91,7 @@ def test_curves_pass_the_border_check() -> None:
     for seed in range(30):
         for outline in simulate.three_outlines(ORGAN, rng(seed), jitter_mm=1.0).outlines:
             for loop in outline.loops:
-                PlanarOutline.from_loop(loop, outline.name)
+                assert mended_outline(loop, outline.name).notes == ()
 
 
 def test_a_crossing_curve_is_redrawn() -> None:
@@ -98,15 +99,15 @@ def test_a_crossing_curve_is_redrawn() -> None:
     strip = np.array([[0, 0, 0], [60, 0, 0], [60, 2, 0], [0, 2, 0]], dtype=float)
     for seed in range(10):
         curve = simulate.draw_loop(strip, np.eye(3)[2], rng(seed), jitter_mm=1.0)
-        PlanarOutline.from_loop(curve, "strip")
+        assert mended_outline(curve, "strip").notes == ()
         assert curve[:, 0].min() < 5
         assert curve[:, 0].max() > 55
 
 
 def test_crossings_are_found() -> None:
     eight = np.array([[0, 0], [2, 2], [2, 0], [0, 2]], dtype=float)
-    assert first_self_crossing(eight) is not None
-    assert first_self_crossing(eight[[0, 2, 1, 3]]) is None
+    assert self_crossings(eight).tolist() == [[0, 2]]
+    assert len(self_crossings(eight[[0, 2, 1, 3]])) == 0
 
 
 def test_organs_of_two_parts_get_two_loops() -> None:

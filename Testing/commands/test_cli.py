@@ -173,6 +173,29 @@ def test_parallel_outlines_are_fitted_with_a_warning(shape_prior, draw, tmp_path
     assert out.is_file()
 
 
+def test_what_a_hand_slips_in_is_mended_and_told(shape_prior, draw, tmp_path):
+    curves = [draw(axis) for axis in range(3)]
+    again = [with_points(c, [*c.points, c.points[0]]) for c in curves]
+    off = with_points(curves[2], curves[2].points + np.outer(np.arange(16) == 3, [0.0, 0.0, 1.6]))
+    reference = tmp_path / "mr.nii.gz"
+    matrix = np.diag([1.0, 1.0, 5.0, 1.0])
+    matrix[:3, 3] = [-65.0, -30.0, -10.0]
+    empty = np.zeros((16, 80, 80), dtype=np.int16)
+    sitk.WriteImage(image_from_array(empty, matrix), str(reference))
+    drawn = {"right": curves, "again": again, "off": [*curves[:2], off]}
+    said = {}
+    for name, markups in drawn.items():
+        path, out = saved(tmp_path, *markups, name=f"{name}.mrk.json"), tmp_path / f"{name}.stl"
+        words = ("fit", "--prior", PRIOR, "--annotations", path, "--output", out, "--quiet")
+        done = shape_prior(*words, "--reference", reference)
+        assert done.returncode == 0, done.stderr
+        said[name] = done.stderr
+    assert said["right"] == said["off"] == ""
+    assert said["again"].count("Warning: 1 repeated point(s) of '") == 3
+    for name in ("again", "off"):
+        assert (tmp_path / f"{name}.stl").read_bytes() == (tmp_path / "right.stl").read_bytes()
+
+
 def test_priors_are_listed(shape_prior):
     assert PRIOR in shape_prior("priors").stdout
     content = json.loads(shape_prior("priors", "--json").stdout)

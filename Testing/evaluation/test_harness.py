@@ -165,8 +165,17 @@ def test_failures_are_reported_and_count_against_the_method(cases: list[Analytic
     result = compare({"good": BoxPrior("good"), "bad": FailingPrior("bad", 3.0)})
     assert set(result.failures("bad")) == {"case_3", "case_6"}
     assert "It does not fit" in result.failures("bad")["case_3"]
-    assert result.summary()["bad"]["failures"] == 2
+    row = result.summary()["bad"]
+    assert row["refused"] == 2
+    finished = result.of("bad")["case_0"].metrics
+    assert row["dice"] == pytest.approx(finished["dice"] / 3)
+    assert row["nsd"] == pytest.approx(finished["nsd"] / 3)
+    assert row["dice_worst_tenth"] == 0.0
+    assert row["hd95_mm"] == pytest.approx(finished["hd95_mm"])  # there is no distance to nothing
     pair = result.paired("good", ["dice"])[0]
+    assert (pair.wins, pair.losses, pair.cases) == (3, 0, 3)
+    assert pair.difference > 0.5
+    pair = result.paired("good", ["hd95_mm"])[0]
     assert (pair.wins, pair.losses, pair.cases) == (3, 0, 1)
     assert np.isnan(pair.error)
     assert pair.verdict == "level"  # one common case tells nothing about the mean
@@ -178,7 +187,9 @@ def test_failures_are_reported_and_count_against_the_method(cases: list[Analytic
 def test_a_fit_without_a_surface_is_a_failure(cases: list[AnalyticCase]) -> None:
     result = compare({"silent": SilentPrior("silent")}, limit=1)
     assert "no surface" in result.failures("silent")["case_0"]
-    assert np.isnan(result.mean("silent", "dice"))
+    assert result.mean("silent", "dice") == 0.0
+    assert np.isnan(result.mean("silent", "assd_mm"))
+    assert "| silent | 0.0000 | 0.0000 | 0.0000 | - | - | 1 | 1 |" in result.markdown()
 
 
 def test_a_prior_that_cannot_be_loaded_fails_on_every_case(cases: list[AnalyticCase]) -> None:
@@ -222,7 +233,18 @@ def test_methods_by_name() -> None:
         Method("x", "x", {"locale": 1}).fit_settings()
 
 
-@pytest.mark.parametrize("name", [*FIXED, "points-300", "clicks-20", "planes-4"])
+def test_the_worst_tenth_is_of_the_worst_cases() -> None:
+    dices = [0.9 - 0.01 * i for i in range(25)]
+    result = made_up({"a": dices, "none": []})
+    assert result.worst_tenth("a") == pytest.approx(np.mean(sorted(dices)[:3]))
+    assert result.worst_tenth("a", "hd95_mm") == pytest.approx(10 * (1 - np.mean(dices[-3:])))
+    assert np.isnan(result.worst_tenth("none"))
+
+
+CLICKS = ["clicks-20", *(f"clicks-{kind}-20" for kind in ("random", "clustered", "slices", "half"))]
+
+
+@pytest.mark.parametrize("name", [*FIXED, "points-300", *CLICKS, "planes-4", "stack-4"])
 def test_every_protocol_annotates(name: str) -> None:
     protocol = find_protocol(name)
     truth = Truth.from_label(AnalyticCase("case_3").label())
@@ -230,7 +252,8 @@ def test_every_protocol_annotates(name: str) -> None:
     observations.require_enough()
     counts = {
         "points-300": (0, 300),
-        "clicks-20": (0, 20),
+        **dict.fromkeys(CLICKS, (0, 20)),
+        "stack-4": (3, 0),  # of nine slices
         "planes-4": (4, 0),
         "mixture": (2, 10),
         "mask": (0, 0),
@@ -317,7 +340,9 @@ def test_the_paired_difference_and_its_standard_error() -> None:
 def test_tables_show_every_method() -> None:
     result = made_up({"a": [0.9, 0.8], "b": [0.7, 0.5]})
     text = result.markdown()
-    assert "| a | 0.8500 | 0.8500 |" in text
+    assert "| method | Dice | worst tenth | NSD | HD95 mm |" in text
+    assert "| a | 0.8500 | 0.8000 | 0.8500 |" in text
+    assert "cases | refused |" in text
     assert "| b | +0.2500 ± 0.0500 (2/0) better |" in text
     assert "NSD at 1 mm" in text
     assert [t.row_count for t in result.tables()] == [2, 1]

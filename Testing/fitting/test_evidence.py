@@ -1,4 +1,4 @@
-"""Residuals of annotations against meshes, mask fields, and checks of the answer."""
+"""Residuals of annotations against meshes, and mask fields."""
 
 from __future__ import annotations
 
@@ -7,26 +7,24 @@ import pytest
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from model_server.errors import ShapePriorError
 from model_server.fitting.attachment import attach_points
-from model_server.fitting.checks import check_fit, check_points, check_size, point_warnings
 from model_server.fitting.mask import MaskField
 from model_server.fitting.oriented import cloud_normals
 from model_server.fitting.residuals import outline_distance, residuals
-from model_server.fitting.terms import SIDE_TRUST, Evidence, GuideTerm, LabelMapTerm, evidence_of
+from model_server.fitting.terms import (
+    MOST_SAMPLES,
+    SIDE_TRUST,
+    Evidence,
+    GuideTerm,
+    LabelMapTerm,
+    evidence_of,
+)
 from model_server.geometry.icosphere import icosphere
 from model_server.observations import Observations, PlanarOutline, PointSet, Volume
-from model_server.priors.card import PriorCard
-from model_server.reconstruction import Residual, Surface
+from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
 CENTER = np.array([30.0, -20.0, 10.0])
-CARD = PriorCard(
-    "thing-pca",
-    "thing",
-    "pca",
-    hyperparameters={"annotation_extent_mm": [20.0, 60.0], "radius_mm": [10.0, 15.0]},
-)
 
 
 def ball(radius: float = 10.0) -> Surface:
@@ -134,6 +132,14 @@ def test_samples_lie_on_the_outlines_at_equal_distances() -> None:
         assert step.max() / step.min() < 1.05
 
 
+def test_many_outlines_are_sampled_more_coarsely() -> None:
+    few = Observations(outlines=(circle(10.0, 0), circle(10.0, 1)))
+    many = Observations(outlines=tuple(circle(10.0, 0, 0.05 * k) for k in range(60)))
+    count = [len(evidence_of(o).boundary()) / len(o.outlines) for o in (few, many)]
+    assert count[0] > 2 * count[1]
+    assert len(evidence_of(many).boundary()) < 1.1 * MOST_SAMPLES
+
+
 def test_what_every_kind_of_annotation_says_of_its_places() -> None:
     label = Volume(np.pad(np.ones((4, 4, 4), np.uint8), 2), np.diag([1.0, 2.0, 3.0, 1.0]))
     evidence = evidence_of(
@@ -224,96 +230,7 @@ def test_the_residual_of_a_missed_plane_is_the_distance_to_the_surface() -> None
     assert gap == pytest.approx(np.hypot(5, 15) - 10.0, abs=0.1)
 
 
-# --- checks ---------------------------------------------------------------------------------
-
-
-def test_annotations_in_metres_are_recognized() -> None:
-    with pytest.raises(ShapePriorError, match="expected") as caught:
-        check_size(Observations(boundary=(PointSet(0.02 * np.eye(3)),)), CARD)
-    assert caught.value.code == "wrong-size"
-    assert "metres" in caught.value.remedy
-
-
-def test_annotations_of_a_much_larger_organ_are_refused_for_another_reason() -> None:
-    with pytest.raises(ShapePriorError) as caught:
-        check_size(Observations(boundary=(PointSet(200.0 * np.eye(3)),)), CARD)
-    assert caught.value.code == "wrong-size"
-    assert "in metres" not in caught.value.remedy
-
-
-def test_annotations_of_usual_size_pass() -> None:
-    check_size(Observations(boundary=(PointSet(20.0 * np.eye(3)),)), CARD)
-
-
-def test_clicks_in_one_spot_are_told_so() -> None:
-    with pytest.raises(ShapePriorError, match=r"one spot of 1\.73 mm") as caught:
-        check_size(Observations(boundary=(PointSet(np.eye(3)),)), CARD)
-    assert caught.value.code == "one-spot"
-    assert "all sides" in caught.value.remedy
-
-
-def test_a_point_inside_far_beyond_the_boundary_is_refused_by_number() -> None:
-    told = Observations(inside=(PointSet(CENTER + np.outer([0.0, 40.0], [1.0, 0.0, 0.0]), "in"),))
-    with pytest.raises(ShapePriorError, match=r"Point 2 of 'in'.*30.0 mm outside") as caught:
-        check_points(told, ball(), CARD, 10.0)
-    assert caught.value.code == "contradiction"
-
-
-def test_a_point_inside_a_little_beyond_the_boundary_is_named_in_a_warning() -> None:
-    told = Observations(inside=(PointSet(CENTER + np.outer([0.0, 12.0], [1.0, 0.0, 0.0]), "in"),))
-    (warning,) = check_points(told, ball(), CARD, 10.0)
-    assert "Point(s) 2 of 'in'" in warning
-
-
-def test_clicks_on_one_side_bring_a_warning() -> None:
-    sphere = 10.0 * icosphere(1).points
-    (warning,) = point_warnings(clicked(sphere[sphere[:, 0] > 1.0]), ball(), 10.0)
-    assert "one side" in warning
-    assert point_warnings(clicked(sphere), ball(), 10.0) == ()
-
-
-def test_a_click_far_off_the_surface_is_named() -> None:
-    sphere = 10.0 * icosphere(1).points
-    sphere[3] *= 1.5
-    (warning,) = point_warnings(clicked(sphere), ball(), 10.0)
-    assert "Point(s) 4 of 'clicks'" in warning
-
-
-def clicked(points: np.ndarray) -> Observations:
-    """Clicks at (N, 3) mm about the center of the ball."""
-    return Observations(boundary=(PointSet(CENTER + points, "clicks"),))
-
-
-def perpendicular() -> Observations:
-    """Two outlines that cross."""
-    return Observations(outlines=(circle(10.0, 0), circle(10.0, 1)))
-
-
-def test_outlines_far_from_the_surface_contradict_each_other() -> None:
-    gap = Residual("coronal", "outline", 0.7 * 12.0, 9.0)
-    with pytest.raises(ShapePriorError, match="'coronal'") as caught:
-        check_fit(perpendicular(), [gap], CARD, 12.0)
-    assert caught.value.code == "contradiction"
-
-
-def test_a_fit_of_impossible_size_is_a_contradiction() -> None:
-    for radius in (15.0 * 1.4, 10.0 / 1.4):
-        with pytest.raises(ShapePriorError) as caught:
-            check_fit(perpendicular(), [], CARD, radius)
-        assert caught.value.code == "contradiction"
-
-
-def test_a_doubtful_outline_is_named_in_a_warning() -> None:
-    gaps = [Residual("axial", "outline", 0.3 * 12.0, 5.0), Residual("clicks", "points", 9.0, 9.0)]
-    (warning,) = check_fit(perpendicular(), gaps, CARD, 12.0)
-    assert "'axial'" in warning
-    assert check_fit(perpendicular(), [Residual("axial", "outline", 0.1, 1)], CARD, 12.0) == ()
-
-
-def test_parallel_outlines_bring_a_warning() -> None:
-    above, below = circle(8.0, 0, offset=6.0), circle(8.0, 0, offset=-6.0)
-    (warning,) = check_fit(Observations(outlines=(above, below)), [], CARD, 12.0)
-    assert "parallel" in warning
+# --- normals of clicks ------------------------------------------------------------------------
 
 
 def test_normals_of_few_points_are_those_of_the_ellipsoid_they_span() -> None:

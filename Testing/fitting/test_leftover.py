@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model_server.fitting.leftover import Kriging, moved_by
+from model_server.fitting.leftover import Kriging, Leftover, matern, moved_by
 from model_server.geometry.icosphere import icosphere
+from model_server.priors.card import PriorCard
 
 
 def test_leftovers_are_met_where_they_were_seen_and_fade_elsewhere():
@@ -24,8 +25,40 @@ def test_a_surface_moves_outward_by_its_leftover():
     sphere = icosphere(3)
     places = np.array([[1.0, 0.0, 0.0]])
     field = Kriging.of(places, np.array([0.1]), np.full(1, 1e-8), 0.1, 0.3)
-    found = moved_by(sphere, None, field)
+    found = moved_by(sphere, field)
     reach = np.linalg.norm(found.points, axis=1)
     assert reach[sphere.points[:, 0].argmax()] == pytest.approx(1.1, abs=5e-3)
     assert reach[sphere.points[:, 0].argmin()] == pytest.approx(1.0, abs=1e-3)
-    assert moved_by(sphere, None, None) is sphere
+    inward = np.linalg.norm(moved_by(sphere, field, -1.0).points, axis=1)
+    assert inward[sphere.points[:, 0].argmax()] == pytest.approx(0.9, abs=5e-3)
+    assert moved_by(sphere, None) is sphere
+
+
+def test_the_card_says_what_is_left_over():
+    told = {"leftover": {"spread": 0.2, "length": 0.4, "noise": 0.03}}
+    assert Leftover.of_card(PriorCard("a", "b", "pca", hyperparameters=told)) == Leftover(
+        0.2, 0.4, 0.03
+    )
+    assert Leftover.of_card(PriorCard("a", "b", "pca")) == Leftover()
+
+
+def test_the_variance_with_shapes_is_that_of_one_gaussian_process():
+    """Shapes and leftovers together are one process, whose kernel is the sum of theirs."""
+    rng = np.random.default_rng(7)
+    places, points = rng.uniform(-1, 1, (25, 3)), rng.uniform(-1, 1, (10, 3))
+    basis = rng.normal(size=(3, 4))
+    at_places, at_points = np.sin(places @ basis), np.sin(points @ basis)  # (N, 4) shapes
+    noise, spread, length = 0.05, 0.3, 0.5
+    known = Kriging.of(
+        places, np.zeros(25), np.full(25, noise**2), spread, length, jacobian=at_places
+    )
+    # Generalized least squares of the shapes' coefficients, of unit variance.
+    covariance = spread**2 * matern(places, places, length) + noise**2 * np.eye(25)
+    normal = at_places.T @ np.linalg.solve(covariance, at_places) + np.eye(4)
+    rows = known.rows(points, at_points)
+    found = np.einsum("vi,ij,vj->v", rows, np.linalg.inv(normal), rows) + known.variance(points)
+    whole = covariance + at_places @ at_places.T
+    across = spread**2 * matern(points, places, length) + at_points @ at_places.T
+    prior = spread**2 + (at_points**2).sum(axis=1)
+    expected = prior - np.einsum("vi,iv->v", across, np.linalg.solve(whole, across.T))
+    assert found == pytest.approx(expected, rel=1e-6)

@@ -267,6 +267,68 @@ def test_empty_mask_is_refused():
         read_annotations([], mask)
 
 
+# --- what is mended -------------------------------------------------------------------------------
+
+
+def oval(count: int = 16) -> np.ndarray:
+    turn = np.arange(count) * (2.0 * np.pi / count)
+    return np.stack([30.0 * np.cos(turn), 20.0 * np.sin(turn), 5.0 + 0.0 * turn], axis=1)
+
+
+@pytest.mark.parametrize("kind", ["spline", "linear"])
+@pytest.mark.parametrize("beside", [0.0, 0.4])
+@pytest.mark.parametrize("at", [0, 7, 16])
+def test_repeated_control_points_make_no_difference(tmp_path, kind, beside, at):
+    right = oval()
+    again = np.insert(right, at, right[max(at - 1, 0)] + [beside, 0.0, 0.0], axis=0)
+    if at == 16:
+        again[-1] = right[0] + [beside, 0.0, 0.0]  # the first given again as last
+    if at == 0:
+        right = np.vstack([again[:1], right[1:]])  # of each place the first is kept
+    read = [
+        read_annotations([written(tmp_path, markup(p.tolist(), curveType=kind, name="axial"))])
+        for p in (right, again)
+    ]
+    assert np.array_equal(read[0].outlines[0].loops[0], read[1].outlines[0].loops[0])
+    assert read[0].notes == ()
+    assert read[1].notes == ("1 repeated point(s) of 'axial' were left out.",)
+
+
+def test_a_linear_curve_with_collinear_points_is_the_polygon_it_is(tmp_path):
+    corners = np.array(SQUARE)
+    points = np.concatenate([corners, 0.5 * (corners + np.roll(corners, -1, axis=0))])
+    points = points[[0, 4, 1, 5, 2, 6, 3, 7]]
+    seen = read_annotations([written(tmp_path, markup(points.tolist(), curveType="linear"))])
+    (loop,) = seen.outlines[0].loops
+    np.testing.assert_allclose(loop[::10], points * [-1.0, -1.0, 1.0], atol=1e-6)
+    assert seen.notes == ()
+
+
+def test_a_small_crossing_is_mended_and_noted(tmp_path):
+    points = oval()
+    points[[2, 3]] = points[[3, 2]]
+    seen = read_annotations([written(tmp_path, markup(points.tolist(), name="axial"))])
+    assert len(seen.outlines[0].loops) == 1
+    (note,) = seen.notes
+    assert note.startswith("'axial' crosses itself near (")
+
+
+@pytest.mark.parametrize("spacing", [None, 1.0, 5.0])
+def test_half_the_slice_spacing_of_the_reference_is_allowed(tmp_path, spacing):
+    points = oval()
+    points[3, 2] += 1.6
+    path = written(tmp_path, markup(points.tolist(), name="axial"))
+    if spacing != 5.0:
+        image = spacing and Volume(np.zeros((2, 2, 2)), np.diag([1.0, 1.0, spacing, 1.0]))
+        with pytest.raises(ShapePriorError, match="'axial' leaves its plane by"):
+            read_annotations([path], None, image)
+        return
+    image = Volume(np.zeros((2, 2, 2)), np.diag([0.8, 0.8, spacing, 1.0]))
+    seen = read_annotations([path], None, image)
+    right = read_annotations([written(tmp_path, markup(oval().tolist()))])
+    np.testing.assert_allclose(seen.outlines[0].loops[0], right.outlines[0].loops[0], atol=1e-6)
+
+
 # --- writing --------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from toy_prior import EllipsoidPrior
 
 from model_server.cases import simulate
 from model_server.fitting.interrupt import Interrupted, stop_when
+from model_server.fitting.leftover import Leftover
 from model_server.fitting.residuals import closest_distance
 from model_server.geometry.sampling import sample_surface
 from model_server.observations import Observations, PointSet
@@ -100,11 +101,29 @@ def test_points_on_a_side_are_heeded(prior, truth):
     assert closest_distance(found, target[None])[0] < closest_distance(plain, target[None])[0]
 
 
-def test_without_a_local_stage_it_yields_one_surface(prior, truth):
-    chosen = FitSettings(local=False, uncertainty=False)
-    (only,) = prior.fit(drawn(truth, "outlines"), settings=chosen)
-    assert only.stage == "quick look"
-    assert only.uncertainty_mm is None
+def test_without_a_local_stage_the_shape_alone_is_shown(prior, truth):
+    chosen = FitSettings(local=False, uncertainty=False, remesh=False)
+    stages = list(prior.fit(drawn(truth, "outlines"), settings=chosen))
+    assert [s.stage for s in stages] == ["quick look", "final"]
+    assert stages[-1].uncertainty_mm is None
+    assert stages[-1].surface.points == pytest.approx(stages[0].surface.points)
+
+
+def bumped(surface: Surface) -> Surface:
+    """With a bump, which no ellipsoid has, on top."""
+    top = surface.points[surface.points[:, 2].argmax()]
+    gap = np.linalg.norm(surface.points - top, axis=1)
+    reach = 6.0 * np.exp(-((gap / 9.0) ** 2))[:, None]
+    return Surface(surface.points + reach * surface.vertex_normals(), surface.triangles)
+
+
+def test_the_surface_passes_through_what_no_shape_explains(prior, truth, monkeypatch):
+    drawing, gaps = drawn(bumped(truth), "clicks"), {}
+    for spread in (0.0, 0.1):
+        monkeypatch.setattr(prior, "leftover", Leftover(spread, 0.3, 0.01))
+        final = list(prior.fit(drawing))[-1]
+        gaps[spread] = gap(bumped(truth), final.surface)
+    assert gaps[0.1] < 0.6 * gaps[0.0]
 
 
 def test_it_is_cancelled_between_steps(prior, truth):

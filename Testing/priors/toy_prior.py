@@ -11,15 +11,17 @@ from model_server.priors.base import FieldPrior
 from model_server.priors.card import PriorCard
 from model_server.reconstruction import Surface
 
+LEFTOVER = {"leftover": {"spread": 0.02, "length": 0.3, "noise": 0.01}}
+
 
 class EllipsoidPrior(FieldPrior):
     """Log radii are the latents (3,): a tenth or so about (0.6, 0.4, 0.5)."""
 
-    card = PriorCard("thing-toy", "thing", "toy")
+    card = PriorCard("thing-toy", "thing", "toy", hyperparameters=LEFTOVER)
     rms_radius = 0.5
     latent_mean = np.log([0.6, 0.4, 0.5])
     latent_root = 0.15 * np.eye(3)
-    settings = FieldSettings(noise_start=0.2, local_spread=0.02)
+    settings = FieldSettings(noise_start=0.2)
 
     def __init__(self, pose_prior) -> None:
         self.pose_prior = pose_prior

@@ -8,6 +8,7 @@ from dataclasses import replace
 import msgpack
 import numpy as np
 import pytest
+import shapely
 from fake_priors import reconstruction
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,7 +42,7 @@ def full_observations() -> Observations:
     return Observations(
         outlines=(
             PlanarOutline.from_loop(SQUARE, "axial Ä"),
-            PlanarOutline.from_loop(SQUARE[:, [0, 2, 1]], "coronal"),
+            replace(PlanarOutline.from_loop(SQUARE[:, [0, 2, 1]], "coronal"), notes=("Mended.",)),
         ),
         boundary=(PointSet(np.arange(9.0).reshape(3, 3), "clicks"),),
         inside=(PointSet([[1.0, 2.0, 3.0]], "in"),),
@@ -270,6 +271,7 @@ def test_observations_travel():
     sent = full_observations()
     found = read_observations(unpack(pack(observations_map(sent))))
     assert [o.name for o in found.outlines] == ["axial Ä", "coronal"]
+    assert found.notes == sent.notes == ("Mended.",)
     for one, other in zip(sent.outlines, found.outlines, strict=True):
         np.testing.assert_allclose(one.loops[0], other.loops[0], atol=1e-12)
     for kind in ("boundary", "inside", "outside"):
@@ -302,6 +304,9 @@ def observations_message(**changes: object) -> dict:
         {"outlines": [SQUARE]},
         {"outlines": [{"name": "a"}]},
         {"outlines": [{"name": 1, "points": SQUARE}]},
+        {"outlines": [{"name": "a", "points": SQUARE, "notes": "Mended."}]},
+        {"outlines": [{"name": "a", "points": SQUARE, "notes": [1]}]},
+        {"outlines": [{"name": "a", "points": SQUARE, "notes": ["Mended."] * 11}]},
         {"boundary": [{"name": "a", "points": np.float64(1.0)}]},
         {"boundary": [{"name": "a", "points": np.array(1.0)}]},
         {"boundary": [{"name": "a", "points": np.zeros((3, 2))}]},
@@ -323,6 +328,33 @@ def test_a_volume_needs_a_geometry(matrix: np.ndarray):
     volume = {"array": np.ones((2, 2, 2)), "ijk_to_ras": matrix}
     with refused("bad-geometry"):
         read_observations(observations_message(label_map=volume))
+
+
+def test_what_can_be_mended_is_mended_and_noted():
+    slip = np.array([[0.0, 0, 5], [9, 0, 5], [9, 9, 5], [0.2, 9, 5], [-0.1, 9.5, 5], [0.4, 9.5, 5]])
+    curve = {"name": "a", "points": np.concatenate([slip, [[0.0, 8.9, 5]]])}
+    found = read_observations(observations_message(outlines=[curve]))
+    (note,) = found.notes
+    assert note.startswith("'a' crosses itself near (0, 9, 5) mm RAS: ")
+    assert shapely.is_valid(shapely.Polygon(found.outlines[0].loops[0][:, :2]))
+
+
+@pytest.mark.parametrize("spacing", [None, 1.0, 5.0])
+def test_a_curve_may_leave_its_plane_by_half_a_slice_of_the_image(spacing: float | None):
+    turn = np.arange(160) * (np.pi / 80)
+    loop = np.stack([20 * np.cos(turn), 12 * np.sin(turn), 0 * turn], axis=1)
+    loop[40:50, 2] = 1.6
+    message = observations_message(outlines=[{"name": "a", "points": loop}])
+    if spacing is not None:
+        image = Volume(np.zeros((2, 2, 2)), np.diag([1.0, 1.0, spacing, 1.0]))
+        message |= observations_map(Observations(image=image)) | {"outlines": message["outlines"]}
+    if spacing != 5.0:
+        with refused("not-planar"):
+            read_observations(message)
+        return
+    (outline,) = read_observations(message).outlines
+    np.testing.assert_allclose(outline.loops[0], loop * [1.0, 1.0, 0.0], atol=1e-6)
+    assert outline.notes == ()
 
 
 def test_the_border_still_refuses():

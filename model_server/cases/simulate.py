@@ -1,4 +1,5 @@
-"""Annotations as a person would make them, drawn from a true surface.
+"""Annotations as a careful person would make them, drawn from a true surface; ``cases.hands`` has
+the others.
 
 Every benchmark and the training of the pose priors uses these, so that what is learned is what
 is measured. All randomness comes from the generator that is passed in.
@@ -16,14 +17,19 @@ from scipy import ndimage
 from model_server.errors import ShapePriorError
 from model_server.geometry.curves import closed_spline
 from model_server.geometry.labels import distance_field, largest_component
-from model_server.geometry.loops import loop_area, loop_length, points_along, section_loops
+from model_server.geometry.loops import (
+    loop_area,
+    loop_length,
+    points_along,
+    section_loops,
+    self_crossings,
+)
 from model_server.geometry.sampling import sample_surface
 from model_server.observations import (
     Observations,
     PlanarOutline,
     PointSet,
     Volume,
-    first_self_crossing,
     in_plane_axes,
 )
 from model_server.reconstruction import Surface
@@ -160,7 +166,7 @@ def draw_loop(
         share = (np.arange(count) + rng.random()) / count
         noise = rng.standard_normal((count, 2)) * (jitter_mm * 0.5 ** (attempt // REDRAWS))
         curve = closed_spline(points_along(loop, share * length) + noise @ axes)
-        if first_self_crossing((curve - curve[0]) @ axes.T) is None:
+        if len(self_crossings((curve - curve[0]) @ axes.T)) == 0:
             return curve
         if attempt % REDRAWS == REDRAWS - 1:
             # Too winding for so few points, or too thin for so much noise: mend both.
@@ -168,7 +174,7 @@ def draw_loop(
     return points_along(loop, np.arange(count) / count * length)
 
 
-def _drawn_loops(surface: Surface, plane: Plane) -> list[Array]:
+def drawn_loops(surface: Surface, plane: Plane) -> list[Array]:
     """The loops of a section that a person would draw: all but the small ones.
 
     Raises:
@@ -200,7 +206,7 @@ def draw_outlines(
     for plane in planes:
         loops = tuple(
             draw_loop(loop, plane.normal, rng, control_points, jitter_mm)
-            for loop in _drawn_loops(surface, plane)
+            for loop in drawn_loops(surface, plane)
         )
         outlines.append(PlanarOutline(plane.name, loops, plane.origin, plane.normal))
     return Observations(outlines=tuple(outlines))

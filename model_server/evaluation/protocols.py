@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model_server.cases import simulate
+from model_server.cases import hands, simulate
+from model_server.cases.stacks import Stack
 from model_server.errors import ShapePriorError
 from model_server.evaluation.metrics import Truth
 from model_server.observations import Observations
@@ -99,6 +100,13 @@ FIXED = {
             _paper,
         ),
         Protocol("oblique", "three drawn outlines, tilted up to 30 degrees", _oblique),
+        Protocol(
+            "hands",
+            "three outlines by hands that vary: 8 to 40 control points a curve, uneven, 0.25 to "
+            "1 mm jitter, small crossings, off center by up to 25 %, tilted up to 30 degrees; pose "
+            "unknown",
+            lambda truth, rng: hands.varied_outlines(truth.surface, rng),
+        ),
         Protocol("mixture", "two drawn outlines and ten clicks, pose unknown", _mixture),
         Protocol("mask", "a degraded label map to refine, pose unknown", _mask),
     )
@@ -131,15 +139,37 @@ def _planes(count: int) -> Protocol:
     )
 
 
+def _stack(every: int) -> Protocol:
+    return Protocol(
+        f"stack-{every}",
+        f"every {every}th axial contour of the label, first and last included, pose unknown",
+        lambda truth, rng: Stack.of(truth.label, every).observations(),
+    )
+
+
+def _fallen(kind: str, where: str) -> Callable[[int], Protocol]:
+    draw = hands.CLICKS[kind]
+    return lambda count: Protocol(
+        f"clicks-{kind}-{count}",
+        f"{count} clicks {where}, 0.25 mm jitter, pose unknown",
+        lambda truth, rng: draw(truth.surface, count, rng),
+    )
+
+
 COUNTED: dict[str, Callable[[int], Protocol]] = {
     "points": _points,
     "clicks": _clicks,
+    "clicks-random": _fallen("random", "independent and uniform over the boundary"),
+    "clicks-clustered": _fallen("clustered", "around four places of the boundary"),
+    "clicks-slices": _fallen("slices", "in three parallel slices only"),
+    "clicks-half": _fallen("half", "on one half of the organ only"),
     "planes": _planes,
+    "stack": _stack,
 }
 
 
 def find_protocol(name: str) -> Protocol:
-    """A protocol by name: one of ``FIXED``, or "points-N", "clicks-N", "planes-N".
+    """A protocol by name: one of ``FIXED``, or one of ``COUNTED`` with its number: "clicks-20".
 
     Raises:
         ShapePriorError: no such protocol.

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PAIRED_METRICS = ("dice", "nsd", "hd95_mm")
+# A refused case counts as zero in what is better the larger it is; a distance to nothing has no
+# number, so means of distances are of the other cases, and the table says how many were refused.
+ZERO_IF_REFUSED = ("dice", "nsd", "f1_percent", "f2_percent")
+WORST_TENTH = "dice_worst_tenth"
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,12 @@ class Paired:
     Attributes:
         metric: which.
         other: the other method.
-        difference: mean of (method - other) over the cases both finished; NaN without any.
+        difference: mean of (method - other) over the cases in which both have a value; NaN without
+            any.
         error: standard error of that mean; NaN with fewer than two.
-        wins: cases where the method is better; a case that only the other failed is a win.
+        wins: cases where the method is better; a case in which only it has a value is a win.
         losses: the opposite.
-        cases: how many both finished.
+        cases: in which both have a value.
     """
 
     metric: str
@@ -141,32 +146,40 @@ class EvaluationResult:
         return {r.case: r for r in self.records if r.method == method}
 
     def values(self, method: str, metric: str) -> dict[str, float]:
-        """One metric of one method by case, cases that failed left out."""
+        """One metric of one method by case; refused cases are zero or left out."""
         found = ((case, record_value(r, metric)) for case, r in self.of(method).items())
         return {case: value for case, value in found if value is not None}
 
     def mean(self, method: str, metric: str) -> float:
-        """Mean over the cases that finished; NaN without any."""
+        """Mean of ``values``; NaN without any."""
         values = list(self.values(method, metric).values())
         return float(np.mean(values)) if values else float("nan")
 
+    def worst_tenth(self, method: str, metric: str = "dice") -> float:
+        """Mean of the worst tenth of ``values``, of one case at least; NaN without any."""
+        values = sorted(self.values(method, metric).values(), reverse=not LARGER_IS_BETTER[metric])
+        return float(np.mean(values[: -(-len(values) // 10)])) if values else float("nan")
+
     def failures(self, method: str) -> dict[str, str]:
-        """What went wrong, by case."""
+        """Why cases were refused, or what else went wrong, by case."""
         return {c: r.error for c, r in self.of(method).items() if r.error is not None}
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """For each method the mean of every metric, median seconds, cases and failures."""
+        """For each method the mean of every metric, that of the worst tenth, median seconds, cases
+        and refused ones."""
         return {method: self._summary(method) for method in self.methods}
 
     def _summary(self, method: str) -> dict[str, float]:
         records = self.of(method)
         names = list(dict.fromkeys(n for r in records.values() for n in r.metrics))
-        row = {name: self.mean(method, name) for name in names}
+        measured = dict.fromkeys([*ZERO_IF_REFUSED[:2], *names])
+        row = {name: self.mean(method, name) for name in measured}
+        row[WORST_TENTH] = self.worst_tenth(method)
         for name in ("seconds_first", "seconds_final"):
             values = list(self.values(method, name).values())
             row[name] = float(np.median(values)) if values else float("nan")
         row["cases"] = len(records)
-        row["failures"] = len(self.failures(method))
+        row["refused"] = len(self.failures(method))
         return row
 
     def paired(self, method: str, metrics: Sequence[str] = PAIRED_METRICS) -> list[Paired]:
@@ -232,7 +245,7 @@ class EvaluationResult:
         return "\n\n".join(parts) + "\n"
 
     def remarks(self) -> list[str]:
-        """Failures, and cases that a method was trained on: what a table must not hide."""
+        """Refused cases, and cases that a method was trained on: what a table must not hide."""
         found = []
         for method in self.methods:
             seen = [c for c, r in self.of(method).items() if r.trained_on]
@@ -275,6 +288,7 @@ class EvaluationResult:
 # Column -> (heading, factor, decimals)
 COLUMNS: dict[str, tuple[str, float, int]] = {
     "dice": ("Dice", 1.0, 4),
+    WORST_TENTH: ("worst tenth", 1.0, 4),
     "nsd": ("NSD", 1.0, 4),
     "assd_mm": ("ASSD mm", 1.0, 3),
     "hd95_mm": ("HD95 mm", 1.0, 2),
@@ -289,14 +303,14 @@ COLUMNS: dict[str, tuple[str, float, int]] = {
     "seconds_first": ("first s (median)", 1.0, 3),
     "seconds_final": ("final s (median)", 1.0, 3),
     "cases": ("cases", 1.0, 0),
-    "failures": ("failed", 1.0, 0),
+    "refused": ("refused", 1.0, 0),
 }
 
 
 def record_value(record: CaseRecord, name: str) -> float | None:
-    """A metric or a time of a record that succeeded, else None."""
+    """A metric or a time of a record; of one that was refused zero or None."""
     if record.error is not None:
-        return None
+        return 0.0 if name in ZERO_IF_REFUSED else None
     if name in ("seconds_first", "seconds_final"):
         seconds: float | None = getattr(record, name)
         return seconds

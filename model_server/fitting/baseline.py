@@ -43,4 +43,5 @@ def baseline_answer(
             {"final": time.perf_counter() - began},
             {"final": iterations},
         ),
+        warnings=observations.notes,
     )

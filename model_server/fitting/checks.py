@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
@@ -11,18 +9,32 @@ from scipy.spatial import cKDTree
 
 from model_server.errors import ShapePriorError
 from model_server.fitting.attachment import attach_points
+from model_server.fitting.contradictions import contradictions, require_depth, require_one_organ
+from model_server.fitting.coverage import coverage_warnings, plane_gaps, require_reached
+from model_server.fitting.drawn_planes import drawn_planes
 from model_server.observations import Observations
 from model_server.priors.card import PriorCard
-from model_server.reconstruction import Residual, Surface
+from model_server.reconstruction import Surface
 
 RADIUS_FACTOR = 1.35  # a fitted organ so much larger or smaller than any in training is refused
 SIZE_FACTOR = 2.0  # beyond the largest or smallest training shape by this factor is an error
-TOO_FAR = 0.6  # mean residual as a share of the organ's RMS radius: these do not belong together
+TOO_FAR = 0.6  # of a point, as a share of the organ's RMS radius: it does not belong to it
 BARE = 0.35  # share of the surface without a click within the RMS radius, for a warning
-FAR = 0.2  # the same, for a warning
+FAR = 0.2  # of a click, the same, for a warning
 ONE_SIDED = 0.02  # RMS radii from the clicks' convex hull to the organ's center, for a warning
 
 Array = NDArray[np.float64]
+
+
+def check_drawn(observations: Observations, card: PriorCard) -> None:
+    """Refuse, before any fit, annotations that no organ of this kind can have.
+
+    Raises:
+        ShapePriorError: of impossible size, of two organs, or all in one plane.
+    """
+    check_size(observations, card)
+    require_one_organ(observations, card)
+    require_depth(observations)
 
 
 def check_size(observations: Observations, card: PriorCard) -> None:
@@ -60,47 +72,36 @@ def check_size(observations: Observations, card: PriorCard) -> None:
 
 
 def check_fit(
-    observations: Observations,
-    gaps: Sequence[Residual],
-    card: PriorCard,
-    radius: float,
+    observations: Observations, surface: Surface, card: PriorCard, radius: float
 ) -> tuple[str, ...]:
     """Warnings about a fit; an error where the annotations contradict each other.
 
     Args:
         observations: what was fitted.
-        gaps: the residuals of the fitted surface.
+        surface: RAS mm.
         card: of the prior.
         radius: RMS radius of the fitted organ, mm.
 
     Raises:
-        ShapePriorError: an outline lies so far from the surface that the outlines cannot belong
-            to one organ of this kind.
+        ShapePriorError: the organ has an impossible size, an outline or a point lies so far from
+            it that the annotations cannot belong to one organ of this kind.
     """
-    warnings = []
+    usual = radius
     # Between parallel outlines alone the size is a guess: that is a warning below, no error.
     if not observations.parallel_only():
-        radius = _plausible_radius(card, radius)
-    for gap in gaps:
-        if gap.kind != "outline":
-            continue
-        if gap.mean_mm > TOO_FAR * radius:
-            raise ShapePriorError(
-                f"'{gap.name}' lies {gap.mean_mm:.1f} mm from every {card.organ} that fits the "
-                "other annotations.",
-                "Check that all outlines belong to one organ, and to the organ of the prior.",
-                "contradiction",
-            )
-        if gap.mean_mm > FAR * radius:
-            warnings.append(
-                f"'{gap.name}' is {gap.mean_mm:.1f} mm off the surface on average: check it."
-            )
-    if observations.parallel_only():
-        warnings.append(
-            "All outlines are parallel: the organ's two ends are guessed from the prior. Add an "
-            "outline across them."
-        )
-    return tuple(warnings)
+        usual = _plausible_radius(card, radius)
+    planes = [plane_gaps(surface, plane, usual) for plane in drawn_planes(observations)]
+    require_reached(planes, card, usual)
+    open_ends = (
+        "All outlines are parallel: the organ's two ends are guessed from the prior. Add an "
+        "outline across them.",
+    )
+    return (
+        *(open_ends if observations.parallel_only() else ()),
+        *contradictions(observations, usual),
+        *coverage_warnings(planes, card, usual),
+        *check_points(observations, surface, card, radius),
+    )
 
 
 def check_points(

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from model_server.fitting.checks import check_fit, check_points, check_size
-from model_server.fitting.gauss_newton import Prior, solve
+from model_server.fitting.calibration import Calibration
+from model_server.fitting.checks import check_drawn, check_fit
+from model_server.fitting.gauss_newton import Prior, settle, solve
 from model_server.fitting.interrupt import check
 from model_server.fitting.model import Drawn, FitModel, FitState, Form
 from model_server.fitting.pose_prior import given_place, mirror_points, mirror_pose, pose_step
@@ -64,12 +65,13 @@ def _stages(
     model: FitModel, observations: Observations, start: Reconstruction | None, settings: FitSettings
 ) -> Iterator[Reconstruction]:
     observations.require_enough()
-    check_size(observations, model.card)
+    check_drawn(observations, model.card)
     warm = start if start is not None and accepts(model, start, settings) else None
     run = _Run(model, observations, settings, warm)
     if model.quick is None:
         run.begin_alone()
-        if not run.form.local_steps:
+        if not model.finishes:
+            run.solve_local()
             yield run.only()
             return
         yield run.reconstruction("quick look")
@@ -217,7 +219,8 @@ class _Run:
         whole."""
         found = place(self.model.quick, self.observations, self.settings)
         self._enter(found.pose, *self.form.cold(found.latents))
-        coarse = found.form.shape(found.state)
+        settled = settle(found.form, found.state, self.evidence)
+        coarse = found.form.shape(settled)
         self._guide_by(coarse, self.state.pose)
         spread = None
         if self.settings.uncertainty:
@@ -275,8 +278,9 @@ class _Run:
             self.state = self.form.local_step(
                 self.state, self._guided(), self.settings.prior_strength
             )
-        if self.form.local_steps:
-            self._lap("local", self.form.local_steps)
+        if self.form.settles:
+            self.state = settle(self.form, self.state, self.evidence)
+            self._lap("local", max(self.form.local_steps, 1))
         if self.settings.uncertainty:
             self.spread = self.form.spread_before(self.state)
             self._lap("uncertainty")
@@ -332,9 +336,8 @@ class _Run:
             ShapePriorError: they cannot belong to one organ of this kind.
         """
         card, radius = self.model.card, self.state.pose.scale * self.model.rms_radius
-        warnings = check_fit(self.observations, answer.residuals, card, radius)
-        more = check_points(self.observations, answer.surface, card, radius)
-        return replace(answer, warnings=(*warnings, *more))
+        warnings = check_fit(self.observations, answer.surface, card, radius)
+        return replace(answer, warnings=(*warnings, *self.observations.notes))
 
     def _answer(self, stage: str, drawn: Drawn, latents: Array) -> Reconstruction:
         card, template = self.model.card, self.state.template
@@ -349,7 +352,14 @@ class _Run:
             provenance=Provenance(
                 card.name, card.version, self.form.device, dict(self.seconds), dict(self.iterations)
             ),
-            uncertainty_mm=drawn.spread,
+            uncertainty_mm=self._true(drawn.spread),
             template=template,
             parts=self.model.part_of(template, drawn.coordinates) if has_parts else None,
         )
+
+    def _true(self, spread: Array | None) -> Array | None:
+        """What a computed standard deviation (V,) mm is worth."""
+        if spread is None:
+            return None
+        radius = self.state.pose.scale * self.model.rms_radius
+        return Calibration.of_card(self.model.card, self.observations).true(spread, radius)

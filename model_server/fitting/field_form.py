@@ -8,14 +8,14 @@ the surface near the annotations only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from model_server.fitting.leftover import Kriging, moved_by
+from model_server.fitting.leftover import Kriging, Leftover
 from model_server.fitting.model import ROBUST, Drawn, FitState, Seen
 from model_server.fitting.terms import Evidence, Places
 from model_server.pose import Pose
@@ -43,9 +43,6 @@ class FieldSettings:
         latent_weight: weight of the latents' Gaussian.
         guide_points: so many independent points does the quick look's surface count as.
         guide_noise: its standard deviation, in RMS radii.
-        local_noise: standard deviation of the annotations in the local stage, in RMS radii.
-        local_spread: standard deviation of what the latent leaves over, in RMS radii.
-        local_length: over which leftovers are alike, in RMS radii.
         spread_points: points at which the uncertainty is found; others take their nearest's.
     """
 
@@ -61,9 +58,6 @@ class FieldSettings:
     latent_weight: float = 1.0
     guide_points: float = 150.0
     guide_noise: float = 0.03
-    local_noise: float = 0.018
-    local_spread: float = 0.04
-    local_length: float = 0.3
     spread_points: int = 600
 
     def counts(self, places: Places) -> Array:
@@ -126,9 +120,8 @@ class Field(Protocol):
         """(N, K) change of distances that were read at ``points`` (N, 3)."""
         ...
 
-    def level(self, latent: Array, template: int) -> tuple[Surface, Array | None]:
-        """The closed surface, V vertices, where the distance is zero; the field's own outward
-        normals there (V, 3), if it has them."""
+    def level(self, latent: Array, template: int, leftover: Kriging | None) -> Surface:
+        """The closed surface where the distance is zero, or what is left over of it."""
         ...
 
     def coordinates(self, latent: Array, template: int, points: Array) -> Array:
@@ -162,7 +155,6 @@ class FieldSeen(Seen):
     """Distances of places in canonical units, with the places (N, 3), RAS mm and canonical."""
 
     points: Array
-    canonical: Array
     reading: Reading
 
 
@@ -172,18 +164,29 @@ class FieldForm:
     Args:
         field: of the prior.
         settings: of the prior.
-        local: whether there is a local stage.
+        local: whether what shapes leave over is added at the end.
+        leftover: what that is.
     """
 
     guided_globally = True
+    settle_rounds = 1
 
-    def __init__(self, field: Field, settings: FieldSettings, local: bool = True) -> None:
+    def __init__(
+        self,
+        field: Field,
+        settings: FieldSettings,
+        local: bool = True,
+        leftover: Leftover = Leftover(),
+    ) -> None:
         self.field, self.settings = field, settings
         self.device, self.damped = field.device, settings.damped
-        self.local_steps = int(local)
+        self.local_steps = 0
+        self.settles = local
+        self.leftover = leftover
+        self.rms_radius = field.rms_radius
         self.guided = settings.guide_points > 0
         self._heard: tuple[Evidence, Places, Array] | None = None
-        self._level: tuple[bytes, tuple[Surface, Array | None]] | None = None
+        self._level: tuple[bytes, Surface] | None = None
 
     # --- starts -------------------------------------------------------------------------------
 
@@ -240,8 +243,8 @@ class FieldForm:
             counts * wrong,
             places.own * self.field.rms_radius,
             np.where(gentle, np.inf, ROBUST),
-            places.points,
             canonical,
+            places.points,
             reading,
         )
 
@@ -258,35 +261,19 @@ class FieldForm:
         by_latent = self.field.by_latent(seen.reading, seen.canonical)
         return np.concatenate([by_pose, by_latent], axis=1)
 
-    # --- local stage --------------------------------------------------------------------------
-
     def local_step(self, state: FitState, evidence: Evidence, strength: float) -> FitState:
-        """A Gaussian process with the spread and the length that leftovers have on unseen shapes;
-        see ``Form``."""
-        chosen, radius = self.settings, self.field.rms_radius
-        seen = self.look(state, evidence)
-        noise = np.hypot(chosen.local_noise * radius, seen.own)
-        spread = chosen.local_spread * radius / np.sqrt(strength)
-        ratio = seen.residuals / (ROBUST * np.hypot(noise, spread))
-        counts = seen.counts / (1.0 + ratio**2)
-        keep = counts > LEAST_COUNT
-        leftover = Kriging.of(
-            seen.canonical[keep],
-            seen.residuals[keep],
-            noise[keep] ** 2 / counts[keep],
-            spread,
-            chosen.local_length * radius,
-        )
-        return replace(state, local=leftover)
+        """See ``Form``."""
+        raise NotImplementedError
 
     # --- answers ------------------------------------------------------------------------------
 
     def shape(self, state: FitState) -> Surface:
         """See ``Form``."""
-        key = state.latent.tobytes() + bytes([state.template])
+        key = state.latent.tobytes() + bytes([state.template, len(state.leftover)])
         if self._level is None or self._level[0] != key:
-            self._level = key, self.field.level(state.latent, state.template)
-        return moved_by(*self._level[1], state.local)
+            left = state.leftover[0] if state.leftover else None
+            self._level = key, self.field.level(state.latent, state.template, left)
+        return self._level[1]
 
     def surface(self, state: FitState) -> tuple[Surface, Array]:
         """See ``Form``."""
@@ -319,10 +306,12 @@ class FieldForm:
         turned = pose_jacobian(state.pose, patient, points)
         by_pose = np.einsum("ni,nip->np", reading.slope, turned)
         rows = np.concatenate([by_pose, self.field.by_latent(reading, points)], axis=1)
+        for left in state.leftover:
+            rows = left.rows(points, rows)
         assert state.covariance is not None
         variance = np.einsum("vi,ij,vj->v", rows, state.covariance, rows, optimize=True)
         variance = np.maximum(variance, 0.0) / np.square(reading.steepness)
-        return variance if state.local is None else variance + state.local.variance(points)
+        return variance + sum(left.variance(points) for left in state.leftover)
 
     def spread_before(self, state: FitState) -> Array | None:
         """None; see ``Form``."""

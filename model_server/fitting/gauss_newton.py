@@ -7,12 +7,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import linalg
 
 from model_server.fitting.interrupt import check
+from model_server.fitting.leftover import Kriging
 from model_server.fitting.model import FitState, Form, Seen
 from model_server.fitting.terms import Evidence
 
 Array = NDArray[np.float64]
+LEAST_WEIGHT = 1e-6  # of the largest, to be heard
+MOST_SHARED = 1500  # residuals with a covariance; its factor grows with their cube
+MOST_SETTLED = 2500
 STEP_SHARES = (1.0, 0.5, 0.2)  # of a step, tried in turn until the energy falls
 
 
@@ -48,6 +53,53 @@ class Prior:
         return float(moved + self.latent * (state.latent @ state.latent))
 
 
+@dataclass(frozen=True)
+class _Scale:
+    """What makes residuals independent and of unit variance.
+
+    Drawn residuals are alike where they are near: what shapes leave over joins the noise. The quick
+    look's surface is no place where shapes leave anything over; and where there are very many
+    residuals, they determine pose and latent in any case.
+
+    Attributes:
+        heard: (N,) those that count at all.
+        root: (H,) of the weights of those heard.
+        shared: (H,) which of them have a covariance.
+        factor: (S, S) lower Cholesky factor of it, noise included.
+    """
+
+    heard: NDArray[np.bool_]
+    root: Array
+    shared: NDArray[np.bool_]
+    factor: Array
+
+    @classmethod
+    def of(cls, form: Form, state: FitState, seen: Seen, noise: float) -> _Scale:
+        """At a state."""
+        unit, left = form.unit(state), form.leftover
+        weight = seen.weights(noise, left.spread * unit)
+        heard = weight > LEAST_WEIGHT * weight.max(initial=0.0)
+        root = np.sqrt(weight[heard])
+        shared = (seen.own[heard] == 0.0) & (left.spread > 0.0)
+        shared &= shared.sum() <= MOST_SHARED
+        places = seen.canonical[heard][shared]
+        covariance = (left.spread * unit) ** 2 * left.alike(places, places, form.rms_radius)
+        covariance[np.diag_indices(len(places))] += 1.0 / weight[heard][shared]
+        return cls(heard, root, shared, linalg.cholesky(covariance, lower=True))
+
+    def __call__(self, values: Array) -> Array:
+        """(N, ...) residuals or their changes -> (H, ...) scaled."""
+        values = values[self.heard]
+        scaled = values * self.root.reshape(-1, *[1] * (values.ndim - 1))
+        scaled[self.shared] = linalg.solve_triangular(self.factor, values[self.shared], lower=True)
+        return np.asarray(scaled)
+
+    def energy(self, residuals: Array) -> float:
+        """Twice their negative log likelihood, up to a constant."""
+        volume = np.log(np.diag(self.factor)).sum() - np.log(self.root[~self.shared]).sum()
+        return float(np.square(self(residuals)).sum() + 2.0 * volume)
+
+
 def solve(
     form: Form, starts: Sequence[FitState], evidence: Evidence, prior: Prior, noises: Array
 ) -> FitState:
@@ -60,55 +112,72 @@ def solve(
         prior: of pose and latent.
         noises: (steps,).
     """
-    step = _damped if form.damped else _undamped
     levels = noises * form.unit(starts[0])
     form.renew(starts[0], 0)
-    tried = [step(form, s, form.look(s, evidence), evidence, prior, levels[0]) for s in starts]
+    tried = [_step(form, s, form.look(s, evidence), evidence, prior, levels[0]) for s in starts]
     state, seen = min(tried, key=lambda found: found[0].energy)
     for index, noise in enumerate(levels[1:], start=1):
         form.renew(state, index)
-        state, seen = step(form, state, seen, evidence, prior, noise)
-    return state
+        state, seen = _step(form, state, seen, evidence, prior, noise)
+    energy = _Scale.of(form, state, seen, levels[-1]).energy(seen.residuals) + prior.energy(state)
+    return replace(state, energy=energy)
 
 
-def _damped(
+def _step(
     form: Form, state: FitState, seen: Seen, evidence: Evidence, prior: Prior, noise: float
 ) -> tuple[FitState, Seen]:
-    """A step, shortened until the energy falls, and the residuals after it."""
+    """A step and the residuals after it; of damped forms shortened until the energy falls."""
     check()
-    jacobian, weight = form.jacobian(state, seen), seen.weights(noise)
-    precision = prior.precision(len(state.latent))
-    normal = (jacobian * weight[:, None]).T @ jacobian + precision
-    gradient = jacobian.T @ (weight * seen.residuals) + precision @ state.at()
+    scale = _Scale.of(form, state, seen, noise)
+    jacobian, residuals = scale(form.jacobian(state, seen)), scale(seen.residuals)
+    normal = jacobian.T @ jacobian + prior.precision(len(state.latent))
+    gradient = jacobian.T @ residuals
+    gradient[:7] += prior.pose @ state.moved
+    gradient[7:] += prior.latent * state.latent
     step = _within_reach(-np.linalg.solve(normal, gradient), prior)
     covariance = np.linalg.inv(normal)
-    before = seen.energy(noise) + prior.energy(state)
+    if not form.damped:
+        moved = replace(state.after(step), covariance=covariance)
+        return moved, form.look(moved, evidence)
+    before = scale.energy(seen.residuals) + prior.energy(state)
     for share in STEP_SHARES:
         moved = state.after(share * step)
         after = form.look(moved, evidence)
-        energy = after.energy(noise) + prior.energy(moved)
+        there = _Scale.of(form, moved, after, noise).energy(after.residuals)
+        energy = there + prior.energy(moved)
         if energy <= before:
             return replace(moved, covariance=covariance, energy=energy), after
     return replace(state, covariance=covariance, energy=before), seen
 
 
-def _undamped(
-    form: Form, state: FitState, seen: Seen, evidence: Evidence, prior: Prior, noise: float
-) -> tuple[FitState, Seen]:
-    """A whole step, for fields that are linear in their latents: the annealing alone is enough."""
-    check()
-    jacobian = form.jacobian(state, seen)
-    weighted = jacobian * seen.weights(noise)[:, None]
-    normal = weighted.T @ jacobian + prior.precision(len(state.latent))
-    gradient = weighted.T @ seen.residuals
-    gradient[:7] += prior.pose @ state.moved
-    gradient[7:] += prior.latent * state.latent
-    moved = state.after(_within_reach(-np.linalg.solve(normal, gradient), prior))
-    after = form.look(moved, evidence)
-    energy = after.energy(noise) + prior.energy(moved)
-    return replace(moved, covariance=np.linalg.inv(normal), energy=energy), after
-
-
 def _within_reach(step: Array, prior: Prior) -> Array:
     """The step, shortened where its pose leaves the linearization."""
     return np.asarray(step * min(1.0, 2.0 / max(float(np.abs(step[:7] / prior.reach).max()), 1e-9)))
+
+
+def settle(form: Form, state: FitState, evidence: Evidence, most: int = MOST_SETTLED) -> FitState:
+    """With what shapes leave over of the annotations: the surface then passes through them."""
+    left, radius = form.leftover, form.rms_radius
+    if left.spread == 0.0:
+        return state
+    for _ in range(form.settle_rounds):
+        check()
+        seen, unit = form.look(state, evidence), form.unit(state)
+        weight = seen.weights(left.noise * unit, left.spread * unit)
+        heard = (weight > LEAST_WEIGHT * weight.max(initial=0.0)) & (seen.own == 0.0)
+        if not heard.any():
+            return state
+        every = np.flatnonzero(heard)
+        chosen = every[:: -(-len(every) // most)]
+        share = radius / unit  # canonical units
+        exact = form.settle_rounds == 1
+        found = Kriging.of(
+            seen.canonical[chosen],
+            seen.residuals[chosen] * share,
+            share**2 / weight[chosen],
+            left.spread * radius,
+            left.length * radius,
+            share * form.jacobian(state, seen)[chosen] if exact else None,
+        )
+        state = replace(state, leftover=(*state.leftover, found))
+    return state

@@ -10,10 +10,39 @@ from scipy import linalg
 from scipy.spatial.distance import cdist
 
 from model_server.fitting.interrupt import check
+from model_server.priors.card import PriorCard
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
+NAMES = ("spread", "length", "noise")  # in a card
 MOST_PAIRS = 4_000_000  # of points and places, at once
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """What the shapes of a prior leave over of an organ, learned on cases it was not trained on.
+
+    A smooth Gaussian process (Matern 3/2) in the canonical frame, added to every signed distance.
+
+    Attributes:
+        spread: its standard deviation, in RMS radii; 0 for none.
+        length: over which it is alike, in RMS radii.
+        noise: of annotations about it, in RMS radii.
+    """
+
+    spread: float = 0.05
+    length: float = 0.3
+    noise: float = 0.01
+
+    @classmethod
+    def of_card(cls, card: PriorCard, usual: Leftover | None = None) -> Leftover:
+        """As the card says, else what is usual."""
+        told = card.hyperparameters.get("leftover")
+        return (usual or cls()) if told is None else cls(*(float(told[n]) for n in NAMES))
+
+    def alike(self, first: Array, second: Array, rms_radius: float) -> Array:
+        """(N, M) correlations between canonical places (N, 3) and (M, 3)."""
+        return matern(first, second, self.length * rms_radius)
 
 
 @dataclass(frozen=True)
@@ -26,6 +55,8 @@ class Kriging:
         factor: (N, N) lower Cholesky factor of the values' covariance, noise included.
         spread: standard deviation without any value.
         length: of the kernel.
+        by_shape: (N, P) as ``solved``, of the values' change by what else explains them (pose and
+            latent); None where that is not asked for.
     """
 
     places: Array
@@ -33,15 +64,31 @@ class Kriging:
     factor: Array
     spread: float
     length: float
+    by_shape: Array | None = None
 
     @classmethod
     def of(
-        cls, places: Array, values: Array, variance: Array, spread: float, length: float
+        cls,
+        places: Array,
+        values: Array,
+        variance: Array,
+        spread: float,
+        length: float,
+        jacobian: Array | None = None,
     ) -> Kriging:
-        """Given (N,) values at (N, 3) places, each with a variance of its own (N,)."""
+        """Given (N,) values at (N, 3) places, each with a variance of its own (N,).
+
+        ``jacobian`` (N, P) says how the values change by what else explains them.
+        """
         covariance = spread**2 * matern(places, places, length) + np.diag(variance)
         factor = linalg.cholesky(covariance, lower=True)
-        return cls(places, linalg.cho_solve((factor, True), values), factor, spread, length)
+        by_shape = None if jacobian is None else linalg.cho_solve((factor, True), jacobian)
+        solved = linalg.cho_solve((factor, True), values)
+        return cls(places, solved, factor, spread, length, by_shape)
+
+    def reach(self) -> float:
+        """The most it moves anything, about."""
+        return float(np.abs(self.at(self.places)).max(initial=0.0))
 
     def at(self, points: Array) -> Array:
         """(M,) expected values at (M, 3) points."""
@@ -51,6 +98,13 @@ class Kriging:
             kernel = matern(part, self.places, self.length)
             parts.append(self.spread**2 * kernel @ self.solved)
         return np.concatenate(parts)
+
+    def rows(self, points: Array, jacobian: Array) -> Array:
+        """(M, P) how the value that is left at (M, 3) points changes by pose and latent, given how
+        it changes without this process (universal kriging)."""
+        if self.by_shape is None:
+            return jacobian
+        return jacobian - self.spread**2 * matern(points, self.places, self.length) @ self.by_shape
 
     def variance(self, points: Array) -> Array:
         """(M,) variances at (M, 3) points."""
@@ -65,10 +119,10 @@ def matern(first: Array, second: Array, length: float) -> Array:
     return np.asarray((1.0 + gap) * np.exp(-gap))
 
 
-def moved_by(surface: Surface, outward: Array | None, leftover: Kriging | None) -> Surface:
-    """A surface (V vertices) moved along its normals (V, 3) by what a latent leaves over."""
+def moved_by(surface: Surface, leftover: Kriging | None, sign: float = 1.0) -> Surface:
+    """A surface moved along its normals by what is left over; outward where ``sign`` is 1 and the
+    leftover, as a distance, is that of points outside."""
     if leftover is None:
         return surface
-    outward = surface.vertex_normals() if outward is None else outward
-    moved = surface.points + leftover.at(surface.points)[:, None] * outward
-    return Surface(moved, surface.triangles)
+    reach = sign * leftover.at(surface.points)[:, None]
+    return Surface(surface.points + reach * surface.vertex_normals(), surface.triangles)

@@ -20,6 +20,7 @@ from scipy import linalg, sparse
 
 from model_server.fitting.attachment import Attachment
 from model_server.fitting.interrupt import check
+from model_server.fitting.leftover import Leftover, moved_by
 from model_server.fitting.model import ROBUST, Drawn, FitState, Seen
 from model_server.fitting.terms import Evidence
 from model_server.geometry.icosphere import icosphere, uniform_laplacian
@@ -159,20 +160,29 @@ class MeshForm:
         prior: trained.
         settings: of the prior.
         chosen: the user's.
+        leftover: what its shapes leave over.
     """
 
     damped = True
+    settle_rounds = 0
 
     def __init__(
-        self, prior: MeshPrior, settings: MeshSettings, chosen: FitSettings = FitSettings()
+        self,
+        prior: MeshPrior,
+        settings: MeshSettings,
+        chosen: FitSettings = FitSettings(),
+        leftover: Leftover = Leftover(),
     ) -> None:
         self.prior = prior
         self.settings = replace(
             settings, quality_weight=settings.quality_weight * chosen.quality_weight
         )
         self.device = prior.device
+        self.leftover = leftover
+        self.rms_radius = prior.rms_radius
         self.is_preview = not chosen.local and not chosen.remesh
         self.local_steps = settings.local_steps if chosen.local else 0
+        self.settles = chosen.local
         self.guided_globally = settings.guided_globally
         self.guided = self.guided_globally or self.local_steps > 0
         self.detail: Array | None = None  # of an earlier fit's latents, about their mean
@@ -208,7 +218,10 @@ class MeshForm:
 
     def shape(self, state: FitState) -> Surface:
         """See ``Form``."""
-        return self._decoded(self.vertex_latents(state), self.level(state))
+        surface = self._decoded(self.vertex_latents(state), self.level(state))
+        for left in state.leftover:
+            surface = moved_by(surface, left, -1.0)
+        return surface
 
     def _decoded(self, latents: Array, level: int) -> Surface:
         # The Chamfer distance knows no orientation: a decoder may turn the sphere inside out.
@@ -263,7 +276,11 @@ class MeshForm:
         surface = self.placed(state)
         attached = evidence.attach(surface)
         own = attached.own * self.prior.rms_radius * self._scale(surface)
-        return MeshSeen(attached.residuals, attached.trust, own, ROBUST, surface, attached)
+        place = (attached.weights[..., None] * surface.points[attached.vertices]).sum(axis=1)
+        canonical = state.pose.invert(place)
+        return MeshSeen(
+            attached.residuals, attached.trust, own, ROBUST, canonical, surface, attached
+        )
 
     def _scale(self, surface: Surface) -> float:
         """Mm per canonical unit, from the surface itself."""
@@ -398,6 +415,9 @@ class MeshForm:
             variance += np.einsum("vi,ij,vj->v", rows, state.covariance, rows, optimize=True)
         if local is not None:
             variance += _local_variance(local, by_latent)
+        if state.leftover:  # later rounds only make the first one exact
+            places = state.pose.invert(surface.points)
+            variance += state.leftover[0].variance(places) * state.pose.scale**2
         return np.sqrt(np.maximum(variance, 0.0))
 
     def spread_before(self, state: FitState) -> Array | None:

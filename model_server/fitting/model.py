@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from model_server.fitting.leftover import Kriging, Leftover
 from model_server.fitting.pose_prior import PosePrior
 from model_server.fitting.terms import Evidence
 from model_server.pose import Pose
@@ -36,7 +37,8 @@ class FitState:
         template: number of the template, of priors that have several.
         covariance: (7 + K, 7 + K) Laplace covariance of (pose step, latent) after the last step.
         energy: twice the negative log posterior there, up to a constant.
-        local: what one latent leaves over, as the form keeps it; None before the local stage.
+        local: latents of single vertices, of forms that have them; None before the local stage.
+        leftover: what shapes leave over of the annotations, from the last stage on.
     """
 
     pose: Pose
@@ -45,7 +47,8 @@ class FitState:
     template: int = 0
     covariance: Array | None = None
     energy: float = np.inf
-    local: Any = None
+    local: Array | None = None
+    leftover: tuple[Kriging, ...] = ()
 
     def after(self, step: Array) -> FitState:
         """After a step of (7 + K,): translation mm, log scale, rotation vector, latent."""
@@ -70,27 +73,29 @@ class Seen:
         counts: (N,) how many independent measurements each stands for.
         own: (N,) standard deviation of its own, 0 where only the annotations' noise counts.
         limits: beyond so many standard deviations a residual loses weight.
+        canonical: (N, 3) where it is felt, canonical frame.
     """
 
     residuals: Array
     counts: Array
     own: Array
     limits: Array | float
+    canonical: Array
 
     def sigma(self, noise: float) -> Array:
         """(N,) standard deviations, given the noise of annotations."""
         return np.asarray(np.hypot(noise, self.own))
 
-    def weights(self, noise: float) -> Array:
-        """(N,) of the least squares that have the loss's slope here."""
-        sigma = self.sigma(noise)
-        robust = 1.0 + (self.residuals / (self.limits * sigma)) ** 2
-        return np.asarray(self.counts / robust / sigma**2)
+    def weights(self, noise: float, leftover: float = 0.0) -> Array:
+        """(N,) of the least squares that have the loss's slope here.
 
-    def energy(self, noise: float) -> float:
-        """Twice the negative log likelihood, up to a constant."""
-        ratio = (self.residuals / (ROBUST * self.sigma(noise))) ** 2
-        return float((self.counts * (ROBUST**2 * np.log1p(ratio))).sum())
+        Args:
+            noise: of annotations.
+            leftover: standard deviation of what shapes leave over: within it nothing is an outlier.
+        """
+        sigma = self.sigma(noise)
+        robust = 1.0 + (self.residuals / (self.limits * np.hypot(sigma, leftover))) ** 2
+        return np.asarray(self.counts / robust / sigma**2)
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,10 @@ class Form(Protocol):
 
     Attributes:
         device: that computes.
+        rms_radius: of canonical shapes.
+        leftover: what they leave over.
+        settles: whether that is added at the end ...
+        settle_rounds: ... and in how many rounds; one where it is exact.
         damped: whether steps are shortened until the energy falls.
         guided: whether the quick look's surface is evidence at all ...
         guided_globally: ... and whether in the global stage, too.
@@ -120,6 +129,10 @@ class Form(Protocol):
     """
 
     device: str
+    rms_radius: float
+    leftover: Leftover
+    settles: bool
+    settle_rounds: int
     damped: bool
     guided: bool
     guided_globally: bool
@@ -176,7 +189,7 @@ class Form(Protocol):
         ...
 
     def local_step(self, state: FitState, evidence: Evidence, strength: float) -> FitState:
-        """What one latent leaves over, near the annotations."""
+        """One linearization of what one latent cannot say."""
         ...
 
     # --- answers ------------------------------------------------------------------------------
@@ -233,8 +246,8 @@ class FitModel(Protocol):
         card: what it is.
         rms_radius: of its canonical shapes.
         pose_prior: learned with it.
-        quick: the prior whose answer starts every fit; None for one that starts itself, whose
-            first surface is its only one.
+        quick: the prior whose answer starts every fit; None for one that starts itself.
+        finishes: whether more than one surface is yielded, the last one remeshed.
         latent_mean: (d,) of the latents of training shapes.
         parts: of its templates, or None.
     """
@@ -243,6 +256,7 @@ class FitModel(Protocol):
     rms_radius: float
     pose_prior: PosePrior
     quick: Any
+    finishes: bool
     latent_mean: Array
     parts: NDArray[np.uint8] | None
 

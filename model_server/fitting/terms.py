@@ -20,15 +20,19 @@ from model_server.fitting.attachment import (
     attach_points,
     attach_vertices,
 )
+from model_server.fitting.clicks import distinct_clicks
+from model_server.fitting.drawn_planes import without_holes
 from model_server.fitting.mask import MaskField
 from model_server.fitting.pose_prior import mirror_points
 from model_server.geometry.labels import surface_from_label
+from model_server.geometry.loops import loop_length
 from model_server.geometry.sampling import sample_surface
 from model_server.observations import Observations
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
 SAMPLES_PER_EXTENT = 80.0  # outline samples are this fraction of the annotations' extent apart
+MOST_SAMPLES = 1500  # of all outlines: linear systems grow with the cube of it
 MASK_SAMPLES = 2000
 SIDE_TRUST = 20.0  # an inside or outside point is one of few, and placed on purpose
 
@@ -235,12 +239,13 @@ class Evidence:
 
 def evidence_of(observations: Observations) -> Evidence:
     """The terms of what a user gave: outlines at equal arc length, clicks, a label map, sides."""
-    spacing = max(observations.extent_mm() / SAMPLES_PER_EXTENT, 1e-3)
+    spacing = _spacing(observations)
     terms: list[Term] = []
     for plane in observations.planes():
-        loops = [loop for outline in plane for loop in outline.resampled(spacing)]
+        drawn = without_holes(plane)
+        loops = [loop for outline in drawn for loop in outline.resampled(spacing)]
         terms.append(OutlineTerm(np.concatenate(loops), plane[0].normal))
-    clicks = observations.boundary_points()
+    clicks = distinct_clicks(observations.boundary_points())[0]
     if len(clicks):
         terms.append(ClickTerm(clicks))
     if observations.label_map is not None:
@@ -251,3 +256,10 @@ def evidence_of(observations: Observations) -> Evidence:
         if sets:
             terms.append(SideTerm(np.concatenate([s.points for s in sets]), side))
     return Evidence(tuple(terms))
+
+
+def _spacing(observations: Observations) -> float:
+    """Mm between samples of outlines; wider where very many were drawn."""
+    drawn = sum(loop_length(loop) for outline in observations.outlines for loop in outline.loops)
+    usual = observations.extent_mm() / SAMPLES_PER_EXTENT
+    return float(max(usual, drawn / MOST_SAMPLES, 1e-3))

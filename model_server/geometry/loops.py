@@ -95,6 +95,24 @@ def loop_area(loop: Array) -> float:
     return float(0.5 * np.linalg.norm(doubled))
 
 
+def self_crossings(flat: Array) -> Indices:
+    """(M, 2) pairs of edges of the closed polygon (N, 2) that cross; neighbors never do.
+
+    Edges cross when each one's ends lie on different sides of the other.
+    """
+    edge = np.roll(flat, -1, axis=0) - flat
+    # side[i, j]: on which side of edge i point j lies.
+    side = np.outer(edge[:, 0], flat[:, 1]) - np.outer(edge[:, 1], flat[:, 0])
+    side -= (edge[:, 0] * flat[:, 1] - edge[:, 1] * flat[:, 0])[:, None]
+    positive = side > 0
+    apart = positive != np.roll(positive, -1, axis=1)
+    crossing = apart & apart.T
+    index = np.arange(len(flat))
+    for step in (-1, 0, 1):  # neighbors share a point; that is no crossing
+        crossing[index, (index + step) % len(flat)] = False
+    return np.argwhere(np.triu(crossing))
+
+
 def points_along(loop: Array, positions: Array) -> Array:
     """(M, 3) points of a closed (N, 3) loop at arc lengths ``positions`` (M,), taken modulo its
     length."""

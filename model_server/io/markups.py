@@ -17,7 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError
-from model_server.geometry.curves import closed_polygon, closed_spline
+from model_server.geometry.curves import (
+    closed_polygon,
+    closed_spline,
+    distinct_points,
+    repeats_note,
+)
+from model_server.geometry.outlines import laid_in_slice, mended_outline
 from model_server.observations import Observations, PlanarOutline, PointSet, Volume
 
 Array = NDArray[np.float64]
@@ -66,12 +72,13 @@ def read_annotations(
 
     Closed curves become outlines; point lists become boundary points, unless the word "inside"
     or "outside" stands in the list's name (or, where that says nothing, in its description):
-    then they say which side of the boundary they lie on.
+    then they say which side of the boundary they lie on. Small faults of curves are mended, and
+    noted.
 
     Args:
         paths: ``.mrk.json`` files; a file named twice counts once.
         mask: a label volume to refine; any non-zero voxel is organ.
-        reference: the image that was annotated.
+        reference: the image that was annotated; its slice spacing tells how flat a curve has to be.
 
     Raises:
         ShapePriorError: a file that is not a markups file, a markup that is neither a closed
@@ -84,7 +91,7 @@ def read_annotations(
         )
     files = {path.resolve(): path for path in paths}.values()
     markups = _distinct([markup for path in files for markup in read_markups(path)])
-    outlines = [_outline(m) for m in markups if m.kind == "ClosedCurve"]
+    outlines = [_outline(m, reference) for m in markups if m.kind == "ClosedCurve"]
     lists = [m for m in markups if m.kind == "Fiducial" and len(m.points)]
     sides = {
         side: tuple(PointSet(m.points, m.name) for m in lists if m.side == side)
@@ -223,7 +230,7 @@ def _distinct(markups: list[Markup]) -> list[Markup]:
     return named
 
 
-def _outline(markup: Markup) -> PlanarOutline:
+def _outline(markup: Markup, reference: Volume | None) -> PlanarOutline:
     count = len(markup.points)
     if count < 3:
         raise ShapePriorError(
@@ -232,8 +239,10 @@ def _outline(markup: Markup) -> PlanarOutline:
             "Place more points around the organ, or delete the curve.",
             "too-few",
         )
-    loop = (closed_polygon if markup.curve_type == "linear" else closed_spline)(markup.points)
-    return PlanarOutline.from_loop(loop, markup.name)
+    control = distinct_points(laid_in_slice(markup.points, reference))
+    loop = (closed_polygon if markup.curve_type == "linear" else closed_spline)(control)
+    notes = repeats_note(markup.name, count - len(control))
+    return mended_outline(loop, markup.name, reference, notes)
 
 
 # --- writing ------------------------------------------------------------------------------------

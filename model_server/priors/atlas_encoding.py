@@ -12,7 +12,8 @@ from model_server.cases.canonical import standardization
 from model_server.fitting import engine
 from model_server.fitting.attachment import Attachment
 from model_server.fitting.field_form import FieldForm
-from model_server.fitting.gauss_newton import Prior, solve
+from model_server.fitting.gauss_newton import Prior, settle, solve
+from model_server.fitting.leftover import Leftover
 from model_server.fitting.model import FitState
 from model_server.fitting.terms import Evidence, Places
 from model_server.geometry.labels import largest_component, spline_surface
@@ -34,9 +35,9 @@ FINE_GRID = 64  # nodes along the shortest edge of the box for the surface of a 
 # A few latents too many, and D carries places far from the surface into the template: hence their
 # weight.
 DENSE = AtlasSettings(
-    steps=6, renew=2, noise_start=0.04, noise=0.02, latent_weight=10.0, local_noise=0.005,
-    local_spread=0.03, local_length=0.06, grid=FINE_GRID,
+    steps=6, renew=2, noise_start=0.04, noise=0.02, latent_weight=10.0, grid=FINE_GRID
 )  # fmt: skip
+LEFTOVER = Leftover(0.03, 0.06, 0.005)  # dense data tell finer detail
 # A label volume tells center and size: so far may they be off (mm in RMS radii, log, radians).
 DENSE_POSE = np.array([0.1, 0.1, 0.1, 0.05, 0.15, 0.15, 0.15])
 
@@ -100,7 +101,8 @@ def encode(prior: ImplicitAtlasPrior, label: Volume) -> Encoded:
     evidence = Evidence((DenseTerm(places),))
     known = Prior.of(form, spread, 1.0)
     state = solve(form, [state], evidence, known, form.noises(warm=False))
-    whole = form.local_step(state, evidence, 1.0)
+    form.leftover = LEFTOVER
+    whole = settle(form, state, evidence, len(places.points))
 
     def placed(one: FitState) -> Surface:
         canonical = form.shape(one)
@@ -110,7 +112,7 @@ def encode(prior: ImplicitAtlasPrior, label: Volume) -> Encoded:
 
 
 def _form(prior: ImplicitAtlasPrior, settings: AtlasSettings) -> FieldForm:
-    return FieldForm(prior.field(settings), settings)
+    return FieldForm(prior.field(settings), settings, leftover=Leftover(spread=0.0))
 
 
 def dense_places(prior: ImplicitAtlasPrior, label: Volume, surface: Surface, pose: Pose) -> Places:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from model_server.fitting.field_form import FieldSettings, Reading
 from model_server.fitting.interrupt import check
+from model_server.fitting.leftover import Kriging
 from model_server.geometry.labels import oriented
 from model_server.priors.atlas_features import Decoded, FeatureChanges, features_at, finest_map
 from model_server.priors.implicit_atlas_decoder import AtlasDecoder, sample
@@ -38,11 +39,10 @@ class AtlasSettings(FieldSettings):
     """What the fits of this prior assume, chosen on validation cases.
 
     Attributes:
-        many: so many independent points determine all ``modes`` and ``many_local_length``; below,
-            ``few_modes`` and ``local_length`` count.
+        many: so many independent points determine all ``modes``; below,
+            ``few_modes`` count.
         modes, few_modes: latent axes that are fitted, the widest first.
         templates_tried: the likeliest templates, which take the first step side by side.
-        many_local_length: over which leftovers are alike, in RMS radii.
         grid: nodes along the shortest edge of the box for the final surface.
     """
 
@@ -50,13 +50,12 @@ class AtlasSettings(FieldSettings):
     modes: int = 200
     few_modes: int = 150
     templates_tried: int = 1
-    many_local_length: float = 0.1
     grid: int = GRID
 
     def given(self, points: float) -> AtlasSettings:
         """Of a fit to so many independent points."""
         if points >= self.many:
-            return replace(self, guide_points=0.0, local_length=self.many_local_length)
+            return replace(self, guide_points=0.0)
         return replace(self, modes=self.few_modes)
 
     def preview(self) -> AtlasSettings:
@@ -260,9 +259,20 @@ class AtlasField:
         return points, error
 
     def level(
-        self, latent: Array, template: int, count: int | None = None
-    ) -> tuple[Surface, Array]:
-        """The zero level without leftovers, by a coarse and a fine grid; outward normals (V, 3)."""
+        self,
+        latent: Array,
+        template: int,
+        leftover: Kriging | None = None,
+        count: int | None = None,
+    ) -> Surface:
+        """The zero level, by a coarse and a fine grid.
+
+        Args:
+            latent: whitened.
+            template: its number.
+            leftover: what is left over of the distances there.
+            count: nodes along the shortest edge of the box.
+        """
         box = self.decoder.box.double().cpu().numpy()
         step = 2.0 * box.min() / ((count or self.grid) - 1)
         cells = 4 * np.ceil(box / (2.0 * step)).astype(int)
@@ -271,16 +281,24 @@ class AtlasField:
         rough = self.logits(latent, template, _mesh(coarse)).reshape([len(a) for a in coarse])
         field = _zoomed(rough, [len(a) for a in axes])
         reach = 4.0 * float(np.linalg.norm([a[1] - a[0] for a in axes]))
-        near = np.abs(field) < reach * self.least_slope / LEAST_SLOPE
+        most = 0.0 if leftover is None else leftover.reach()
+        near = np.abs(field) < (reach + most) * self.least_slope / LEAST_SLOPE
         field[near] = self.logits(latent, template, _mesh(axes)[near.ravel()])
+        if leftover is not None:
+            slope = np.linalg.norm(np.gradient(field, *axes), axis=0)
+            slope = np.maximum(slope, self.least_slope)
+            close = near & (np.abs(field) < (most + 2.0 * step) * slope)
+            field[close] += slope[close] * leftover.at(_mesh(axes)[close.ravel()])
         surface = level_set(field, axes)
         # Marching cubes is linear between nodes, logits are not: one Newton step.
         logit, slope, _ = self.slopes(latent, template, surface.points)
         length = np.maximum(np.linalg.norm(slope, axis=1), self.least_slope)
-        distance = np.clip(-logit / length, -step, step)
-        outward = -slope / length[:, None]
-        moved = surface.points - distance[:, None] * outward
-        return Surface(moved, surface.triangles), outward
+        distance = -logit / length
+        if leftover is not None:
+            distance -= leftover.at(surface.points)
+        distance = np.clip(distance, -0.5 * step, 0.5 * step)
+        moved = surface.points + distance[:, None] * slope / length[:, None]
+        return Surface(moved, surface.triangles)
 
     def template_field(self, number: int) -> tuple[Array, list[Array]]:
         """Logits (X, Y, Z) of a template, undeformed, and the axes of their grid."""

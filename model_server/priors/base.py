@@ -11,6 +11,7 @@ from scipy.spatial import cKDTree
 
 from model_server.fitting import engine
 from model_server.fitting.field_form import FieldForm, FieldSettings, Reading
+from model_server.fitting.leftover import Kriging, Leftover, moved_by
 from model_server.fitting.model import Form
 from model_server.fitting.pose_prior import PosePrior
 from model_server.fitting.terms import Evidence
@@ -32,6 +33,7 @@ class LatentPrior:
         latent_root: (d, K).
         pose_prior: learned with it.
         quick: the prior whose answer starts every fit, or None.
+        finishes: whether more than one surface is yielded, the last one remeshed.
         parts: (templates, ...) part numbers at places of the templates, or None.
     """
 
@@ -41,7 +43,13 @@ class LatentPrior:
     latent_root: Array
     pose_prior: PosePrior
     quick: FieldPrior | None = None
+    finishes = True
     parts: NDArray[np.uint8] | None = None
+
+    @cached_property
+    def leftover(self) -> Leftover:
+        """What its shapes leave over of an organ."""
+        return Leftover.of_card(self.card)
 
     def fit(
         self,
@@ -95,7 +103,6 @@ class FieldPrior(LatentPrior):
     """
 
     settings: FieldSettings = FieldSettings()
-    has_local_stage = True
     device = "cpu"
 
     def decode(self, latents: Array, resolution: int = 1) -> Surface:
@@ -114,14 +121,14 @@ class FieldPrior(LatentPrior):
 
     def form(self, settings: FitSettings, evidence: Evidence, start: Reconstruction | None) -> Form:
         """How this prior answers in a fit."""
-        return FieldForm(self, self.settings, self.has_local_stage and settings.local)
+        return FieldForm(self, self.settings, settings.local, self.leftover)
 
     def renew(self, latent: Array) -> None:
         """Nothing is costly."""
 
-    def level(self, latent: Array, template: int) -> tuple[Surface, Array | None]:
+    def level(self, latent: Array, template: int, leftover: Kriging | None) -> Surface:
         """Where the field is zero."""
-        return self.decode(self.latents(latent)), None
+        return moved_by(self.decode(self.latents(latent)), leftover)
 
     def coordinates(self, latent: Array, template: int, points: Array) -> Array:
         """(N, 3) template coordinates of canonical points."""

@@ -95,7 +95,7 @@ class DalsPrior(LatentPrior):
 
     def form(self, settings: FitSettings, evidence: Evidence, start: Reconstruction | None) -> Form:
         """A mesh; see ``fitting.engine``."""
-        return MeshForm(self, self.solver_settings, settings)
+        return MeshForm(self, self.solver_settings, settings, self.leftover)
 
     def vertices(self, latents: Array, level: int) -> Array:
         """(V, 3) canonical vertices of ``icosphere(level)``, of latents (1, d) or (V, d)."""

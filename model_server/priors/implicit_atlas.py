@@ -154,7 +154,9 @@ class ImplicitAtlasPrior(LatentPrior):
             latents: of one shape.
             resolution: 16 nodes along the shortest edge of the box for each.
         """
-        return self.whole.level(self.whiten(latents), self.template_of(latents), 16 * resolution)[0]
+        return self.whole.level(
+            self.whiten(latents), self.template_of(latents), None, 16 * resolution
+        )
 
     def occupancy(self, latents: Array, points: Array) -> Array:
         """(N,) one where canonical points (N, 3) lie inside the shape of ``latents``."""
@@ -257,7 +259,7 @@ class AtlasForm(FieldForm):
     def __init__(
         self, prior: ImplicitAtlasPrior, field: AtlasField, settings: AtlasSettings, local: bool
     ) -> None:
-        super().__init__(field, settings, local)
+        super().__init__(field, settings, local, prior.leftover)
         self.prior, self.shapes, self.tried = prior, field, settings.templates_tried
 
     def cold(self, modes: Array | None) -> tuple[Array, Sequence[int]]:

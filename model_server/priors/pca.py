@@ -6,7 +6,7 @@ weights and annealed noise. It gives every other fit its first surface, pose and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from scipy import ndimage
 from skimage import measure
 
 from model_server.fitting.field_form import FieldSettings, Reading
+from model_server.fitting.leftover import Kriging
 from model_server.fitting.pose_prior import PosePrior
 from model_server.geometry.grid import Grid
 from model_server.geometry.labels import oriented
@@ -80,9 +81,12 @@ class SdfModes:
         value = by_field[:, 0] + by_field[:, 1:] @ latents
         return value, slope / self.grid.spacing, by_field[:, 1:]
 
-    def surface(self, latents: Array, zoom: int = 1) -> Surface:
-        """The zero level, canonical frame; only its largest part."""
+    def surface(self, latents: Array, zoom: int = 1, leftover: Kriging | None = None) -> Surface:
+        """The zero level, canonical frame, moved by what the modes leave over; its largest part."""
         field = self.field(latents)
+        if leftover is not None:
+            band = np.abs(field) < min(leftover.reach() + self.grid.spacing, 0.999 * self.clamp)
+            field[band] -= leftover.at(self.grid.points()[band.ravel()])
         if zoom > 1:
             field = ndimage.zoom(field, zoom, order=3, grid_mode=False)
         # Open at the border would be a surface with a hole.
@@ -107,8 +111,7 @@ class PcaPrior(FieldPrior):
         rms_radius: RMS radius of the canonical shapes.
     """
 
-    settings = SETTINGS
-    has_local_stage = False
+    finishes = False
 
     def __init__(
         self, card: PriorCard, modes: SdfModes, pose_prior: PosePrior, rms_radius: float
@@ -117,6 +120,7 @@ class PcaPrior(FieldPrior):
         self.modes = modes
         self.pose_prior = pose_prior
         self.rms_radius = rms_radius
+        self.settings = replace(SETTINGS, **card.hyperparameters.get("solver", {}))
         self.latent_mean, self.latent_root = np.zeros(modes.count), np.eye(modes.count)
 
     @classmethod
@@ -136,6 +140,10 @@ class PcaPrior(FieldPrior):
     def by_latent(self, reading: Reading, points: Array) -> Array:
         """(N, K) the modes themselves."""
         return np.asarray(reading.more)
+
+    def level(self, latent: Array, template: int, leftover: Kriging | None) -> Surface:
+        """Where the field is zero."""
+        return self.modes.surface(latent, 1, leftover)
 
     def decode(self, latents: Array, resolution: int = 1) -> Surface:
         """(K,) latents -> closed surface in the canonical frame."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError
-from model_server.observations import Observations, PlanarOutline, PointSet, Volume
+from model_server.observations import Observations, PointSet, Volume
 from model_server.pose import Pose
 from model_server.reconstruction import (
     Likeness,
@@ -31,6 +31,7 @@ READY = "SHAPE_PRIOR_SERVER "  # starts the line, followed by JSON, that tells w
 DTYPES = ("<f4", "<f8", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8")
 MOST_AXES = 4
 MOST_ENTRIES = 10_000  # of one list or map
+MOST_NOTES = 10  # of one curve
 MOST_VALUES = 500_000  # of one message; arrays count as one
 ARRAY = ("dtype", "shape", "data")
 
@@ -189,7 +190,7 @@ def observations_map(observations: Observations) -> Message:
     """Observations, RAS mm, as a map; every loop of an outline travels as one curve."""
     return {
         "outlines": [
-            {"name": outline.name, "points": loop}
+            {"name": outline.name, "points": loop, "notes": list(outline.notes)}
             for outline in observations.outlines
             for loop in outline.loops
         ],
@@ -209,13 +210,16 @@ def _volume_map(volume: Volume | None) -> Message | None:
 
 
 def read_observations(message: Mapping[str, Any], limits: Limits = Limits()) -> Observations:
-    """The inverse of ``observations_map``; everything is checked.
+    """The inverse of ``observations_map``; everything is checked, and mended where it can be.
 
     Raises:
         ShapePriorError: too much of something (too-many-points, too-many-outlines,
             too-many-voxels), a message that is not of this form, or annotations that the border
-            refuses (``PlanarOutline``, ``PointSet``).
+            refuses (``mended_outline``, ``PointSet``).
     """
+    # Late: the client, which only sends, has no polygon library.
+    from model_server.geometry.outlines import mended_outline
+
     curves = field(message, "outlines", list)
     if len(curves) > limits.outlines:
         raise ShapePriorError(
@@ -234,13 +238,18 @@ def read_observations(message: Mapping[str, Any], limits: Limits = Limits()) -> 
             "Send curves with fewer points.",
             "too-many-points",
         )
+    image = _read_volume(message.get("image"), limits)
+    notes = [_notes(m) for m in curves]
     return Observations(
-        outlines=tuple(PlanarOutline.from_loop(points, name) for name, points in loops),
+        outlines=tuple(
+            mended_outline(points, name, image, told)
+            for (name, points), told in zip(loops, notes, strict=True)
+        ),
         boundary=tuple(PointSet(points, name) for name, points in named["boundary"]),
         inside=tuple(PointSet(points, name) for name, points in named["inside"]),
         outside=tuple(PointSet(points, name) for name, points in named["outside"]),
         label_map=_read_volume(message.get("label_map"), limits),
-        image=_read_volume(message.get("image"), limits),
+        image=image,
     )
 
 
@@ -251,6 +260,14 @@ def _named(message: object) -> tuple[str, NDArray[Any]]:
     if points.ndim != 2 or points.shape[1] != 3:
         raise bad_message("Points have to be rows of three coordinates.")
     return str(field(message, "name", str))[:200], points
+
+
+def _notes(message: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a client mended in a curve; nothing from one that does not say."""
+    notes = field(message, "notes", list) if "notes" in message else []
+    if len(notes) > MOST_NOTES or not all(isinstance(note, str) for note in notes):
+        raise bad_message("The notes of a curve are no sentences.")
+    return tuple(note[:500] for note in notes)
 
 
 def _read_volume(message: object, limits: Limits) -> Volume | None:

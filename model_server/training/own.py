@@ -410,9 +410,10 @@ def _summary(good: Sequence[_Score], faults: dict[str, str]) -> dict[str, Any]:
     def mean(values: Sequence[float], digits: int) -> float | None:
         return round(float(np.mean(values)), digits) if values else None
 
+    refused = [0.0] * len(faults)
     found: dict[str, Any] = {
-        "dice": mean([s.dice for s in good], 4),
-        "quick_look_dice": mean([s.quick_dice for s in good], 4),
+        "dice": mean([*(s.dice for s in good), *refused], 4),
+        "quick_look_dice": mean([*(s.quick_dice for s in good), *refused], 4),
         "mean_distance_mm": mean([s.distance_mm for s in good], 3),
         "cases": len(good) + len(faults),
         "failed": len(faults),

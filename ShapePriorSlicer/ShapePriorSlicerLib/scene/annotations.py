@@ -6,6 +6,7 @@ World means after all parent transforms of a node: what the user sees in the sli
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,13 @@ from numpy.typing import NDArray
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from model_server.errors import ShapePriorError
-from model_server.geometry.curves import closed_spline
+from model_server.geometry.curves import (
+    closed_polygon,
+    closed_spline,
+    distinct_points,
+    onto_plane,
+    repeats_note,
+)
 from model_server.observations import Observations, PlanarOutline, PointSet, Volume
 
 Array = NDArray[np.float64]
@@ -136,40 +143,58 @@ def _positions(markups: Node, get: Callable[[int, list[float]], None]) -> Array:
     return np.array(found, dtype=np.float64).reshape(-1, 3)
 
 
+def controlPoints(curve: Node) -> Array:
+    """(N, 3) placed points of a closed curve in the world, repeats left out.
+
+    Points a little off the slice that the curve was drawn in are laid into it; a curve that is flat
+    elsewhere was moved as a whole, and stays there.
+    """
+    plane, own = boundPlane(curve), localPoints(curve)
+    if plane is None or len(own) < 4 or flatPlane(own)[2] <= MOVED_FLAT_MM:
+        return distinct_points(definedPoints(curve))
+    return distinct_points(toWorld(curve, onto_plane(own, *plane)))
+
+
 def curvePoints(curve: Node) -> Array:
     """(N, 3) dense world points along a closed curve, the first not repeated.
 
     Raises:
         ShapePriorError: fewer than three placed points.
     """
-    control = definedPoints(curve)
+    control = controlPoints(curve)
     if len(control) < LEAST_POINTS:
         raise ShapePriorError(
             f"'{curve.GetName()}' has {len(control)} point(s).",
             f"Place at least {LEAST_POINTS} around the organ.",
             "too-few",
         )
-    if _isSpline(curve) or len(control) < curve.GetNumberOfControlPoints():
-        # Slicer's own curve has single precision, and runs through a point that hangs at the mouse.
-        return closed_spline(control)
+    # Slicer's own curve has single precision, runs through a point that hangs at the mouse, and
+    # swings out between points that are one place.
+    through = _between(curve)
+    if through is None and len(placed(curve)) < curve.GetNumberOfControlPoints():
+        through = closed_spline
+    if through is not None:
+        return through(control)
     dense = vtk_to_numpy(curve.GetCurvePointsWorld().GetData()).astype(np.float64)
     if len(dense) > 1 and np.allclose(dense[0], dense[-1]):
         dense = dense[:-1]
     return dense
 
 
-def _isSpline(curve: Node) -> bool:
-    """Whether a curve in the world is Slicer's default spline through its points in the world."""
+def _between(curve: Node) -> Callable[[Array], Array] | None:
+    """What runs through a curve's points in the world; None where only Slicer can tell."""
     parent = curve.GetParentTransformNode()
-    bent = parent is not None and not parent.IsTransformToWorldLinear()
-    return not bent and curve.GetCurveTypeAsString(curve.GetCurveType()) == "spline"
+    if parent is not None and not parent.IsTransformToWorldLinear():
+        return None
+    known = {"spline": closed_spline, "linear": closed_polygon}
+    return known.get(curve.GetCurveTypeAsString(curve.GetCurveType()))
 
 
 def outlineOf(curve: Node) -> PlanarOutline:
-    """A closed curve as an outline.
+    """A closed curve as an outline, as it was drawn: where it crosses itself, the backend mends it.
 
     Raises:
-        ShapePriorError: an open curve, too few points, out of its plane, or crossing itself.
+        ShapePriorError: an open curve, too few points, or out of its plane.
     """
     if not curve.IsA("vtkMRMLMarkupsClosedCurveNode"):
         raise ShapePriorError(
@@ -179,7 +204,9 @@ def outlineOf(curve: Node) -> PlanarOutline:
         )
     points = curvePoints(curve)
     checkPlane(curve)
-    return PlanarOutline.from_loop(points, curve.GetName())
+    repeats = len(placed(curve)) - len(controlPoints(curve))
+    outline = PlanarOutline.from_loop(points, curve.GetName())
+    return replace(outline, notes=repeats_note(curve.GetName(), repeats))
 
 
 def pointSets(nodes: Iterable[Node]) -> tuple[PointSet, ...]:

@@ -143,6 +143,52 @@ def test_a_curve_that_left_its_slice_is_refused_and_kept(scene):
     assert curve.GetNumberOfControlPoints() == 8
 
 
+@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.parametrize("beside", [0.0, 0.4])
+def test_a_point_given_again_makes_no_difference_and_is_noted(scene, linear, beside):
+    right, again = drawn(scene, circle()), drawn(scene, circle())
+    again.AddControlPointWorld(*(circle()[0] + [beside, 0.0, 0.0]))
+    for curve in (right, again):
+        if linear:
+            curve.SetCurveTypeToLinear()
+    found = annotations.observationsFrom([right, again])
+    one, two = found.outlines
+    assert np.array_equal(one.loops[0], two.loops[0])
+    assert one.notes == ()
+    assert found.notes == ("1 repeated point(s) of 'axial' were left out.",)
+
+
+def test_a_curve_that_crosses_itself_is_sent_as_it_was_drawn(scene):
+    points = circle()[[0, 2, 1, 3, 4, 5, 6, 7]]
+    curve = drawn(scene, points)
+    (loop,) = annotations.outlineOf(curve).loops
+    assert np.allclose(loop[::10], points, atol=1e-6)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_points_a_little_off_are_laid_into_the_slice_they_were_drawn_in(scene, moved):
+    view = scene.AddNewNodeByClass("vtkMRMLSliceNode", "Red")
+    view.SetSliceOffset(5.0)
+    points = circle()
+    points[3, 2] += 1.6
+    off, right = drawn(scene, points), drawn(scene, circle())
+    for curve in (off, right):
+        annotations.bindToSlice(curve, view, 5.0)
+        if moved:
+            turned(scene, curve, oblique())
+    one, two = (annotations.outlineOf(curve) for curve in (off, right))
+    assert np.allclose(one.loops[0], two.loops[0], atol=1e-6)
+    assert np.allclose(one.normal, two.normal)
+
+
+def test_a_curve_moved_as_a_whole_stays_where_it_is(scene):
+    view = scene.AddNewNodeByClass("vtkMRMLSliceNode", "Red")
+    view.SetSliceOffset(5.0)
+    curve = drawn(scene, circle(z=6.5))
+    annotations.bindToSlice(curve, view, 5.0)
+    assert np.allclose(annotations.outlineOf(curve).loops[0][:, 2], 6.5)
+
+
 def test_a_volume_under_a_transform_is_in_world_coordinates(scene):
     node = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "ct")
     image = vtk.vtkImageData()

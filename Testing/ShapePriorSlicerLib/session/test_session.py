@@ -45,6 +45,7 @@ from ShapePriorSlicerLib.scene.structure import (  # noqa: E402
 from vtk.util.numpy_support import vtk_to_numpy  # noqa: E402
 
 from model_server.errors import ShapePriorError  # noqa: E402
+from model_server.service.wire import observations_map, read_observations  # noqa: E402
 
 
 def asked(session):
@@ -307,15 +308,19 @@ def test_a_failed_fit_keeps_the_surface(fitted):
     assert asked(fitted) == ["fit"]
 
 
-def test_an_outline_that_crosses_itself_is_named(fitted):
+def test_an_outline_that_crosses_itself_goes_to_the_server_which_can_mend_it(fitted):
     before, node = points(fitted), outline(fitted)
     a, b = definedPoints(node)[[0, 6]]
     node.SetNthControlPointPositionWorld(0, *b)
     node.SetNthControlPointPositionWorld(6, *a)
     fitted.poll()
+    assert asked(fitted) == ["fit"]
+    with pytest.raises(ShapePriorError, match="'axial' crosses itself") as refused:
+        read_observations(observations_map(fitted.connection.requests[-1].observations))
+    fitted.connection.fail(message=refused.value.what)
+    fitted.poll()
     assert fitted.status.phase == "failed"
     assert "'axial' crosses itself" in fitted.status.text
-    assert asked(fitted) == []
     assert np.array_equal(points(fitted), before)
 
 

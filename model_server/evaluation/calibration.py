@@ -1,0 +1,83 @@
+"""Is the uncertainty that is shown true? Errors of vertices against their standard deviations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from model_server.evaluation.metrics import Truth
+from model_server.fitting.calibration import Calibration
+from model_server.fitting.residuals import closest_distance
+from model_server.reconstruction import Reconstruction
+
+Array = NDArray[np.float64]
+MOST_VERTICES = 1500  # of each case, so that all cases count the same
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Vertices of one case: (V,) true errors and (V,) standard deviations, mm; the fitted organ's
+    RMS radius, mm."""
+
+    error: Array
+    spread: Array
+    radius: float
+
+    @classmethod
+    def of(cls, found: Reconstruction, truth: Truth) -> Errors:
+        """Of a fit with uncertainty."""
+        assert found.uncertainty_mm is not None
+        points = found.surface.points
+        chosen = np.linspace(0, len(points) - 1, min(len(points), MOST_VERTICES)).astype(int)
+        gap = closest_distance(truth.surface, points[chosen])
+        away = points - points.mean(axis=0)
+        radius = float(np.sqrt((away**2).sum(axis=1).mean()))
+        return cls(gap, found.uncertainty_mm[chosen], radius)
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How errors and standard deviations compare.
+
+    Attributes:
+        rms: root mean square of error over standard deviation; 1 is honest.
+        within_one, within_two: shares of vertices within so many standard deviations.
+    """
+
+    rms: float
+    within_one: float
+    within_two: float
+
+
+def reliability(cases: Sequence[Errors]) -> Reliability:
+    """Of all cases together."""
+    ratio = np.concatenate([c.error / np.maximum(c.spread, 1e-9) for c in cases])
+    return Reliability(
+        float(np.sqrt((ratio**2).mean())), float((ratio < 1).mean()), float((ratio < 2).mean())
+    )
+
+
+def calibrated(cases: Sequence[Errors]) -> Calibration:
+    """The calibration under which the errors are likeliest, as Gaussian ones, with a root mean
+    square of 1.
+
+    Args:
+        cases: fitted without any calibration.
+    """
+    error = np.concatenate([c.error for c in cases])
+    spread = np.concatenate([c.spread for c in cases])
+    radius = np.concatenate([np.full(len(c.error), c.radius) for c in cases])
+
+    def unlikeliness(logs: Array) -> float:
+        variance = np.exp(2 * logs[0]) * spread**2 + (np.exp(logs[1]) * radius) ** 2
+        return float((np.log(variance) + error**2 / variance).mean())
+
+    logs = minimize(unlikeliness, np.log([1.0, 0.01]), method="Nelder-Mead").x
+    found = Calibration(float(np.exp(logs[0])), float(np.exp(logs[1])))
+    # The likeliest has a mean square of 1 over all variances only on average: exactly, then.
+    rms = np.sqrt(np.mean((error / np.hypot(found.scale * spread, found.floor * radius)) ** 2))
+    return Calibration(round(found.scale * rms, 3), round(found.floor * rms, 4))

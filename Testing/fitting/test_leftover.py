@@ -29,8 +29,6 @@ def test_a_surface_moves_outward_by_its_leftover():
     reach = np.linalg.norm(found.points, axis=1)
     assert reach[sphere.points[:, 0].argmax()] == pytest.approx(1.1, abs=5e-3)
     assert reach[sphere.points[:, 0].argmin()] == pytest.approx(1.0, abs=1e-3)
-    inward = np.linalg.norm(moved_by(sphere, field, -1.0).points, axis=1)
-    assert inward[sphere.points[:, 0].argmax()] == pytest.approx(0.9, abs=5e-3)
     assert moved_by(sphere, None) is sphere
 
 

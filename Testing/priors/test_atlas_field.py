@@ -190,8 +190,10 @@ def test_the_surface_settles_on_the_points(field, state):
     seen = form.look(state, evidence)
     near = np.abs(seen.residuals) < 0.1
     assert near.any()
-    (found,) = settled.leftover
-    assert found.at(seen.canonical[near]) == pytest.approx(seen.residuals[near], abs=5e-3)
+    found = settled.leftover.at(seen.canonical[near])
+    assert found == pytest.approx(seen.residuals[near], abs=5e-3)
+        seen.residuals[near], abs=5e-3
+    )
 
 
 # --- surfaces -----------------------------------------------------------------------------------

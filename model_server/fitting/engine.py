@@ -273,13 +273,10 @@ class _Run:
 
     def solve_local(self) -> None:
         """What one latent leaves over, near the annotations."""
-        for _ in range(self.form.local_steps):
-            check()
-            self.state = self.form.local_step(
-                self.state, self._guided(), self.settings.prior_strength
-            )
+        self.state = self.form.refine(self.state, self._guided(), self.settings.prior_strength)
         if self.form.settles:
             self.state = settle(self.form, self.state, self.evidence)
+        if self.form.settles or self.form.local_steps:
             self._lap("local", max(self.form.local_steps, 1))
         if self.settings.uncertainty:
             self.spread = self.form.spread_before(self.state)

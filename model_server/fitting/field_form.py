@@ -169,7 +169,7 @@ class FieldForm:
     """
 
     guided_globally = True
-    settle_rounds = 1
+    local_steps = 0
 
     def __init__(
         self,
@@ -180,7 +180,6 @@ class FieldForm:
     ) -> None:
         self.field, self.settings = field, settings
         self.device, self.damped = field.device, settings.damped
-        self.local_steps = 0
         self.settles = local
         self.leftover = leftover
         self.rms_radius = field.rms_radius
@@ -261,18 +260,17 @@ class FieldForm:
         by_latent = self.field.by_latent(seen.reading, seen.canonical)
         return np.concatenate([by_pose, by_latent], axis=1)
 
-    def local_step(self, state: FitState, evidence: Evidence, strength: float) -> FitState:
-        """See ``Form``."""
-        raise NotImplementedError
+    def refine(self, state: FitState, evidence: Evidence, strength: float) -> FitState:
+        """One latent is all there is; see ``Form``."""
+        return state
 
     # --- answers ------------------------------------------------------------------------------
 
     def shape(self, state: FitState) -> Surface:
         """See ``Form``."""
-        key = state.latent.tobytes() + bytes([state.template, len(state.leftover)])
+        key = state.latent.tobytes() + bytes([state.template, state.leftover is not None])
         if self._level is None or self._level[0] != key:
-            left = state.leftover[0] if state.leftover else None
-            self._level = key, self.field.level(state.latent, state.template, left)
+            self._level = key, self.field.level(state.latent, state.template, state.leftover)
         return self._level[1]
 
     def surface(self, state: FitState) -> tuple[Surface, Array]:
@@ -306,12 +304,12 @@ class FieldForm:
         turned = pose_jacobian(state.pose, patient, points)
         by_pose = np.einsum("ni,nip->np", reading.slope, turned)
         rows = np.concatenate([by_pose, self.field.by_latent(reading, points)], axis=1)
-        for left in state.leftover:
-            rows = left.rows(points, rows)
+        if state.leftover is not None:
+            rows = state.leftover.rows(points, rows)
         assert state.covariance is not None
         variance = np.einsum("vi,ij,vj->v", rows, state.covariance, rows, optimize=True)
         variance = np.maximum(variance, 0.0) / np.square(reading.steepness)
-        return variance + sum(left.variance(points) for left in state.leftover)
+        return variance if state.leftover is None else variance + state.leftover.variance(points)
 
     def spread_before(self, state: FitState) -> Array | None:
         """None; see ``Form``."""

@@ -156,28 +156,30 @@ def _within_reach(step: Array, prior: Prior) -> Array:
 
 
 def settle(form: Form, state: FitState, evidence: Evidence, most: int = MOST_SETTLED) -> FitState:
-    """With what shapes leave over of the annotations: the surface then passes through them."""
-    left, radius = form.leftover, form.rms_radius
-    if left.spread == 0.0:
+    """With what shapes leave over of the annotations: the surface then passes through them.
+
+    Args:
+        form: of the prior.
+        state: where pose and latent are.
+        evidence: RAS mm.
+        most: residuals that are looked at; of more, some are left out.
+    """
+    check()
+    left, radius, unit = form.leftover, form.rms_radius, form.unit(state)
+    seen = form.look(state, evidence)
+    weight = seen.weights(left.noise * unit, left.spread * unit)
+    heard = (weight > LEAST_WEIGHT * weight.max(initial=0.0)) & (seen.own == 0.0)
+    if left.spread == 0.0 or not heard.any():
         return state
-    for _ in range(form.settle_rounds):
-        check()
-        seen, unit = form.look(state, evidence), form.unit(state)
-        weight = seen.weights(left.noise * unit, left.spread * unit)
-        heard = (weight > LEAST_WEIGHT * weight.max(initial=0.0)) & (seen.own == 0.0)
-        if not heard.any():
-            return state
-        every = np.flatnonzero(heard)
-        chosen = every[:: -(-len(every) // most)]
-        share = radius / unit  # canonical units
-        exact = form.settle_rounds == 1
-        found = Kriging.of(
-            seen.canonical[chosen],
-            seen.residuals[chosen] * share,
-            share**2 / weight[chosen],
-            left.spread * radius,
-            left.length * radius,
-            share * form.jacobian(state, seen)[chosen] if exact else None,
-        )
-        state = replace(state, leftover=(*state.leftover, found))
-    return state
+    every = np.flatnonzero(heard)
+    chosen = every[:: -(-len(every) // most)]
+    share = radius / unit  # canonical units
+    found = Kriging.of(
+        seen.canonical[chosen],
+        share * seen.residuals[chosen],
+        share**2 / weight[chosen],
+        left.spread * radius,
+        left.length * radius,
+        share * form.jacobian(state, seen)[chosen],
+    )
+    return replace(state, leftover=found)

@@ -119,10 +119,9 @@ def matern(first: Array, second: Array, length: float) -> Array:
     return np.asarray((1.0 + gap) * np.exp(-gap))
 
 
-def moved_by(surface: Surface, leftover: Kriging | None, sign: float = 1.0) -> Surface:
-    """A surface moved along its normals by what is left over; outward where ``sign`` is 1 and the
-    leftover, as a distance, is that of points outside."""
+def moved_by(surface: Surface, leftover: Kriging | None) -> Surface:
+    """A surface moved outward along its normals by what is left over of the distances there."""
     if leftover is None:
         return surface
-    reach = sign * leftover.at(surface.points)[:, None]
+    reach = leftover.at(surface.points)[:, None]
     return Surface(surface.points + reach * surface.vertex_normals(), surface.triangles)

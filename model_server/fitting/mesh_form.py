@@ -20,7 +20,7 @@ from scipy import linalg, sparse
 
 from model_server.fitting.attachment import Attachment
 from model_server.fitting.interrupt import check
-from model_server.fitting.leftover import Leftover, moved_by
+from model_server.fitting.leftover import Leftover
 from model_server.fitting.model import ROBUST, Drawn, FitState, Seen
 from model_server.fitting.terms import Evidence
 from model_server.geometry.icosphere import icosphere, uniform_laplacian
@@ -164,7 +164,7 @@ class MeshForm:
     """
 
     damped = True
-    settle_rounds = 0
+    settles = False  # a mesh that is moved along its normals may fold
 
     def __init__(
         self,
@@ -182,7 +182,6 @@ class MeshForm:
         self.rms_radius = prior.rms_radius
         self.is_preview = not chosen.local and not chosen.remesh
         self.local_steps = settings.local_steps if chosen.local else 0
-        self.settles = chosen.local
         self.guided_globally = settings.guided_globally
         self.guided = self.guided_globally or self.local_steps > 0
         self.detail: Array | None = None  # of an earlier fit's latents, about their mean
@@ -218,10 +217,7 @@ class MeshForm:
 
     def shape(self, state: FitState) -> Surface:
         """See ``Form``."""
-        surface = self._decoded(self.vertex_latents(state), self.level(state))
-        for left in state.leftover:
-            surface = moved_by(surface, left, -1.0)
-        return surface
+        return self._decoded(self.vertex_latents(state), self.level(state))
 
     def _decoded(self, latents: Array, level: int) -> Surface:
         # The Chamfer distance knows no orientation: a decoder may turn the sphere inside out.
@@ -322,8 +318,15 @@ class MeshForm:
 
     # --- local stage --------------------------------------------------------------------------
 
-    def local_step(self, state: FitState, evidence: Evidence, strength: float) -> FitState:
-        """One linearization of the vertices' latents; every residual counts; see ``Form``."""
+    def refine(self, state: FitState, evidence: Evidence, strength: float) -> FitState:
+        """A latent for each vertex; see ``Form``."""
+        for _ in range(self.local_steps):
+            check()
+            state = self._local_step(state, evidence, strength)
+        return state
+
+    def _local_step(self, state: FitState, evidence: Evidence, strength: float) -> FitState:
+        """One linearization of the vertices' latents; every residual counts."""
         chosen = self.settings
         count, size = len(icosphere(chosen.local_level).points), len(state.latent)
         local = np.zeros((count, size)) if state.local is None else state.local
@@ -415,9 +418,6 @@ class MeshForm:
             variance += np.einsum("vi,ij,vj->v", rows, state.covariance, rows, optimize=True)
         if local is not None:
             variance += _local_variance(local, by_latent)
-        if state.leftover:  # later rounds only make the first one exact
-            places = state.pose.invert(surface.points)
-            variance += state.leftover[0].variance(places) * state.pose.scale**2
         return np.sqrt(np.maximum(variance, 0.0))
 
     def spread_before(self, state: FitState) -> Array | None:

@@ -38,7 +38,7 @@ class FitState:
         covariance: (7 + K, 7 + K) Laplace covariance of (pose step, latent) after the last step.
         energy: twice the negative log posterior there, up to a constant.
         local: latents of single vertices, of forms that have them; None before the local stage.
-        leftover: what shapes leave over of the annotations, from the last stage on.
+        leftover: what shapes leave over of the annotations; None before the last stage.
     """
 
     pose: Pose
@@ -48,7 +48,7 @@ class FitState:
     covariance: Array | None = None
     energy: float = np.inf
     local: Array | None = None
-    leftover: tuple[Kriging, ...] = ()
+    leftover: Kriging | None = None
 
     def after(self, step: Array) -> FitState:
         """After a step of (7 + K,): translation mm, log scale, rotation vector, latent."""
@@ -120,19 +120,17 @@ class Form(Protocol):
         device: that computes.
         rms_radius: of canonical shapes.
         leftover: what they leave over.
-        settles: whether that is added at the end ...
-        settle_rounds: ... and in how many rounds; one where it is exact.
+        settles: whether that is added at the end.
         damped: whether steps are shortened until the energy falls.
         guided: whether the quick look's surface is evidence at all ...
         guided_globally: ... and whether in the global stage, too.
-        local_steps: linearizations of the local stage; 0 leaves it out.
+        local_steps: linearizations of the local stage; 0 where there is none.
     """
 
     device: str
     rms_radius: float
     leftover: Leftover
     settles: bool
-    settle_rounds: int
     damped: bool
     guided: bool
     guided_globally: bool
@@ -188,8 +186,8 @@ class Form(Protocol):
         """(N, 7 + K) how residuals that ``look`` found change with pose step and latent."""
         ...
 
-    def local_step(self, state: FitState, evidence: Evidence, strength: float) -> FitState:
-        """One linearization of what one latent cannot say."""
+    def refine(self, state: FitState, evidence: Evidence, strength: float) -> FitState:
+        """The local stage: what a form has to say beyond one latent."""
         ...
 
     # --- answers ------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
 
@@ -23,7 +24,7 @@ from model_server.reconstruction import Reconstruction, Surface
 Array = NDArray[np.float64]
 
 
-class LatentPrior:
+class LatentPrior(ABC):
     """A trained model with a Gaussian over its latents: z = mean + root @ u, u of unit variance.
 
     Attributes:
@@ -64,9 +65,9 @@ class LatentPrior:
         """
         return engine.fit(self, observations, start, settings)
 
+    @abstractmethod
     def form(self, settings: FitSettings, evidence: Evidence, start: Reconstruction | None) -> Form:
         """How this prior answers in a fit."""
-        raise NotImplementedError
 
     @property
     def size(self) -> int:
@@ -105,17 +106,17 @@ class FieldPrior(LatentPrior):
     settings: FieldSettings = FieldSettings()
     device = "cpu"
 
+    @abstractmethod
     def decode(self, latents: Array, resolution: int = 1) -> Surface:
         """(d,) latents -> closed surface in the canonical frame."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, latent: Array, template: int, points: Array) -> Reading:
         """The field at canonical points (N, 3)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def by_latent(self, reading: Reading, points: Array) -> Array:
         """(N, K) its change by the whitened latent."""
-        raise NotImplementedError
 
     # --- fitting ------------------------------------------------------------------------------
 

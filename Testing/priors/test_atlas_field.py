@@ -192,8 +192,6 @@ def test_the_surface_settles_on_the_points(field, state):
     assert near.any()
     found = settled.leftover.at(seen.canonical[near])
     assert found == pytest.approx(seen.residuals[near], abs=5e-3)
-        seen.residuals[near], abs=5e-3
-    )
 
 
 # --- surfaces -----------------------------------------------------------------------------------

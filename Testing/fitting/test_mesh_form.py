@@ -71,9 +71,7 @@ def attached() -> Attachment:
     rng, count, triangles = np.random.default_rng(4), 30, icosphere(2).triangles
     vertices = triangles[rng.integers(len(triangles), size=count)].astype(np.int64)
     weights, directions = rng.dirichlet(np.ones(3), count), rng.normal(size=(count, 3))
-    return Attachment(
-        vertices, weights, directions, np.zeros(count), np.ones(count), np.zeros(count)
-    )
+    return Attachment.of(vertices, weights, directions, np.zeros(count))
 
 
 def along(form: MeshForm, state: FitState, attached: Attachment) -> Array:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
-
-import numpy as np
 
 from model_server.cases.canonical import standardization
 from model_server.cases.splits import split_cases
@@ -358,12 +356,3 @@ def evaluate(
     if output is not None:
         result.save(output)
     return result
-
-
-def stage_means(records: Iterable[CaseRecord], metric: str) -> dict[str, float]:
-    """Mean of a metric after each stage, in the order the stages came."""
-    found: dict[str, list[float]] = {}
-    for record in records:
-        for stage, metrics in record.stages.items():
-            found.setdefault(stage, []).append(metrics[metric])
-    return {stage: float(np.mean(values)) for stage, values in found.items()}

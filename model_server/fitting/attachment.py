@@ -32,7 +32,8 @@ class Attachment:
         directions: (N, 3) how the residual changes with the attached point.
         residuals: (N,) mm.
         trust: (N,) how many measurements each stands for.
-        own: (N,) standard deviation of its own in RMS radii, 0 where annotations' noise counts.
+        own: (N,) standard deviation of its own, in RMS radii.
+        drawn: (N,) whether it is of an annotation.
     """
 
     vertices: Indices
@@ -41,6 +42,18 @@ class Attachment:
     residuals: Array
     trust: Array
     own: Array
+    drawn: NDArray[np.bool_]
+
+    @classmethod
+    def of(
+        cls, vertices: Indices, weights: Array, directions: Array, residuals: Array,
+        trust: Array | float = 1.0,
+    ) -> Attachment:  # fmt: skip
+        """Of an annotation, with its noise alone."""
+        count = len(vertices)
+        trusted, zeros = np.ones(count) * trust, np.zeros(count)
+        drawn = np.ones(count, dtype=bool)
+        return cls(vertices, weights, directions, residuals, trusted, zeros, drawn)
 
     @classmethod
     def joined(cls, parts: Sequence[Attachment]) -> Attachment:
@@ -48,8 +61,8 @@ class Attachment:
         rows = zip(*(part.__dict__.values() for part in parts), strict=True)
         return cls(*(np.concatenate(row) for row in rows))
 
-    def kept(self, keep: NDArray[np.bool_]) -> Attachment:
-        """Those of ``keep`` (N,)."""
+    def kept(self, keep: Indices) -> Attachment:
+        """Those with the numbers ``keep``."""
         return Attachment(*(values[keep] for values in self.__dict__.values()))
 
 
@@ -64,8 +77,7 @@ def attach_points(surface: Surface, points: Array, normals: Array | None = None)
     vertices = surface.triangles[triangle].astype(np.int64)
     direction = _blend(normals, vertices, weights)
     gap = ((_blend(surface.points, vertices, weights) - points) * direction).sum(axis=1)
-    count = len(points)
-    return Attachment(vertices, weights, direction, gap, np.ones(count), np.zeros(count))
+    return Attachment.of(vertices, weights, direction, gap)
 
 
 def attach_vertices(surface: Surface, values: Array, slopes: Array) -> Attachment:
@@ -79,7 +91,7 @@ def attach_vertices(surface: Surface, values: Array, slopes: Array) -> Attachmen
     count = len(surface.points)
     vertices = np.repeat(np.arange(count)[:, None], 3, axis=1)
     weights = np.tile([1.0, 0.0, 0.0], (count, 1))
-    return Attachment(vertices, weights, slopes, values, np.ones(count), np.zeros(count))
+    return Attachment.of(vertices, weights, slopes, values)
 
 
 def attach_plane(surface: Surface, normals: Array, points: Array, normal: Array) -> Attachment:
@@ -126,10 +138,8 @@ def _on_section(
     in_plane = direction - (direction @ plane_normal)[:, None] * plane_normal
     tilt = np.maximum(np.linalg.norm(in_plane, axis=1), LEAST_TILT)
     gap = ((place - targets) * direction).sum(axis=1) / tilt
-    count = len(targets)
     # There and back say the same thing twice.
-    trusted = np.full(count, 0.5) * trust
-    return Attachment(vertices, weights, direction / tilt[:, None], gap, trusted, np.zeros(count))
+    return Attachment.of(vertices, weights, direction / tilt[:, None], gap, 0.5 * trust)
 
 
 def _barycentric(corners: Array, points: Array) -> Array:

@@ -46,7 +46,8 @@ def fit(
     Args:
         model: the prior.
         observations: RAS mm.
-        start: an earlier reconstruction of this prior; its pose and latents are gone on from.
+        start: an earlier reconstruction of this prior; its pose and latents are gone on from. A
+            prior that starts itself does so in no time, and anew.
         settings: the user's choices. Without local stage and remeshing the fit is a preview.
 
     Raises:
@@ -224,7 +225,7 @@ class _Run:
         self._guide_by(coarse, self.state.pose)
         spread = None
         if self.settings.uncertainty:
-            spread = found.form.spread(found.state, coarse.points)
+            spread = found.form.spread(settled, coarse.points)
         self._lap("quick look", found.steps)
         coordinates = self.form.coarse_coordinates(self.state, coarse.points)
         drawn = Drawn(self._to_patient(coarse), coordinates, spread)
@@ -238,7 +239,8 @@ class _Run:
         if self.form.guided:
             found = place(self.model.quick, self.observations, self.settings)
             if found.mirrored == self.mirrored:
-                self._guide_by(found.form.shape(found.state), found.state.pose)
+                settled = settle(found.form, found.state, self.evidence)
+                self._guide_by(found.form.shape(settled), found.state.pose)
         self._lap("start")
 
     def _enter(self, pose: Pose, latent: Array, templates: Sequence[int]) -> None:

@@ -22,7 +22,6 @@ from model_server.pose import Pose
 from model_server.reconstruction import Reconstruction, Surface
 
 Array = NDArray[np.float64]
-LEAST_COUNT = 1e-3  # of a place, to be heard in the local stage
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class FieldSettings:
     def counts(self, places: Places) -> Array:
         """(N,) how many independent measurements each place stands for."""
         counts = places.trust.copy()
-        drawn = (places.sides == 0) & (places.own == 0.0)
+        drawn = (places.sides == 0) & places.drawn
         pooled = drawn if self.pool_clicks else drawn & places.alike
         if pooled.any():
             counts[pooled] = min(1.0, self.effective_points / pooled.sum())
@@ -185,7 +184,7 @@ class FieldForm:
         self.rms_radius = field.rms_radius
         self.guided = settings.guide_points > 0
         self._heard: tuple[Evidence, Places, Array] | None = None
-        self._level: tuple[bytes, Surface] | None = None
+        self._level: tuple[tuple[bytes, int, int], Surface] | None = None
 
     # --- starts -------------------------------------------------------------------------------
 
@@ -234,13 +233,14 @@ class FieldForm:
         places, counts = self._places(evidence)
         canonical = state.pose.invert(places.points)
         reading = self.field.read(state.latent, state.template, canonical)
-        distance = reading.distance
+        distance = reading.distance - places.target / state.pose.scale
         wrong = (places.sides == 0) | (places.sides * distance < 0)
         gentle = self.settings.gentle_sides & (places.sides != 0)
         return FieldSeen(
             distance,
             counts * wrong,
             places.own * self.field.rms_radius,
+            places.drawn,
             np.where(gentle, np.inf, ROBUST),
             canonical,
             places.points,
@@ -268,7 +268,7 @@ class FieldForm:
 
     def shape(self, state: FitState) -> Surface:
         """See ``Form``."""
-        key = state.latent.tobytes() + bytes([state.template, state.leftover is not None])
+        key = (state.latent.tobytes(), state.template, id(state.leftover))
         if self._level is None or self._level[0] != key:
             self._level = key, self.field.level(state.latent, state.template, state.leftover)
         return self._level[1]

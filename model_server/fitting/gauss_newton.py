@@ -57,9 +57,8 @@ class Prior:
 class _Scale:
     """What makes residuals independent and of unit variance.
 
-    Drawn residuals are alike where they are near: what shapes leave over joins the noise. The quick
-    look's surface is no place where shapes leave anything over; and where there are very many
-    residuals, they determine pose and latent in any case.
+    Residuals of annotations are alike where they are near: what shapes leave over joins the noise.
+    Where there are very many, they determine pose and latent in any case.
 
     Attributes:
         heard: (N,) those that count at all.
@@ -80,7 +79,7 @@ class _Scale:
         weight = seen.weights(noise, left.spread * unit)
         heard = weight > LEAST_WEIGHT * weight.max(initial=0.0)
         root = np.sqrt(weight[heard])
-        shared = (seen.own[heard] == 0.0) & (left.spread > 0.0)
+        shared = seen.drawn[heard] & (left.spread > 0.0)
         shared &= shared.sum() <= MOST_SHARED
         places = seen.canonical[heard][shared]
         covariance = (left.spread * unit) ** 2 * left.alike(places, places, form.rms_radius)
@@ -168,7 +167,7 @@ def settle(form: Form, state: FitState, evidence: Evidence, most: int = MOST_SET
     left, radius, unit = form.leftover, form.rms_radius, form.unit(state)
     seen = form.look(state, evidence)
     weight = seen.weights(left.noise * unit, left.spread * unit)
-    heard = (weight > LEAST_WEIGHT * weight.max(initial=0.0)) & (seen.own == 0.0)
+    heard = (weight > LEAST_WEIGHT * weight.max(initial=0.0)) & seen.drawn
     if left.spread == 0.0 or not heard.any():
         return state
     every = np.flatnonzero(heard)

@@ -34,6 +34,7 @@ Array = NDArray[np.float64]
 SHOWN_LEVEL = 4  # subdivisions of the sphere that a preview is shown on
 WARM_STEPS = 3  # global steps from an earlier reconstruction
 PREVIEW_STEPS = 1  # while somebody drags a point: the next preview goes on from this one
+MOST_LOCAL = 2500  # residuals of the local stage; of more, each stands for its neighbors
 LEAST_SHARE = 0.1  # of a residual, however many there are
 
 
@@ -130,8 +131,8 @@ class MeshSeen(Seen):
     attached: Attachment
 
     def sigma(self, noise: float) -> Array:
-        """(N,) mm: what has a standard deviation of its own was not drawn."""
-        return np.where(self.own > 0.0, self.own, noise)
+        """(N,) mm: what was not drawn has no noise of annotations."""
+        return np.hypot(np.where(self.drawn, noise, 0.0), self.own)
 
 
 @dataclass(frozen=True)
@@ -264,9 +265,9 @@ class MeshForm:
     def look(self, state: FitState, evidence: Evidence) -> MeshSeen:
         """Drawn residuals count as ``effective_points`` together; see ``Form``."""
         seen = self._seen(state, evidence)
-        total = max(float(seen.counts[seen.own == 0.0].sum()), 1.0)
+        total = max(float(seen.counts[seen.drawn].sum()), 1.0)
         share = max(min(1.0, self.settings.effective_points / total), LEAST_SHARE)
-        return replace(seen, counts=np.where(seen.own == 0.0, share, 1.0) * seen.counts)
+        return replace(seen, counts=np.where(seen.drawn, share, 1.0) * seen.counts)
 
     def _seen(self, state: FitState, evidence: Evidence) -> MeshSeen:
         surface = self.placed(state)
@@ -275,7 +276,14 @@ class MeshForm:
         place = (attached.weights[..., None] * surface.points[attached.vertices]).sum(axis=1)
         canonical = state.pose.invert(place)
         return MeshSeen(
-            attached.residuals, attached.trust, own, ROBUST, canonical, surface, attached
+            attached.residuals,
+            attached.trust,
+            own,
+            attached.drawn,
+            ROBUST,
+            canonical,
+            surface,
+            attached,
         )
 
     def _scale(self, surface: Surface) -> float:
@@ -333,7 +341,9 @@ class MeshForm:
         state = replace(state, local=local)
         seen = self._seen(state, evidence)
         weight = seen.weights(chosen.local_noise * self.unit(state))
-        keep = weight > 1e-6 * weight.max()
+        heard = np.flatnonzero(weight > 1e-6 * weight.max())
+        step = -(-len(heard) // MOST_LOCAL)
+        keep = heard[::step]
         attached = seen.attached.kept(keep)
         jacobian = self.jacobian_of(state, np.arange(count))
         by_latent = self._by_latent(state, attached, jacobian)
@@ -348,7 +358,7 @@ class MeshForm:
         felt = _field_at(local - start, attached)
         target = (by_latent * felt).sum(axis=1) - attached.residuals
         check()
-        factor = linalg.cholesky(gram + np.diag(1.0 / weight[keep]), lower=True)
+        factor = linalg.cholesky(gram + np.diag(1.0 / (step * weight[keep])), lower=True)
         solved = linalg.cho_solve((factor, True), target)
         local = start + across @ (by_latent * solved[:, None]).astype(np.float32)
         self.system = LocalSystem(across, by_latent, factor, spread, jacobian)
@@ -409,8 +419,7 @@ class MeshForm:
         every = np.arange(len(surface.points))
         ones = np.tile([1.0, 0.0, 0.0], (len(every), 1))
         own = np.repeat(every[:, None], 3, axis=1)
-        zeros = np.zeros(len(every))
-        here = Attachment(own, ones, surface.vertex_normals(), zeros, ones[:, 0], zeros)
+        here = Attachment.of(own, ones, surface.vertex_normals(), np.zeros(len(every)))
         by_latent = self._by_latent(state, here, None if local is None else local.jacobian)
         variance = np.zeros(len(every))
         if state.covariance is not None:

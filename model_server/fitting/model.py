@@ -59,10 +59,6 @@ class FitState:
             moved=self.moved + step[:7],
         )
 
-    def at(self) -> Array:
-        """(7 + K,) what the Gaussians of pose and latent are about."""
-        return np.concatenate([self.moved, self.latent])
-
 
 @dataclass(frozen=True)
 class Seen:
@@ -71,7 +67,9 @@ class Seen:
     Attributes:
         residuals: (N,).
         counts: (N,) how many independent measurements each stands for.
-        own: (N,) standard deviation of its own, 0 where only the annotations' noise counts.
+        own: (N,) standard deviation of its own, beside that of annotations.
+        drawn: (N,) whether it is of an annotation: only those have a covariance, and leave
+            something over.
         limits: beyond so many standard deviations a residual loses weight.
         canonical: (N, 3) where it is felt, canonical frame.
     """
@@ -79,6 +77,7 @@ class Seen:
     residuals: Array
     counts: Array
     own: Array
+    drawn: NDArray[np.bool_]
     limits: Array | float
     canonical: Array
 

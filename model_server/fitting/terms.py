@@ -46,7 +46,9 @@ class Places:
         sides: (N,) 0 on the boundary, -1 inside, 1 outside.
         trust: (N,) how many measurements each stands for.
         alike: (N,) whether neighbors say much the same, as along a drawn curve.
-        own: (N,) standard deviation beside the noise of annotations, in RMS radii.
+        own: (N,) standard deviation of its own, in RMS radii.
+        drawn: (N,) whether it is an annotation: the surface shall pass there in the end.
+        target: (N,) signed distance, mm, that the surface shall have there; outside is positive.
     """
 
     points: Array
@@ -54,10 +56,19 @@ class Places:
     trust: Array
     alike: NDArray[np.bool_]
     own: Array
+    drawn: NDArray[np.bool_]
+    target: Array
 
     @classmethod
     def of(
-        cls, points: Array, side: int = 0, trust: float = 1.0, alike: bool = False, own: float = 0.0
+        cls,
+        points: Array,
+        side: int = 0,
+        trust: float = 1.0,
+        alike: bool = False,
+        own: float = 0.0,
+        drawn: bool = True,
+        target: float = 0.0,
     ) -> Places:
         """Places of which the same is known."""
         count = len(points)
@@ -67,6 +78,8 @@ class Places:
             np.full(count, trust),
             np.full(count, alike),
             np.full(count, own),
+            np.full(count, drawn),
+            np.full(count, target),
         )
 
     @classmethod
@@ -199,13 +212,18 @@ class GuideTerm:
 
     def places(self) -> Places:
         """See ``Term``."""
-        return Places.of(self.points, 0, self.trust, own=self.own)
+        return Places.of(self.points, 0, self.trust, own=self.own, drawn=False)
 
     def attach(self, surface: Surface, normals: Array) -> Attachment:
         """Along the normal at the closest point."""
         found = attach_points(surface, self.points, normals)
         count = len(self.points)
-        return replace(found, trust=np.full(count, self.trust), own=np.full(count, self.own))
+        return replace(
+            found,
+            trust=np.full(count, self.trust),
+            own=np.full(count, self.own),
+            drawn=np.zeros(count, dtype=bool),
+        )
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ class LatentPrior(ABC):
         pose_prior: learned with it.
         quick: the prior whose answer starts every fit, or None.
         finishes: whether more than one surface is yielded, the last one remeshed.
+        starts_quickly: whether it is loaded with the organ's PCA prior as ``quick``.
         parts: (templates, ...) part numbers at places of the templates, or None.
     """
 
@@ -45,6 +46,7 @@ class LatentPrior(ABC):
     pose_prior: PosePrior
     quick: FieldPrior | None = None
     finishes = True
+    starts_quickly = False
     parts: NDArray[np.uint8] | None = None
 
     @cached_property

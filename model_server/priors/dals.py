@@ -44,6 +44,8 @@ class DalsPrior(LatentPrior):
         parts: (1, V) part of each vertex of ``icosphere(TEMPLATE_LEVEL)``, or None.
     """
 
+    starts_quickly = True
+
     def __init__(
         self,
         card: PriorCard,
@@ -65,10 +67,8 @@ class DalsPrior(LatentPrior):
         self.solver_settings = MeshSettings(**card.hyperparameters.get("solver", {}))
 
     @classmethod
-    def load(cls, folder: Path, card: PriorCard, device: str = "auto") -> DalsPrior:
-        """Read ``weights.safetensors``, and the PCA prior of the same organ beside it."""
-        from model_server.priors.registry import load_prior
-
+    def load(cls, folder: Path, card: PriorCard, device: str, quick: PcaPrior) -> DalsPrior:
+        """Read ``weights.safetensors``."""
         weights = read_weights(folder, card)
         state = {
             name.removeprefix("decoder."): torch.from_numpy(value.astype(np.float32))
@@ -78,9 +78,6 @@ class DalsPrior(LatentPrior):
         size, radius = int(weights["latent_mean"].shape[0]), float(weights["rms_radius"][0])
         decoder = DalsDecoder(size, tuple(card.hyperparameters["hidden"]), radius)
         decoder.load_state_dict(state)
-        beside = folder.parent / f"{card.organ}-pca"
-        quick = load_prior(beside if beside.is_dir() else f"{card.organ}-pca", "cpu")
-        assert isinstance(quick, PcaPrior)
         return cls(
             card,
             decoder.eval().to(choose_device(device)),

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from skimage import measure
 
 from model_server.fitting.engine import place
+from model_server.fitting.interrupt import check
 from model_server.fitting.pose_prior import mirror_points, mirror_pose
 from model_server.fitting.residuals import residuals
 from model_server.fitting.terms import evidence_of
@@ -40,6 +41,8 @@ GRID = 64
 class DeepSdfPrior:
     """A trained DeepSDF decoder; ``quick`` is the PCA prior of the same organ."""
 
+    starts_quickly = True
+
     def __init__(self, card: PriorCard, weights: dict[str, NDArray[Any]], quick: PcaPrior) -> None:
         self.card, self.quick = card, quick
         self.decoder = DeepSdfDecoder()
@@ -55,13 +58,9 @@ class DeepSdfPrior:
         self.spread = torch.from_numpy(weights["latent_spread"].astype(np.float32))
 
     @classmethod
-    def load(cls, folder: Path, card: PriorCard, device: str = "cpu") -> DeepSdfPrior:
-        """Read the weights and the organ's PCA prior; the baseline runs on the CPU."""
-        from model_server.priors.registry import load_prior
-
+    def load(cls, folder: Path, card: PriorCard, device: str, quick: PcaPrior) -> DeepSdfPrior:
+        """Read the weights; the baseline runs on the CPU."""
         del device
-        quick = load_prior(f"{card.organ}-pca")
-        assert isinstance(quick, PcaPrior)
         return cls(card, read_weights(folder, card), quick)
 
     def fit(
@@ -109,6 +108,7 @@ class DeepSdfPrior:
         step = torch.zeros(4, requires_grad=settings.pose is None)
         optimizer = torch.optim.Adam([code, step] if settings.pose is None else [code], lr=RATE)
         for _ in range(STEPS):
+            check()
             optimizer.zero_grad()
             # Only place and size move; the rotation stays the PCA's.
             places = (canonical - step[:3]) * torch.exp(-step[3])

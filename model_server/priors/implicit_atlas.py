@@ -49,6 +49,8 @@ class ImplicitAtlasPrior(LatentPrior):
         quick: PCA prior of the same organ, the start of every fit.
     """
 
+    starts_quickly = True
+
     def __init__(
         self,
         card: PriorCard,
@@ -74,15 +76,12 @@ class ImplicitAtlasPrior(LatentPrior):
         self._templates: dict[int, Surface] = {}
 
     @classmethod
-    def load(cls, folder: Path, card: PriorCard, device: str = "auto") -> ImplicitAtlasPrior:
-        """Read ``weights.safetensors``, and the PCA prior of the same organ beside it."""
-        from model_server.priors.registry import load_prior
-
+    def load(
+        cls, folder: Path, card: PriorCard, device: str, quick: PcaPrior
+    ) -> ImplicitAtlasPrior:
+        """Read ``weights.safetensors``."""
         weights = read_weights(folder, card)
         decoder = unpack_networks(weights, card.hyperparameters["training"])
-        beside = folder.parent / f"{card.organ}-pca"
-        quick = load_prior(beside if beside.is_dir() else f"{card.organ}-pca", "cpu")
-        assert isinstance(quick, PcaPrior)
         pose_prior = PosePrior.from_arrays(weights)
         return cls(card, decoder.to(choose_device(device)), weights, pose_prior, quick)
 

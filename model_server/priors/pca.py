@@ -124,9 +124,11 @@ class PcaPrior(FieldPrior):
         self.latent_mean, self.latent_root = np.zeros(modes.count), np.eye(modes.count)
 
     @classmethod
-    def load(cls, folder: Path, card: PriorCard, device: str = "cpu") -> PcaPrior:
-        """Read ``weights.safetensors``; the PCA always runs on the CPU."""
-        del device
+    def load(
+        cls, folder: Path, card: PriorCard, device: str = "cpu", quick: PcaPrior | None = None
+    ) -> PcaPrior:
+        """Read ``weights.safetensors``; the PCA always runs on the CPU and starts itself."""
+        del device, quick
         weights = read_weights(folder, card)
         pose_prior = PosePrior.from_arrays(weights)
         return cls(card, unpack_modes(weights), pose_prior, float(weights["rms_radius"][0]))

@@ -11,7 +11,8 @@ from model_server.errors import ShapePriorError
 from model_server.priors.card import CARD_FILE, PriorCard, read_card
 from model_server.priors.protocol import ShapePrior
 
-# method -> module and class; the class offers ``load(folder, card, device)``.
+# method -> module and class; the class offers ``load(folder, card, device, quick)`` and says by
+# ``starts_quickly`` whether it is given the organ's PCA prior.
 METHODS = {
     "pca": ("model_server.priors.pca", "PcaPrior"),
     "dals": ("model_server.priors.dals", "DalsPrior"),
@@ -89,8 +90,16 @@ def load_prior(name: str | Path, device: str = "auto") -> ShapePrior:
             "Update the extension.",
             "bad-prior",
         )
-    prior: ShapePrior = _part_of(METHODS[card.method]).load(folder, card, device)
+    kind = _part_of(METHODS[card.method])
+    quick = _quick_look(folder, card.organ) if kind.starts_quickly else None
+    prior: ShapePrior = kind.load(folder, card, device, quick)
     return prior
+
+
+def _quick_look(folder: Path, organ: str) -> ShapePrior:
+    """The PCA prior of an organ: that beside a prior's folder, else the zoo's."""
+    beside = folder.parent / f"{organ}-pca"
+    return load_prior(beside if beside.is_dir() else f"{organ}-pca", "cpu")
 
 
 def _part_of(place: tuple[str, str]) -> Any:

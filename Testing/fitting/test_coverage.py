@@ -91,7 +91,7 @@ def test_a_surface_through_what_was_drawn_brings_no_warning() -> None:
     assert told_of(ball(), drawn(*three_rings())) == []
 
 
-@pytest.mark.parametrize(("size", "limit"), [(10.0, 1.0), (30.0, 2.0)])
+@pytest.mark.parametrize(("size", "limit"), [(10.0, 1.5), (30.0, 2.0)])
 def test_no_loop_is_off_without_being_named(size: float, limit: float) -> None:
     for beyond, told in ((limit - 0.2, False), (limit + 0.2, True)):
         outlines = drawn(ring("axial", size + beyond), ring("coronal", size))

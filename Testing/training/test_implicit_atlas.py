@@ -268,7 +268,8 @@ def test_places_around_a_label_are_sided_and_clear_of_its_border(prior, labels):
     reach = [np.linalg.norm((p - center) / axes_of(0), axis=1) for p in (inside, outside)]
     assert reach[0].max() < 1.0 < reach[1].min()
     gap = cKDTree(border.points).query(np.concatenate([inside, outside]))[0]
-    assert gap.min() > 0.1 * scale * prior.rms_radius * 0.9
+    # Clear of the samples of the border, which lie apart from its vertices.
+    assert gap.min() > 0.1 * scale * prior.rms_radius * 0.75
     on = places.points[places.sides == 0]
     assert cKDTree(border.points).query(on)[0].max() < 1.0
 

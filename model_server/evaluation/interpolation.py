@@ -6,7 +6,10 @@ are as they were drawn.
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +22,25 @@ Mask = NDArray[np.bool_]
 
 def fill_between_slices(stack: Stack) -> Mask:
     """3D Slicer's *Fill between slices*: ITK's morphological contour interpolation."""
-    import itk  # of the extra "evaluate"
-
     drawn = _drawn(stack)
     box = tuple(slice(max(i.min() - 1, 0), i.max() + 2) for i in np.nonzero(drawn))
-    image = itk.image_from_array(np.ascontiguousarray(drawn[box], dtype=np.uint8))
-    found = itk.morphological_contour_interpolator(image, axis=2 - stack.axis)
+    some = np.ascontiguousarray(drawn[box], dtype=np.uint8)
     filled = np.zeros_like(drawn)
-    filled[box] = itk.array_from_image(found) > 0
+    filled[box] = _apart().submit(_interpolated, some, 2 - stack.axis).result() > 0
     return filled
+
+
+@lru_cache(maxsize=1)
+def _apart() -> ProcessPoolExecutor:
+    """A process for ITK: in one process with SimpleITK's own copy of it, it spoils the heap."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+
+
+def _interpolated(drawn: NDArray[np.uint8], axis: int) -> NDArray[np.uint8]:
+    import itk  # of the extra "evaluate"
+
+    found = itk.morphological_contour_interpolator(itk.image_from_array(drawn), axis=axis)
+    return np.array(itk.array_from_image(found))
 
 
 def between_distances(stack: Stack) -> Mask:

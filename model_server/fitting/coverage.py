@@ -20,7 +20,7 @@ from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
 OFF_MM = 2.0  # at the worst place of a loop, for a warning
-SMALL_OFF_MM = 1.0  # the same, for small organs
+SMALL_OFF_MM = 1.5  # the same, for small organs: sharp bends of ordinary ones come near it
 SMALL_MM = 20.0  # RMS radius of those
 TOO_FAR = 0.6  # mean distance of a loop as a share of the RMS radius: not of this organ
 UNDRAWN_REACH = 0.25  # RMS radii from everything drawn in its plane: a section nobody drew

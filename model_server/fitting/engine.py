@@ -220,7 +220,7 @@ class _Run:
         whole."""
         found = place(self.model.quick, self.observations, self.settings)
         self._enter(found.pose, *self.form.cold(found.latents))
-        settled = settle(found.form, found.state, self.evidence)
+        settled = settle(found.form, found.state, self.evidence, self.settings.uncertainty)
         coarse = found.form.shape(settled)
         self._guide_by(coarse, self.state.pose)
         spread = None
@@ -239,7 +239,7 @@ class _Run:
         if self.form.guided:
             found = place(self.model.quick, self.observations, self.settings)
             if found.mirrored == self.mirrored:
-                settled = settle(found.form, found.state, self.evidence)
+                settled = settle(found.form, found.state, self.evidence, variance=False)
                 self._guide_by(found.form.shape(settled), found.state.pose)
         self._lap("start")
 
@@ -277,7 +277,7 @@ class _Run:
         """What one latent leaves over, near the annotations."""
         self.state = self.form.refine(self.state, self._guided(), self.settings.prior_strength)
         if self.form.settles:
-            self.state = settle(self.form, self.state, self.evidence)
+            self.state = settle(self.form, self.state, self.evidence, self.settings.uncertainty)
         if self.form.settles or self.form.local_steps:
             self._lap("local", max(self.form.local_steps, 1))
         if self.settings.uncertainty:

@@ -154,13 +154,20 @@ def _within_reach(step: Array, prior: Prior) -> Array:
     return np.asarray(step * min(1.0, 2.0 / max(float(np.abs(step[:7] / prior.reach).max()), 1e-9)))
 
 
-def settle(form: Form, state: FitState, evidence: Evidence, most: int = MOST_SETTLED) -> FitState:
+def settle(
+    form: Form,
+    state: FitState,
+    evidence: Evidence,
+    variance: bool = True,
+    most: int = MOST_SETTLED,
+) -> FitState:
     """With what shapes leave over of the annotations: the surface then passes through them.
 
     Args:
         form: of the prior.
         state: where pose and latent are.
         evidence: RAS mm.
+        variance: whether it will be asked how sure the surface is.
         most: residuals that are looked at; of more, some are left out.
     """
     check()
@@ -179,6 +186,6 @@ def settle(form: Form, state: FitState, evidence: Evidence, most: int = MOST_SET
         share**2 / weight[chosen],
         left.spread * radius,
         left.length * radius,
-        share * form.jacobian(state, seen)[chosen],
+        share * form.jacobian(state, seen)[chosen] if variance else None,
     )
     return replace(state, leftover=found)

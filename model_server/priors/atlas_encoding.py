@@ -102,7 +102,7 @@ def encode(prior: ImplicitAtlasPrior, label: Volume) -> Encoded:
     known = Prior.of(form, spread, 1.0)
     state = solve(form, [state], evidence, known, form.noises(warm=False))
     form.leftover = LEFTOVER
-    whole = settle(form, state, evidence, len(places.points))
+    whole = settle(form, state, evidence, False, len(places.points))
 
     def placed(one: FitState) -> Surface:
         canonical = form.shape(one)

@@ -94,9 +94,14 @@ class _Scale:
         return np.asarray(scaled)
 
     def energy(self, residuals: Array) -> float:
-        """Twice their negative log likelihood, up to a constant."""
-        volume = np.log(np.diag(self.factor)).sum() - np.log(self.root[~self.shared]).sum()
-        return float(np.square(self(residuals)).sum() + 2.0 * volume)
+        """Twice their negative log likelihood, up to what depends on their covariance alone: a mesh
+        is attached in more or fewer places after a step, which says nothing of the step."""
+        return float(np.square(self(residuals)).sum())
+
+    def volume(self) -> float:
+        """Log determinant of the covariance: what ``energy`` leaves out."""
+        alone = np.log(self.root[~self.shared]).sum()
+        return float(2.0 * (np.log(np.diag(self.factor)).sum() - alone))
 
 
 def solve(
@@ -118,7 +123,8 @@ def solve(
     for index, noise in enumerate(levels[1:], start=1):
         form.renew(state, index)
         state, seen = _step(form, state, seen, evidence, prior, noise)
-    energy = _Scale.of(form, state, seen, levels[-1]).energy(seen.residuals) + prior.energy(state)
+    scale = _Scale.of(form, state, seen, levels[-1])
+    energy = scale.energy(seen.residuals) + scale.volume() + prior.energy(state)
     return replace(state, energy=energy)
 
 

@@ -25,6 +25,7 @@ from model_server.geometry.remesh import remesh
 from model_server.geometry.sampling import sample_surface
 from model_server.observations import Observations
 from model_server.pose import Pose
+from model_server.priors.card import PriorCard
 from model_server.priors.protocol import FitSettings
 from model_server.reconstruction import Provenance, Reconstruction, Surface
 from model_server.threads import few_threads
@@ -229,9 +230,8 @@ class _Run:
         self._lap("quick look", found.steps)
         coordinates = self.form.coarse_coordinates(self.state, coarse.points)
         drawn = Drawn(self._to_patient(coarse), coordinates, spread)
-        return self._answer(
-            "quick look", drawn, self.form.coarse_latents(self.state, found.latents)
-        )
+        latents = self.form.coarse_latents(self.state, found.latents)
+        return self._answer("quick look", drawn, latents, self.model.quick.card)
 
     def begin_from(self, start: Reconstruction) -> None:
         """Start from an earlier pose and its latents."""
@@ -338,7 +338,10 @@ class _Run:
         warnings = check_fit(self.observations, answer.surface, card, radius)
         return replace(answer, warnings=(*warnings, *self.observations.notes))
 
-    def _answer(self, stage: str, drawn: Drawn, latents: Array) -> Reconstruction:
+    def _answer(
+        self, stage: str, drawn: Drawn, latents: Array, by: PriorCard | None = None
+    ) -> Reconstruction:
+        """In the common form; ``by`` is the prior that computed the spread, if another."""
         card, template = self.model.card, self.state.template
         has_parts = self.model.parts is not None
         return Reconstruction(
@@ -351,14 +354,14 @@ class _Run:
             provenance=Provenance(
                 card.name, card.version, self.form.device, dict(self.seconds), dict(self.iterations)
             ),
-            uncertainty_mm=self._true(drawn.spread),
+            uncertainty_mm=self._true(drawn.spread, by or card),
             template=template,
             parts=self.model.part_of(template, drawn.coordinates) if has_parts else None,
         )
 
-    def _true(self, spread: Array | None) -> Array | None:
-        """What a computed standard deviation (V,) mm is worth."""
+    def _true(self, spread: Array | None, card: PriorCard) -> Array | None:
+        """What a standard deviation (V,) mm is worth that the prior of a card computed."""
         if spread is None:
             return None
         radius = self.state.pose.scale * self.model.rms_radius
-        return Calibration.of_card(self.model.card, self.observations).true(spread, radius)
+        return Calibration.of_card(card, self.observations).true(spread, radius)

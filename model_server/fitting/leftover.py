@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,10 @@ class Leftover:
         """As the card says, else what is usual."""
         told = card.hyperparameters.get("leftover")
         return (usual or cls()) if told is None else cls(*(float(told[n]) for n in NAMES))
+
+    def under(self, strength: float) -> Leftover:
+        """Where the prior is trusted ``strength`` times as much, less is left over."""
+        return replace(self, spread=self.spread / float(np.sqrt(strength)))
 
     def alike(self, first: Array, second: Array, rms_radius: float) -> Array:
         """(N, M) correlations between canonical places (N, 3) and (M, 3)."""

@@ -124,7 +124,8 @@ class FieldPrior(LatentPrior):
 
     def form(self, settings: FitSettings, evidence: Evidence, start: Reconstruction | None) -> Form:
         """How this prior answers in a fit."""
-        return FieldForm(self, self.settings, settings.local, self.leftover)
+        left = self.leftover.under(settings.prior_strength)
+        return FieldForm(self, self.settings, settings.local, left)
 
     def renew(self, latent: Array) -> None:
         """Nothing is costly."""

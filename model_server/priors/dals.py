@@ -92,7 +92,8 @@ class DalsPrior(LatentPrior):
 
     def form(self, settings: FitSettings, evidence: Evidence, start: Reconstruction | None) -> Form:
         """A mesh; see ``fitting.engine``."""
-        return MeshForm(self, self.solver_settings, settings, self.leftover)
+        left = self.leftover.under(settings.prior_strength)
+        return MeshForm(self, self.solver_settings, settings, left)
 
     def vertices(self, latents: Array, level: int) -> Array:
         """(V, 3) canonical vertices of ``icosphere(level)``, of latents (1, d) or (V, d)."""

@@ -98,11 +98,11 @@ class ImplicitAtlasPrior(LatentPrior):
         chosen = self.solver_settings.given(counts[places.sides == 0].sum())
         preview = start is not None and not settings.local and not settings.remesh
         if start is None or not preview:
-            return AtlasForm(self, self.field(chosen), chosen, settings.local)
+            return AtlasForm(self, self.field(chosen), chosen, settings)
         chosen = chosen.preview()
         moving = self.latent_root[:, : chosen.modes]
         rest = start.latents - moving @ self.whiten(start.latents)[: chosen.modes]
-        return AtlasForm(self, self.field(chosen, rest), chosen, local=True)
+        return AtlasForm(self, self.field(chosen, rest), chosen, replace(settings, local=True))
 
     def field(self, settings: AtlasSettings, mean: Array | None = None) -> AtlasField:
         """The shapes along so many latent axes as the settings say, the widest first.
@@ -252,13 +252,18 @@ class AtlasForm(FieldForm):
         prior: trained.
         field: along the axes that are fitted.
         settings: of this fit.
-        local: whether there is a local stage.
+        chosen: the user's.
     """
 
     def __init__(
-        self, prior: ImplicitAtlasPrior, field: AtlasField, settings: AtlasSettings, local: bool
+        self,
+        prior: ImplicitAtlasPrior,
+        field: AtlasField,
+        settings: AtlasSettings,
+        chosen: FitSettings,
     ) -> None:
-        super().__init__(field, settings, local, prior.leftover)
+        left = prior.leftover.under(chosen.prior_strength)
+        super().__init__(field, settings, chosen.local, left)
         self.prior, self.shapes, self.tried = prior, field, settings.templates_tried
 
     def cold(self, modes: Array | None) -> tuple[Array, Sequence[int]]:

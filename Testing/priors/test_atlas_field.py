@@ -17,7 +17,6 @@ from model_server.fitting.model import FitState
 from model_server.fitting.terms import ClickTerm, Evidence, SideTerm
 from model_server.pose import Pose
 from model_server.priors import atlas_field
-from model_server.priors.atlas_encoding import DenseTerm
 from model_server.priors.atlas_field import AtlasField, AtlasSettings, level_set
 from model_server.priors.implicit_atlas_decoder import AtlasDecoder, AtlasSizes
 
@@ -150,14 +149,6 @@ def test_the_template_that_explains_more_after_a_step_goes_on(field, state):
     best = steps(form, both, evidence, noise)
     assert best.template == int(np.argmin(alone))
     assert best.energy == pytest.approx(min(alone), rel=1e-6)
-
-
-def test_every_other_place_keeps_what_is_known_of_it():
-    term = SideTerm(np.arange(15.0).reshape(5, 3), 1)
-    half = term.places().every(2)
-    assert half.points.tolist() == term.points[::2].tolist()
-    assert half.sides.tolist() == [1, 1, 1]
-    assert DenseTerm(half).places() is half
 
 
 def test_few_points_have_a_guide_and_fewer_axes():

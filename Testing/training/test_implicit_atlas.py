@@ -20,7 +20,7 @@ from model_server.geometry.icosphere import icosphere
 from model_server.geometry.labels import spline_surface
 from model_server.io.volumes import image_from_array, read_volume
 from model_server.pose import Pose
-from model_server.priors.atlas_encoding import dense_places, encode
+from model_server.priors.atlas_encoding import dense_evidence, encode
 from model_server.priors.implicit_atlas import ImplicitAtlasPrior
 from model_server.priors.implicit_atlas_decoder import sample
 from model_server.priors.protocol import FitSettings
@@ -262,7 +262,7 @@ def test_places_around_a_label_are_sided_and_clear_of_its_border(prior, labels):
     label = read_volume(sorted(labels.iterdir())[0])
     border = spline_surface(label)
     center, scale = border.points.mean(axis=0), 20.0
-    places = dense_places(prior, label, border, Pose(center, scale))
+    places = dense_evidence(prior, label, border, Pose(center, scale)).places()
     inside, outside = (places.points[places.sides == side] for side in (-1, 1))
     assert min(len(inside), len(outside)) > 20
     reach = [np.linalg.norm((p - center) / axes_of(0), axis=1) for p in (inside, outside)]

@@ -88,10 +88,6 @@ class Places:
         rows = zip(*(part.__dict__.values() for part in parts), strict=True)
         return cls(*(np.concatenate(row) for row in rows))
 
-    def every(self, step: int) -> Places:
-        """Each ``step``-th of them."""
-        return Places(*(values[::step] for values in self.__dict__.values()))
-
 
 class Term(Protocol):
     """What one annotation says of a surface."""
@@ -171,25 +167,34 @@ class LabelMapTerm:
 
 @dataclass(frozen=True)
 class SideTerm:
-    """``points`` (N, 3) RAS mm inside (``side`` -1) or outside (1): they count on the wrong side
-    only."""
+    """Points inside or outside: they count on the wrong side only.
+
+    Attributes:
+        points: (N, 3) RAS mm.
+        side: -1 inside, 1 outside.
+        trust: so many measurements does each count as.
+        own: standard deviation, in RMS radii.
+    """
 
     points: Array
     side: int
+    trust: float = SIDE_TRUST
+    own: float = 0.0
 
     def mirrored(self) -> SideTerm:
         """See ``Term``."""
-        return SideTerm(mirror_points(self.points), self.side)
+        return replace(self, points=mirror_points(self.points))
 
     def places(self) -> Places:
         """See ``Term``."""
-        return Places.of(self.points, self.side, SIDE_TRUST)
+        return Places.of(self.points, self.side, self.trust, own=self.own)
 
     def attach(self, surface: Surface, normals: Array) -> Attachment:
         """Along the normal at the closest point."""
         found = attach_points(surface, self.points, normals)
         wrong = self.side * found.residuals > 0
-        return replace(found, trust=np.asarray(SIDE_TRUST * wrong, dtype=np.float64))
+        own = np.full(len(self.points), self.own)
+        return replace(found, trust=np.asarray(self.trust * wrong, dtype=np.float64), own=own)
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ from scipy.spatial import cKDTree
 
 from model_server.cases.canonical import standardization
 from model_server.fitting import engine
-from model_server.fitting.attachment import Attachment
 from model_server.fitting.field_form import FieldForm
 from model_server.fitting.gauss_newton import Prior, settle, solve
 from model_server.fitting.leftover import Leftover
 from model_server.fitting.model import FitState
-from model_server.fitting.terms import Evidence, Places
+from model_server.fitting.terms import ClickTerm, Evidence, SideTerm
 from model_server.geometry.labels import largest_component, spline_surface
 from model_server.geometry.sampling import sample_surface
 from model_server.observations import Observations, Volume
@@ -40,25 +39,6 @@ DENSE = AtlasSettings(
 LEFTOVER = Leftover(0.03, 0.06, 0.005)  # dense data tell finer detail
 # A label volume tells center and size: so far may they be off (mm in RMS radii, log, radians).
 DENSE_POSE = np.array([0.1, 0.1, 0.1, 0.05, 0.15, 0.15, 0.15])
-
-
-@dataclass(frozen=True)
-class DenseTerm:
-    """Places all over a label volume, which only a field reads."""
-
-    known: Places
-
-    def mirrored(self) -> DenseTerm:
-        """See ``Term``: a label volume is read in its own world."""
-        raise NotImplementedError
-
-    def places(self) -> Places:
-        """See ``Term``."""
-        return self.known
-
-    def attach(self, surface: Surface, normals: Array) -> Attachment:
-        """See ``Term``."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -91,18 +71,18 @@ def encode(prior: ImplicitAtlasPrior, label: Volume) -> Encoded:
     surface = spline_surface(label)
     found = standardization(surface)
     pose = Pose(found.center, found.rms_radius / prior.rms_radius)
-    places = dense_places(prior, label, surface, pose)
+    evidence = dense_evidence(prior, label, surface, pose)
     units = DENSE_POSE * np.array([found.rms_radius] * 3 + [1.0] * 4)
     spread = np.diag(units**2)
     guessed = _guess(prior, label, pose)
     start = FitState(pose, guessed, np.zeros(7))
-    state = _best_template(prior, start, Evidence((DenseTerm(places.every(10)),)), spread)
+    few = dense_evidence(prior, label, surface, pose, every=10)
+    state = _best_template(prior, start, few, spread)
     form = _form(prior, replace(DENSE, modes=prior.size))
-    evidence = Evidence((DenseTerm(places),))
     known = Prior.of(form, spread, 1.0)
     state = solve(form, [state], evidence, known, form.noises(warm=False))
     form.leftover = LEFTOVER
-    whole = settle(form, state, evidence, False, len(places.points))
+    whole = settle(form, state, evidence, False, DENSE_POINTS + SIDED_POINTS)
 
     def placed(one: FitState) -> Surface:
         canonical = form.shape(one)
@@ -115,8 +95,10 @@ def _form(prior: ImplicitAtlasPrior, settings: AtlasSettings) -> FieldForm:
     return FieldForm(prior.field(settings), settings, leftover=Leftover(spread=0.0))
 
 
-def dense_places(prior: ImplicitAtlasPrior, label: Volume, surface: Surface, pose: Pose) -> Places:
-    """On the border, and clear of it inside and outside.
+def dense_evidence(
+    prior: ImplicitAtlasPrior, label: Volume, surface: Surface, pose: Pose, every: int = 1
+) -> Evidence:
+    """A label volume's border, and places clear of it inside and outside; each ``every``-th.
 
     All over the box: with many latent axes D could carry places far from the surface into the
     template.
@@ -133,9 +115,13 @@ def dense_places(prior: ImplicitAtlasPrior, label: Volume, surface: Surface, pos
     inside = np.zeros(len(points), dtype=bool)
     inside[known] = organ[tuple(index[known].T)]
     own = SIDED_NOISE / prior.rms_radius
-    within, beyond = points[inside], points[~inside]
-    return Places.joined(
-        [Places.of(border), Places.of(within, -1, own=own), Places.of(beyond, 1, own=own)]
+    within, beyond = points[inside][::every], points[~inside][::every]
+    return Evidence(
+        (
+            ClickTerm(border[::every]),
+            SideTerm(within, -1, trust=1.0, own=own),
+            SideTerm(beyond, 1, trust=1.0, own=own),
+        )
     )
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model_server.fitting.leftover import Leftover
 from model_server.priors.card import PriorCard
 from model_server.training.prepared import FEW, Prepared, workers
 from model_server.training.progress import Progress
 
-# Settings of the fit that differ from the defaults, chosen on validation cases.
+# Settings of the fit of DALS that differ from the defaults, chosen on validation cases.
 SOLVERS: dict[str, dict[str, float | bool]] = {
     "hippocampus": {
         "guide_points": 500.0,
@@ -23,11 +24,27 @@ SOLVERS: dict[str, dict[str, float | bool]] = {
         "smoothness": 0.36,
     },
     "kidney": {"guide_points": 500.0, "guide_noise": 0.04, "guided_globally": True},
-    "liver": {"guide_points": 30.0},
-    "pancreas": {"local_spread": 0.25, "noise": 0.03},
+    "liver": {"guide_points": 150.0, "guide_noise": 0.05, "guided_globally": True},
+    "pancreas": {
+        "local_spread": 0.5,
+        "noise": 0.03,
+        "guide_points": 400.0,
+        "guide_noise": 0.02,
+        "guided_globally": True,
+    },
 }
 # The same for ImplicitAtlas.
 ATLAS_SOLVERS: dict[str, dict[str, float]] = {}
+# What shapes of an organ leave over, by Testing/benchmarks/leftovers.py; of others, the default.
+LEFTOVERS = {
+    "hippocampus": Leftover(0.02, 0.2),
+    "kidney": Leftover(0.05, 0.3),
+    "liver": Leftover(0.05, 0.3),
+    "pancreas": Leftover(0.15, 0.4),
+    "pancreas-dals": Leftover(0.05, 0.3),  # its local latents have a part of it
+    "spleen": Leftover(0.05, 0.25),
+}
+LEFTOVERS_BY = "python Testing/benchmarks/leftovers.py"
 LATENT_MODES = 100  # K of the latents' Gaussian
 # Of DALS: warped copies teach how such shapes deform.
 DALS_FEW_SHOT = {"steps": 800, "batch": 16, "augmentations": 40, "wrapped_share": 0.6}
@@ -36,6 +53,12 @@ Finished = tuple[PriorCard, dict[str, NDArray[Any]]]
 # Told the card so far, the shapes, the method's options, a device, and the folder of the
 # checkpoint.
 Trainer = Callable[[PriorCard, Prepared, dict[str, Any], str, Path, Progress | None], Finished]
+
+
+def leftover_of(name: str, organ: str) -> dict[str, Any]:
+    """What the card of a prior says its shapes leave over; empty where nothing was measured."""
+    found = LEFTOVERS.get(name, LEFTOVERS.get(organ))
+    return {} if found is None else {"leftover": {**asdict(found), "command": LEFTOVERS_BY}}
 
 
 def _train_pca(

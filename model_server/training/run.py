@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from model_server import __version__
 from model_server.errors import ShapePriorError
 from model_server.priors.card import PriorCard, save_prior
-from model_server.training.methods import TRAINERS
+from model_server.training.methods import TRAINERS, leftover_of
 from model_server.training.pose_prior import learn_pose_prior
 from model_server.training.prepared import Prepared, prepare
 from model_server.training.progress import Progress
@@ -247,6 +247,7 @@ def _card(
             "annotation_extent_mm": [round(0.3 * min(spans), 1), round(max(spans), 1)],
             "radius_mm": [round(min(radii), 2), round(max(radii), 2)],
             CHECKSUM: prepared.checksum(),
+            **leftover_of(f"{organ}-{method}", organ),
         },
         command=command,
     )

@@ -1,0 +1,24 @@
+"""What a training writes into a card is what the bundled cards of its organ say."""
+
+from __future__ import annotations
+
+import pytest
+
+from model_server.priors.card import read_card
+from model_server.priors.registry import BUNDLED_ZOO
+from model_server.training.methods import ATLAS_SOLVERS, SOLVERS, leftover_of
+
+CARDS = [read_card(path.parent) for path in sorted(BUNDLED_ZOO.glob("*/prior.json"))]
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
+def test_a_bundled_card_says_what_its_training_would(card):
+    told = card.hyperparameters
+    assert {"leftover": told["leftover"]} == leftover_of(card.name, card.organ)
+    solvers = {"dals": SOLVERS, "atlas": ATLAS_SOLVERS}.get(card.method)
+    if solvers is not None:
+        assert told["solver"] == solvers.get(card.organ, {})
+
+
+def test_other_organs_have_no_measured_leftover():
+    assert leftover_of("heart-dals", "heart") == {}

@@ -122,6 +122,16 @@ def test_a_part_that_the_surface_does_not_make_is_a_warning() -> None:
     assert "makes no thing with that part" in warning
 
 
+def test_two_outlines_of_one_name_are_told_apart() -> None:
+    """One is a part that is not reached, the other a little off."""
+    missed, off = ring("axial", 5.0, (40, 0, 0), "curve"), ring("coronal", 13.0, name="curve")
+    found = told_of(ball(), drawn(ring("axial"), ring("sagittal"), off, missed))
+    assert sorted(sentence.split(" near ")[0] for sentence in found) == [
+        "'curve' is up to 3.0 mm off the surface",
+        "'curve' lies 30 mm from the surface,",
+    ]
+
+
 def test_a_plane_far_from_the_surface_is_refused() -> None:
     far = ring("axial", 5.0, (40, 0, 8), "far")
     with pytest.raises(ShapePriorError, match="'far' lies") as caught:

@@ -85,7 +85,15 @@ def inputs_of(case: Case, settings: Settings) -> dict[str, Any]:
     card = prior_card(case.prior)
     return {
         "case": case.name,
-        "prior": {"name": card.name, "version": card.version, "weights": card.checksum},
+        "prior": {
+            "name": card.name,
+            "version": card.version,
+            "weights": card.checksum,
+            # How it is fitted, and what its uncertainty is worth.
+            "settings": hashlib.sha256(
+                json.dumps(card.hyperparameters, sort_keys=True).encode()
+            ).hexdigest(),
+        },
         # Names count: a markup without its own name is called as its file.
         "annotations": [[path.name, _hash(path)] for path in case.annotations],
         "mask": _hash(case.mask) if case.mask else None,

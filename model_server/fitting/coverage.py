@@ -156,9 +156,9 @@ def coverage_warnings(planes: Sequence[PlaneGaps], card: PriorCard, radius: floa
     """Sentences about loops off the surface and about sections that nobody drew; arguments as of
     ``require_reached``."""
     gaps = [gap for plane in planes for gap in plane.loops]
-    missed = [gap for gap in gaps if gap.mean_mm > TOO_FAR * radius]
-    limit = SMALL_OFF_MM if radius < SMALL_MM else OFF_MM
-    off = [gap for gap in gaps if gap.max_mm > limit and gap not in missed]
+    far, limit = TOO_FAR * radius, SMALL_OFF_MM if radius < SMALL_MM else OFF_MM
+    missed = [gap for gap in gaps if gap.mean_mm > far]
+    off = [gap for gap in gaps if gap.max_mm > limit and gap.mean_mm <= far]
     return [
         *(
             f"{gap.loop.name} lies {gap.mean_mm:.0f} mm from the surface, {near(gap.place)}: the "

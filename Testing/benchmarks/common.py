@@ -22,11 +22,12 @@ from model_server.evaluation.results import (  # noqa: E402
     rich_table,
 )
 from model_server.priors.protocol import ShapePrior  # noqa: E402
-from model_server.priors.registry import load_prior  # noqa: E402
+from model_server.priors.registry import load_prior, prior_folders  # noqa: E402
 
 DATA = HERE.parent.parent.parent / "shared" / "data"
 RESULTS = HERE / "results"
 METHODS = ["dals", "pca", "rbf", "poisson", "dasm", "deepsdf"]
+THERE = {*prior_folders(), *(name.replace("-dals", "-reference") for name in prior_folders())}
 console = Console(width=200)
 
 
@@ -56,11 +57,15 @@ def load(name: str, device: str) -> ShapePrior:
 
 
 def chosen_methods(names: Sequence[str], organ: str) -> list[Method]:
-    """Methods by name, the reference included."""
-    return [
+    """Methods by name, the reference included; of what the organ has no prior, it is said."""
+    found = [
         Method(n, f"{organ}-reference") if n == "reference" else Method.named(n, organ)
         for n in names
     ]
+    missing = [m for m in found if m.prior == f"{organ}-{m.label}" and m.prior not in THERE]
+    for method in missing:
+        console.print(f"There is no prior '{method.prior}': left out.", markup=False)
+    return [m for m in found if m not in missing]
 
 
 def tell(case: str, method: str, done: int, total: int) -> None:

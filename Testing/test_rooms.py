@@ -12,6 +12,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 BACKEND = REPOSITORY / "model_server"
 MODULE = REPOSITORY / "ShapePriorSlicer"
+TESTS = REPOSITORY / "Testing"
 PACKAGES = (BACKEND, MODULE / "ShapePriorSlicerLib", MODULE / "ShapePriorBrowser")
 MOST_LINES = 500
 # From the bottom up; rooms of one line may import from each other. What is named nowhere (commands,
@@ -120,7 +121,7 @@ def test_no_file_imports_itself_by_way_of_others(package):
     assert not found, " imports ".join(found)
 
 
-@pytest.mark.parametrize("folder", [BACKEND, MODULE], ids=lambda p: p.name)
+@pytest.mark.parametrize("folder", [BACKEND, MODULE, TESTS], ids=lambda p: p.name)
 def test_no_file_is_too_long(folder):
     assert too_long(folder) == {}
 

@@ -71,3 +71,17 @@ def application(backend: type[SharedBackend]) -> Iterator[Any]:
 def ownServer() -> Iterator[Any]:
     """The panel, with a server process of its own."""
     yield from opened()
+
+
+@pytest.fixture
+def ui(application: Any) -> Any:
+    """Its widgets."""
+    return application.widget.ui
+
+
+@pytest.fixture
+def drawn(application: Any) -> Any:
+    """The bundled case with three outlines and its surface."""
+    from panel_user import reconstructed
+
+    return reconstructed(application)

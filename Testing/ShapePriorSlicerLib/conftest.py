@@ -44,3 +44,46 @@ def session(workspace):
     found = workspace.create("hippocampus-dals")
     found._clock = Clock()
     return found
+
+
+# --- an organ in a scene of its own -------------------------------------------------------------
+
+
+@pytest.fixture
+def scene():
+    """A scene in which surfaces become segments."""
+    slicer = pytest.importorskip("slicer", reason="slicer-core is not installed")
+    scene = slicer.vtkMRMLScene()
+    logic = slicer.vtkSlicerSegmentationsModuleLogic()  # registers the converters
+    logic.SetMRMLScene(scene)
+    yield scene
+    scene.Clear(1)
+
+
+@pytest.fixture
+def model(scene):
+    """The organ's surface."""
+    from organs import ellipsoid
+
+    node = scene.AddNewNodeByClass("vtkMRMLModelNode", "organ")
+    node.SetAndObservePolyData(ellipsoid())
+    return node
+
+
+@pytest.fixture
+def parted(model):
+    """The organ with two parts, one of them named."""
+    from organs import ellipsoid
+    from ShapePriorSlicerLib.scene.live_model import NAMES_ATTRIBUTE
+
+    model.SetAndObservePolyData(ellipsoid(parted=True))
+    model.SetAttribute(NAMES_ATTRIBUTE, '{"1": "front"}')
+    return model
+
+
+@pytest.fixture
+def volume(scene):
+    """A volume about the organ."""
+    from organs import volumeIn
+
+    return volumeIn(scene)

@@ -296,6 +296,24 @@ def until(workspace: Workspace, condition: Callable[[], bool], seconds: float = 
         workspace.poll(0.003)
 
 
+# --- what became of it ---------------------------------------------------------------------------
+
+
+def asked(session: Session) -> list[str]:
+    """What a fake server was asked for."""
+    return ["preview" if r.isPreview else r.kind for r in session.connection.requests]
+
+
+def points(session: Session) -> np.ndarray:
+    """Of the surface."""
+    return session.reconstruction.surface.points
+
+
+def outline(session: Session, index: int = 0):
+    """Its node."""
+    return session.outlines()[index].node
+
+
 # --- scenes that are saved and opened again -------------------------------------------------------
 
 

@@ -1,0 +1,98 @@
+"""Slice views: jumping to outlines, suggested slices, and borders of segments in them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("slicer", reason="slicer-core is not installed")
+import slicer
+import vtk
+from scenes import CENTER, asked, curve, ellipse, outline, transformed, turn
+from ShapePriorSlicerLib.scene.annotations import definedPoints, planeOfSlice
+from ShapePriorSlicerLib.scene.slice_views import jumpTo
+from ShapePriorSlicerLib.scene.structure import OUTLINE, VIEW_ATTRIBUTE
+
+from model_server.errors import ShapePriorError
+
+# --- views --------------------------------------------------------------------------------------
+
+
+def isIn(view, node):
+    origin, normal = planeOfSlice(view)
+    return np.abs((definedPoints(node) - origin) @ normal).max() < 1e-3
+
+
+def test_jump_shows_an_outlines_slice_in_its_view(application, fitted):
+    red, green = application.view("Red", "Axial"), application.view("Green", "Coronal")
+    node = outline(fitted, 1)
+    node.SetAttribute(VIEW_ATTRIBUTE, "Green")
+    green.SetSliceOffset(-40.0)
+    assert jumpTo(node, [red, green]) is green
+    assert isIn(green, node)
+    assert green.GetOrientation() == "Coronal"
+
+
+def test_jump_turns_a_view_into_an_oblique_outline(application, fitted):
+    red = application.view("Red", "Axial")
+    node = outline(fitted)
+    transformed(application.scene, turn(0.5), node)
+    assert jumpTo(node, [red]) is red
+    assert isIn(red, node)
+    transformed(application.scene, turn(40.0), node)
+    jumpTo(node, [red])
+    assert isIn(red, node)
+
+
+def test_jump_to_nothing(application, fitted):
+    empty = curve(fitted.structure, [], "empty")
+    assert jumpTo(empty, [application.view("Red", "Axial")]) is None
+    assert jumpTo(outline(fitted), []) is None
+
+
+def test_suggested_slices_are_new_ones(application, fitted):
+    views = [application.view("Red", "Axial"), application.view("Green", "Coronal")]
+    for _ in range(3):
+        view, place = fitted.suggestSlice(views)
+        origin, normal = planeOfSlice(view)
+        for row in fitted.outlines():
+            other = definedPoints(row.node)
+            assert np.abs((other - origin) @ normal).max() > 0.5
+        assert abs(float((place.origin - origin) @ normal)) < 1e-6
+        ring = ellipse(2 if view is views[0] else 1)
+        ring += normal * float((origin - ring[0]) @ normal)
+        fitted.add(OUTLINE, curve(fitted.structure, ring, "next"))
+
+
+def test_a_suggestion_needs_a_surface(application, session):
+    with pytest.raises(ShapePriorError, match="no uncertainty"):
+        session.suggestSlice([application.view("Red", "Axial")])
+
+
+# --- a segment's border -------------------------------------------------------------------------
+
+
+def test_a_segments_border_becomes_an_outline(application, session):
+    sphere = vtk.vtkSphereSource()
+    sphere.SetCenter(*CENTER)
+    sphere.SetRadius(15.0)
+    sphere.SetThetaResolution(60)
+    sphere.SetPhiResolution(60)
+    sphere.Update()
+    logic = slicer.vtkSlicerSegmentationsModuleLogic()
+    logic.SetMRMLScene(application.scene)
+    segmentation = application.scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "organs")
+    segment = segmentation.AddSegmentFromClosedSurfaceRepresentation(
+        sphere.GetOutput(), "liver", [1.0, 0.0, 0.0]
+    )
+    views = [application.view("Red", "Axial"), application.view("Green", "Coronal")]
+    for view in views:
+        (node,) = session.addSegmentBorder(segmentation, segment, view)
+        gap = np.linalg.norm(definedPoints(node) - CENTER, axis=1) - 15.0
+        assert np.abs(gap).max() < 0.2
+        assert node.GetAttribute(VIEW_ATTRIBUTE) == view.GetName()
+        session.poll()
+    assert asked(session) == ["fit"]
+    assert session.history.undoText == "Draw outline"
+    with pytest.raises(ShapePriorError, match="no such segment"):
+        session.addSegmentBorder(segmentation, "?", views[0])

@@ -1,0 +1,143 @@
+"""Surfaces, templates and errors go over the socket as they are; others are refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fake_priors import reconstruction
+from refusals import refused
+
+from model_server.errors import ShapePriorError
+from model_server.reconstruction import Likeness, Template
+from model_server.service.wire import (
+    error_map,
+    pack,
+    read_reconstruction,
+    read_template,
+    reconstruction_map,
+    template_map,
+    unpack,
+)
+
+
+def test_reconstructions_travel():
+    sent = reconstruction(2.0)
+    found = read_reconstruction(unpack(pack(reconstruction_map(sent))))
+    np.testing.assert_array_equal(found.surface.points, sent.surface.points)
+    np.testing.assert_array_equal(found.surface.triangles, sent.surface.triangles)
+    np.testing.assert_array_equal(found.template_coordinates, sent.template_coordinates)
+    np.testing.assert_array_equal(found.uncertainty_mm, sent.uncertainty_mm)
+    np.testing.assert_array_equal(found.pose.linear(), sent.pose.linear())
+    np.testing.assert_array_equal(found.pose.translation, sent.pose.translation)
+    assert found.residuals == sent.residuals
+    assert found.provenance == sent.provenance
+    assert (found.stage, found.warnings) == (sent.stage, sent.warnings)
+
+
+def test_parts_templates_and_likeness_travel_without_names_of_cases():
+    sent = replace(
+        reconstruction(),
+        template=3,
+        parts=np.array([1, 2, 2, 1], np.uint8),
+        part_names={1: "anterior", 2: "posterior"},
+        nearest_training=(Likeness("patient_007", 0.75), Likeness("patient_009", 1.5)),
+    )
+    data = pack(reconstruction_map(sent))
+    assert b"patient" not in data
+    found = read_reconstruction(unpack(data))
+    assert found.template == 3
+    np.testing.assert_array_equal(found.parts, sent.parts)
+    assert found.part_names == sent.part_names
+    assert found.nearest_training == (Likeness("", 0.75), Likeness("", 1.5))
+
+
+def test_templates_travel():
+    surface = reconstruction().surface
+    sent = Template(
+        surface, surface.points, 4, 5, np.array([1, 2, 2, 0], np.uint8), {1: "head", 2: "tail"}
+    )
+    found = read_template(unpack(pack(template_map(sent))))
+    np.testing.assert_array_equal(found.surface.points, surface.points)
+    np.testing.assert_array_equal(found.surface.triangles, surface.triangles)
+    np.testing.assert_array_equal(found.coordinates, surface.points)
+    np.testing.assert_array_equal(found.parts, sent.parts)
+    assert (found.number, found.count, found.part_names) == (4, 5, sent.part_names)
+
+
+def test_answers_of_an_older_server_are_read():
+    new = ("template", "templates", "parts", "part_names", "nearest_training")
+    older = {k: v for k, v in reconstruction_map(reconstruction()).items() if k not in new}
+    found = read_reconstruction(unpack(pack(older)))
+    assert (found.template, found.parts, found.part_names) == (0, None, {})
+    assert found.nearest_training == ()
+    surface = reconstruction().surface
+    message = template_map(Template(surface, surface.points))
+    template = read_template({k: v for k, v in message.items() if k not in new})
+    assert (template.number, template.count, template.parts) == (0, 1, None)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"template": "first"},
+        {"templates": None},
+        {"parts": np.zeros(3, np.uint8)},
+        {"part_names": ["anterior"]},
+        {"triangles": np.full((4, 3), 9, np.int32)},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_templates_of_another_form_are_refused(changes: dict):
+    surface = reconstruction().surface
+    with refused():
+        read_template(template_map(Template(surface, surface.points)) | changes)
+
+
+def test_triangles_may_be_those_of_before():
+    sent = reconstruction()
+    message = unpack(pack(reconstruction_map(sent, triangles=False)))
+    assert message["triangles"] is None
+    found = read_reconstruction(message, sent.surface.triangles)
+    np.testing.assert_array_equal(found.surface.triangles, sent.surface.triangles)
+    with refused():
+        read_reconstruction(message)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"points": np.zeros((3, 3))},  # fewer than the triangles ask for
+        {"points": np.zeros(12)},
+        {"triangles": np.zeros((4, 4), np.int32)},
+        {"triangles": np.full((4, 3), -1, np.int32)},
+        {"template_coordinates": np.zeros((3, 3))},
+        {"uncertainty_mm": np.zeros(5)},
+        {"uncertainty_mm": [1.0]},
+        {"pose": {}},
+        {"residuals": [{"name": "a"}]},
+        {"residuals": [{"name": "a", "kind": "b", "mean_mm": "1", "max_mm": 1.0}]},
+        {"residuals": [None]},
+        {"seconds": []},
+        {"warnings": "text"},
+        {"stage": 1},
+        {"parts": np.zeros(3, np.uint8)},
+        {"part_names": {"one": "anterior"}},
+        {"part_names": {"1": 5}},
+        {"nearest_training": ["near"]},
+        {"nearest_training": [-1.0]},
+        {"nearest_training": {}},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_reconstructions_of_another_form_are_refused(changes: dict):
+    with refused():
+        read_reconstruction(reconstruction_map(reconstruction()) | changes)
+
+
+def test_an_error_says_how_to_mend_it():
+    found = error_map(ShapePriorError("What.", "How.", "code"), 3)
+    assert found == {
+        "type": "error", "id": 3, "code": "code", "message": "What.", "remedy": "How."
+    }  # fmt: skip

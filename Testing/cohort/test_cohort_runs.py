@@ -181,9 +181,12 @@ def test_another_side_or_prior_fits_again(finished, change):
     assert run_cohort([replace(case, **change)], settings)[0].status == "fitted"
 
 
-def test_another_version_of_the_prior_fits_again(finished, monkeypatch):
+@pytest.mark.parametrize(
+    "change", [{"version": "0.2.0"}, {"hyperparameters": {"leftover": {"spread": 0.1}}}], ids=str
+)
+def test_another_version_or_card_of_the_prior_fits_again(finished, monkeypatch, change):
     _, case, settings, _ = finished
-    newer = replace(prior_card(PRIOR), version="0.2.0")
+    newer = replace(prior_card(PRIOR), **change)
     monkeypatch.setattr("model_server.priors.registry.prior_card", lambda name: newer)
     assert run_cohort([case], settings)[0].status == "fitted"
 

@@ -88,7 +88,7 @@ class ReferenceDals:
         template = sphere.points
         if settings.remesh:
             finer = remesh(surface)
-            template, surface = carry_over(surface, template, finer), finer
+            template, surface = carry_over(surface, template, finer.points), finer
         yield Reconstruction(
             surface,
             template,

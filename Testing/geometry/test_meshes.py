@@ -167,10 +167,10 @@ def test_a_remeshed_surface_is_closed_and_of_even_triangles(
 def test_linear_values_are_carried_over(remeshed: tuple[Surface, Surface]) -> None:
     before, after = remeshed
     slope = np.array([[0.5, 2.0], [-1.0, 0.3], [0.7, 0.1]])
-    carried = carry_over(before, before.points @ slope + 3.0, after)
+    carried = carry_over(before, before.points @ slope + 3.0, after.points)
     # Closest points differ from the new vertices by the facets' height.
     assert carried == pytest.approx(after.points @ slope + 3.0, abs=0.1)
-    same = carry_over(before, before.points @ slope, before)
+    same = carry_over(before, before.points @ slope, before.points)
     assert same == pytest.approx(before.points @ slope, abs=1e-9)
 
 

@@ -75,9 +75,9 @@ class Parts:
         return cls(label, numbers, order, np.asarray(volumes), label.to_ras(middle[:, ::-1]))
 
     def kept(self, chosen: list[int]) -> Volume:
-        """Those with these places in the order."""
+        """Those with these places in the order, cut to them."""
         inside = np.isin(self.numbers, self.order[chosen])
-        return replace(self.label, array=inside.astype(np.uint8))
+        return _cut(replace(self.label, array=inside.astype(np.uint8)))
 
 
 def _cut(label: Volume) -> Volume:

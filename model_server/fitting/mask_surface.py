@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 MOST_NODES = 90  # along the longest edge of the grid
 MARGIN = 3  # nodes around mask and surface
 MASK_BLUR, SURFACE_BLUR = 0.5, 0.7  # nodes: against the staircases; label voxels keep their side
-BELIEVED = 5.0  # robust standard deviations of the gap within which the mask is followed
+BELIEVED = 7.0  # robust standard deviations of the gap within which the mask is followed
 LEAST_BELIEVED = 0.5, 1.0  # of the widest and the finest voxel edge: what voxels leave open
 MAD = 1.4826  # of a Gaussian: its standard deviation by its median absolute value
 

@@ -184,7 +184,12 @@ class Volume:
 
 @dataclass(frozen=True)
 class Observations:
-    """All that the user gave about one structure."""
+    """All that the user gave about one structure.
+
+    Attributes:
+        outlines, boundary, inside, outside, label_map, image: see there.
+        left_out: what a fit does not take of the label map, a sentence each.
+    """
 
     outlines: tuple[PlanarOutline, ...] = ()
     boundary: tuple[PointSet, ...] = ()
@@ -192,11 +197,13 @@ class Observations:
     outside: tuple[PointSet, ...] = ()
     label_map: Volume | None = None
     image: Volume | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was mended in the outlines, a sentence each."""
-        return tuple(dict.fromkeys(note for o in self.outlines for note in o.notes))
+        """What was mended in the outlines and left out of the label map, a sentence each."""
+        mended = dict.fromkeys(note for o in self.outlines for note in o.notes)
+        return (*mended, *self.left_out)
 
     def boundary_points(self) -> Array:
         """(N, 3) every boundary click, RAS mm."""

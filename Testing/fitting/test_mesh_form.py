@@ -12,10 +12,11 @@ from scipy.spatial.transform import Rotation
 from model_server.fitting.attachment import Attachment
 from model_server.fitting.field_form import pose_jacobian
 from model_server.fitting.gauss_newton import Prior, solve
-from model_server.fitting.mesh_form import MeshForm, MeshSettings, dirichlet_kernel
+from model_server.fitting.mesh_form import MeshForm, MeshSettings
 from model_server.fitting.model import FitState
 from model_server.fitting.pose_prior import pose_step
 from model_server.fitting.terms import ClickTerm, Evidence
+from model_server.fitting.vertex_latents import dirichlet_kernel
 from model_server.geometry.icosphere import icosphere
 from model_server.pose import Pose
 from model_server.priors.dals import DalsPrior

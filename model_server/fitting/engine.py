@@ -17,13 +17,14 @@ from model_server.fitting.calibration import Calibration
 from model_server.fitting.checks import check_drawn, check_fit
 from model_server.fitting.gauss_newton import Prior, settle, solve
 from model_server.fitting.interrupt import check
+from model_server.fitting.mask_parts import Judged, likely_parts
 from model_server.fitting.model import Drawn, FitModel, FitState, Form
 from model_server.fitting.pose_prior import given_place, mirror_points, mirror_pose, pose_step
 from model_server.fitting.residuals import residuals
 from model_server.fitting.terms import Evidence, GuideTerm, evidence_of
-from model_server.geometry.remesh import remesh
+from model_server.geometry.remesh import MOST_TRIANGLES, remesh
 from model_server.geometry.sampling import sample_surface
-from model_server.observations import Observations
+from model_server.observations import Observations, Volume
 from model_server.pose import Pose
 from model_server.priors.card import PriorCard
 from model_server.priors.protocol import FitSettings
@@ -31,6 +32,7 @@ from model_server.reconstruction import Provenance, Reconstruction, Surface
 from model_server.threads import few_threads
 
 Array = NDArray[np.float64]
+MASK_TRIANGLES = 30_000  # of a surface that follows a label map to the voxel
 GUIDE_POINTS = 400  # samples of the quick look's surface
 
 
@@ -68,6 +70,7 @@ def _stages(
 ) -> Iterator[Reconstruction]:
     observations.require_enough()
     check_drawn(observations, model.card)
+    observations = _likely(model, observations, settings)
     warm = start if start is not None and accepts(model, start, settings) else None
     run = _Run(model, observations, settings, warm)
     if model.quick is None:
@@ -136,6 +139,26 @@ def place(model: FitModel, observations: Observations, settings: FitSettings) ->
         ShapePriorError: the annotations cannot determine a surface.
     """
     observations.require_enough()
+    return _place(model, _likely(model, observations, settings), settings)
+
+
+def _likely(model: FitModel, observations: Observations, settings: FitSettings) -> Observations:
+    """With the likely parts of a label map alone."""
+    quick = model.quick or model
+
+    def judge(label: Volume) -> Judged:
+        found = _place(quick, Observations(label_map=label), settings)
+        shape = found.form.shape(found.state)
+        points = found.state.pose.apply(shape.points)
+        points = mirror_points(points) if found.mirrored else points
+        triangles = shape.triangles[:, ::-1] if found.mirrored else shape.triangles
+        radius = found.state.pose.scale * quick.rms_radius
+        return Judged(found.state.energy, radius, Surface(points, triangles))
+
+    return likely_parts(observations, model.card, judge)
+
+
+def _place(model: FitModel, observations: Observations, settings: FitSettings) -> Placed:
     evidence = evidence_of(observations)
     sides = [False]
     if model.card.mirrors and settings.pose is None:
@@ -210,7 +233,7 @@ class _Run:
 
     def begin_alone(self) -> None:
         """Start from the annotations, without a quick look."""
-        placed = place(self.model, self.observations, self.settings)
+        placed = _place(self.model, self.observations, self.settings)
         self.form, self.state, self.mirrored = placed.form, placed.state, placed.mirrored
         self.evidence = self.evidence.mirrored() if self.mirrored else self.evidence
         self._lap("quick look", placed.steps)
@@ -218,7 +241,7 @@ class _Run:
     def quick_look(self) -> Reconstruction:
         """The answer of the quick look: the first surface, the start, and weak evidence of the
         whole."""
-        found = place(self.model.quick, self.observations, self.settings)
+        found = _place(self.model.quick, self.observations, self.settings)
         self._enter(found.pose, *self.form.cold(found.latents))
         settled = settle(found.form, found.state, self.evidence, self.settings.uncertainty)
         coarse = found.form.shape(settled)
@@ -236,7 +259,7 @@ class _Run:
         """Start from an earlier pose and its latents."""
         self._enter(start.pose, *self.form.warm(start))
         if self.form.guided:
-            found = place(self.model.quick, self.observations, self.settings)
+            found = _place(self.model.quick, self.observations, self.settings)
             if found.mirrored == self.mirrored:
                 settled = settle(found.form, found.state, self.evidence, variance=False)
                 self._guide_by(found.form.shape(settled), found.state.pose)
@@ -277,6 +300,7 @@ class _Run:
         self.state = self.form.refine(self.state, self._guided(), self.settings.prior_strength)
         if self.form.settles:
             self.state = settle(self.form, self.state, self.evidence, self.settings.uncertainty)
+            self.state = replace(self.state, mask=self.evidence.mask())
         if self.form.settles or self.form.local_steps:
             self._lap("local", max(self.form.local_steps, 1))
 
@@ -298,18 +322,19 @@ class _Run:
 
     def final(self) -> Reconstruction:
         """The remeshed surface, its correspondences and doubt, checked against the input."""
-        before = self._drawn()
-        after = before.surface
-        if self.settings.remesh:
-            check()
-            after = remesh(after)
-            check()
-            self._lap("remeshing")
-        flat = mirror_points(after.points) if self.mirrored else after.points
-        canonical = self.state.pose.invert(flat)
-        drawn = Drawn(after, self.form.coordinates(self.state, canonical), self._spread(canonical))
+        drawn = self._remeshed() if self.settings.remesh else self._drawn()
+        points = mirror_points(drawn.surface.points) if self.mirrored else drawn.surface.points
+        drawn = replace(drawn, spread=self._spread(self.state.pose.invert(points)))
         self._lap("uncertainty")
         return self._checked(self._answer("final", drawn, self.form.latents(self.state)))
+
+    def _remeshed(self) -> Drawn:
+        check()
+        most = MOST_TRIANGLES if self.state.mask is None else MASK_TRIANGLES
+        surface = remesh(self.form.shape(self.state), most_triangles=most)
+        check()
+        self._lap("remeshing")
+        return Drawn(self._to_patient(surface), self.form.coordinates(self.state, surface.points))
 
     def _drawn(self) -> Drawn:
         surface, coordinates = self.form.surface(self.state)

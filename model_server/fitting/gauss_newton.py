@@ -194,6 +194,4 @@ def settle(
     for _ in range(CONTRADICTED):
         found = Kriging.of(places, values, doubt, spread, length)
         doubt = doubt * (1.0 + (found.missed(doubt) / ROBUST) ** 2 / doubt)
-    return replace(
-        state, leftover=Kriging.of(places, values, doubt, spread, length, by_shape)
-    )
+    return replace(state, leftover=Kriging.of(places, values, doubt, spread, length, by_shape))

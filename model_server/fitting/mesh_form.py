@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from model_server.fitting.attachment import Attachment, attach_points
 from model_server.fitting.interrupt import check
 from model_server.fitting.leftover import Leftover
-from model_server.fitting.model import ROBUST, Drawn, FitState, Seen
+from model_server.fitting.mask_surface import followed_from
+from model_server.fitting.model import ROBUST, FitState, Seen
 from model_server.fitting.terms import Evidence
 from model_server.fitting.vertex_latents import VertexLatents, dirichlet_kernel, felt_at
 from model_server.geometry.distance_grid import DistanceGrid
@@ -138,6 +139,7 @@ class MeshForm:
     """
 
     damped = True
+
     def __init__(
         self,
         prior: MeshPrior,
@@ -161,7 +163,7 @@ class MeshForm:
         self.system: VertexLatents | None = None
         self.grid: DistanceGrid | None = None  # of the mesh to which leftovers are added
         self._decode: tuple[FitState, Surface] | None = None
-        self._shown: tuple[FitState, tuple[Surface, Array]] | None = None
+        self._level: tuple[FitState, Surface] | None = None
 
     # --- starts -------------------------------------------------------------------------------
 
@@ -194,6 +196,11 @@ class MeshForm:
     def shape(self, state: FitState) -> Surface:
         """The mesh; with what is left over, the zero level of its distances less that: a mesh moved
         along its normals would fold. See ``Form``."""
+        if self._level is None or self._level[0] is not state:
+            self._level = state, followed_from(self._settled(state), state.pose, state.mask)
+        return self._level[1]
+
+    def _settled(self, state: FitState) -> Surface:
         if state.leftover is None:
             return self.mesh(state)
         assert self.grid is not None
@@ -365,7 +372,9 @@ class MeshForm:
         self.system = system
         return replace(state, local=system.moved(start, target))
 
-    def _local_noise(self, state: FitState, seen: MeshSeen, keep: Array, weight: Array) -> Array:
+    def _local_noise(
+        self, state: FitState, seen: MeshSeen, keep: NDArray[np.int64], weight: Array
+    ) -> Array:
         """(N, N) covariance, mm^2, of residuals about what the latents make of them: noise, and of
         what was drawn what shapes leave over."""
         drawn, places = seen.drawn[keep], seen.canonical[keep]
@@ -392,10 +401,8 @@ class MeshForm:
         if self.is_preview:
             latents = np.atleast_2d(self.latents(state))
             return self._decoded(latents, SHOWN_LEVEL), icosphere(SHOWN_LEVEL).points
-        if self._shown is None or self._shown[0] is not state:
-            surface = self.shape(state)
-            self._shown = state, (surface, self.coordinates(state, surface.points))
-        return self._shown[1]
+        surface = self.shape(state)
+        return surface, self.coordinates(state, surface.points)
 
     def coordinates(self, state: FitState, points: Array) -> Array:
         """Where on the sphere the mesh's closest points come from; see ``Form``."""

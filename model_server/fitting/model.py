@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_server.fitting.leftover import Kriging, Leftover
+from model_server.fitting.mask import MaskField
 from model_server.fitting.pose_prior import PosePrior
 from model_server.fitting.terms import Evidence
 from model_server.pose import Pose
@@ -39,6 +40,7 @@ class FitState:
         energy: twice the negative log posterior there, up to a constant.
         local: latents of single vertices, of forms that have them; None before the local stage.
         leftover: what shapes leave over of the annotations; None before the last stage.
+        mask: the label map that the surface follows in the end, if one was given.
     """
 
     pose: Pose
@@ -49,6 +51,7 @@ class FitState:
     energy: float = np.inf
     local: Array | None = None
     leftover: Kriging | None = None
+    mask: MaskField | None = None
 
     def after(self, step: Array) -> FitState:
         """After a step of (7 + K,): translation mm, log scale, rotation vector, latent."""

@@ -249,6 +249,11 @@ class Evidence:
         """Of all terms."""
         return Places.joined([term.places() for term in self.terms])
 
+    def mask(self) -> MaskField | None:
+        """Of a label map, if there is one."""
+        fields = [term.field for term in self.terms if isinstance(term, LabelMapTerm)]
+        return fields[0] if fields else None
+
     def boundary(self) -> Array:
         """(N, 3) RAS mm, all places on the boundary."""
         places = self.places()
@@ -272,7 +277,7 @@ def evidence_of(observations: Observations) -> Evidence:
     if len(clicks):
         terms.append(ClickTerm(clicks))
     if observations.label_map is not None:
-        surface = surface_from_label(observations.label_map)
+        surface = surface_from_label(observations.label_map, whole=True)
         sampled = sample_surface(surface, MASK_SAMPLES, np.random.default_rng(0))
         terms.append(LabelMapTerm(sampled, MaskField.of(observations.label_map)))
     for sets, side in ((observations.inside, -1), (observations.outside, 1)):

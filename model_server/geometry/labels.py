@@ -45,8 +45,8 @@ def distance_field(mask: NDArray[np.bool_], spacing: Array) -> Array:
     return np.asarray(outside - inside, dtype=np.float64)
 
 
-def surface_from_label(label: Volume, spacing: float | None = None) -> Surface:
-    """Smooth closed surface of the largest component of a label volume.
+def surface_from_label(label: Volume, spacing: float | None = None, whole: bool = False) -> Surface:
+    """Smooth closed surface of the largest component of a label volume, or of the whole of it.
 
     The signed distance is resampled to isotropic voxels (shape-based interpolation between
     slices), blurred against the staircase, and its zero level extracted by marching cubes.
@@ -55,11 +55,13 @@ def surface_from_label(label: Volume, spacing: float | None = None) -> Surface:
         label: any non-zero voxel belongs to the organ.
         spacing: isotropic voxel size in mm; by default the finest of the volume's own, but no
             finer than a ninetieth of the organ's extent.
+        whole: whether every component counts: the surface may then have several parts.
 
     Raises:
         ShapePriorError: the volume is empty.
     """
-    mask = largest_component(np.asarray(label.array) > 0)
+    mask = np.asarray(label.array) > 0
+    mask = mask if whole else largest_component(mask)
     if not mask.any():
         raise ShapePriorError(
             f"'{label.name}' is empty: no voxel has a label.", "Choose a segment with content."

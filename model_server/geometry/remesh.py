@@ -15,12 +15,13 @@ EDGE_SHARE = 0.8  # of the mean edge: a little finer, so that no volume is lost 
 MOST_TRIANGLES = 10_000  # about; what marching cubes finds has many small ones
 
 
-def remesh(surface: Surface, iterations: int = 5) -> Surface:
+def remesh(surface: Surface, iterations: int = 5, most_triangles: int = MOST_TRIANGLES) -> Surface:
     """Isotropic remeshing (Botsch and Kobbelt 2004) to edges of even length.
 
     Args:
         surface: closed, any units.
         iterations: rounds of split, collapse, flip, smooth and reproject; the paper's are 5.
+        most_triangles: about; finer surfaces become coarser.
 
     Raises:
         ShapePriorError: a surface that is not finite, or that is a point.
@@ -35,10 +36,13 @@ def remesh(surface: Surface, iterations: int = 5) -> Surface:
             "Check the annotations: they may be of different organs, or in other units than mm.",
         )
     # Of an area, so many triangles with even edges have edges of this length.
-    area = 0.5 * np.linalg.norm(
-        np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1
-    ).sum()
-    least = float(np.sqrt(4.0 * area / (np.sqrt(3.0) * MOST_TRIANGLES)))
+    area = (
+        0.5
+        * np.linalg.norm(
+            np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1
+        ).sum()
+    )
+    least = float(np.sqrt(4.0 * area / (np.sqrt(3.0) * most_triangles)))
     points, triangles = gpytoolbox.remesh_botsch(
         surface.points, surface.triangles, iterations, max(EDGE_SHARE * edge, least), True
     )

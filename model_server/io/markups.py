@@ -93,11 +93,11 @@ def read_annotations(
     markups = _distinct([markup for path in files for markup in read_markups(path)])
     outlines = [_outline(m, reference) for m in markups if m.kind == "ClosedCurve"]
     lists = [m for m in markups if m.kind == "Fiducial" and len(m.points)]
-    sides = {
-        side: tuple(PointSet(m.points, m.name) for m in lists if m.side == side)
+    boundary, inside, outside = (
+        tuple(PointSet(m.points, m.name) for m in lists if m.side == side)
         for side in ("boundary", "inside", "outside")
-    }
-    return Observations(tuple(outlines), label_map=mask, image=reference, **sides)
+    )
+    return Observations(tuple(outlines), boundary, inside, outside, mask, reference)
 
 
 def read_markups(path: Path) -> list[Markup]:

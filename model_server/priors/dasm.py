@@ -16,6 +16,7 @@ from scipy import sparse
 from scipy.sparse.linalg import splu
 
 from model_server.fitting.baseline import baseline_answer, baseline_card
+from model_server.fitting.mask_parts import largest_part
 from model_server.fitting.terms import Evidence, evidence_of
 from model_server.geometry.icosphere import icosphere, uniform_laplacian
 from model_server.geometry.remesh import remesh
@@ -57,7 +58,7 @@ class DasmBaseline:
 
 
 def _evolve(observations: Observations) -> Surface:
-    evidence = evidence_of(observations)
+    evidence = evidence_of(largest_part(observations))
     sphere, drawn = icosphere(LEVEL), evidence.boundary()
     low, high = drawn.min(axis=0), drawn.max(axis=0)
     points = 0.5 * (low + high) + sphere.points * 0.5 * (high - low)

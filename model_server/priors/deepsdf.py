@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from model_server.fitting.engine import place
 from model_server.fitting.interrupt import check
+from model_server.fitting.mask_parts import largest_part
 from model_server.fitting.pose_prior import mirror_points, mirror_pose
 from model_server.fitting.residuals import residuals
 from model_server.fitting.terms import evidence_of
@@ -77,7 +78,7 @@ class DeepSdfPrior:
         del start
         began = time.perf_counter()
         pose = place(self.quick, observations, settings).pose
-        drawn = evidence_of(observations).boundary()
+        drawn = evidence_of(largest_part(observations)).boundary()
         points = mirror_points(drawn) if pose.mirrored else drawn
         flat = mirror_pose(pose) if pose.mirrored else pose
         code, found = self._optimize(points, flat, settings)

@@ -1,0 +1,86 @@
+"""A surface that follows a mask to the voxel, except where the mask is far off what it says itself.
+
+Samples of a mask leave its detail out, and so do the grids of priors. Where a mask lies near a
+fitted surface it is right to the voxel; what is far from it, measured by how far the mask is from
+it elsewhere, is a hole, a leak or a missing end: there the fitted surface stays.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from model_server.fitting.interrupt import check
+from model_server.fitting.mask import MaskField
+from model_server.geometry.labels import distance_field, oriented, voxelize
+from model_server.geometry.level_set import zero_level
+from model_server.pose import Pose
+from model_server.reconstruction import Surface
+
+Array = NDArray[np.float64]
+MOST_NODES = 90  # along the longest edge of the grid
+MARGIN = 3  # nodes around mask and surface
+MASK_BLUR, SURFACE_BLUR = 0.5, 0.7  # nodes: against the staircases; label voxels keep their side
+BELIEVED = 7.0  # robust standard deviations of the gap within which the mask is followed
+LEAST_BELIEVED = 0.5, 1.0  # of the widest and the finest voxel edge: what voxels leave open
+MAD = 1.4826  # of a Gaussian: its standard deviation by its median absolute value
+
+
+def followed(surface: Surface, mask: MaskField) -> Surface:
+    """A closed surface, moved onto a mask wherever it is near it.
+
+    Args:
+        surface: closed, RAS mm of the mask.
+        mask: its signed distance.
+
+    Returns:
+        One closed surface; the given one where nothing is left of it.
+    """
+    check()
+    grid, shape, step = _grid(surface, mask)
+    nodes = np.stack(np.meshgrid(*[np.arange(n) for n in shape[::-1]], indexing="ij"), axis=-1)
+    places = nodes.reshape(-1, 3) @ grid[:3, :3].T + grid[:3, 3]
+    wanted = mask.distance_at(places).reshape(shape[::-1]).transpose(2, 1, 0)
+    wanted = ndimage.gaussian_filter(wanted, MASK_BLUR)
+    check()
+    inside = voxelize(surface, grid, shape)
+    fitted = ndimage.gaussian_filter(distance_field(inside, np.full(3, step)), SURFACE_BLUR)
+    check()
+    gap = wanted - fitted
+    near = np.minimum(np.abs(wanted), np.abs(fitted)) < step
+    edges = mask.spacing.max(), mask.spacing.min()
+    believed = BELIEVED * MAD * float(np.median(np.abs(gap[near])))
+    scale = max(believed, *np.multiply(LEAST_BELIEVED, edges))
+    field = fitted + gap / (1.0 + (gap / scale) ** 4)
+    if not (field < 0).any():
+        return surface
+    level = zero_level(field, np.zeros(3), 1.0)
+    points = level.points[:, ::-1] @ grid[:3, :3].T + grid[:3, 3]
+    return oriented(Surface(points, level.triangles))
+
+
+def followed_from(canonical: Surface, pose: Pose, mask: MaskField | None) -> Surface:
+    """The same for a surface in the canonical frame; as it is without a mask."""
+    if mask is None:
+        return canonical
+    placed = followed(Surface(pose.apply(canonical.points), canonical.triangles), mask)
+    return Surface(pose.invert(placed.points), placed.triangles)
+
+
+def _grid(surface: Surface, mask: MaskField) -> tuple[Array, tuple[int, int, int], float]:
+    """(4, 4) nodes -> RAS mm, along the mask's axes, (K, J, I) nodes and mm between them."""
+    inverse = np.linalg.inv(mask.ijk_to_ras)
+    of_surface = surface.points @ inverse[:3, :3].T + inverse[:3, 3]
+    of_mask = np.argwhere(mask.distance < 0)[:, ::-1]
+    ends = np.concatenate([of_surface, of_mask]) if len(of_mask) else of_surface
+    # On voxel centers, where steps allow: between them a mask's corners would be cut.
+    low, high = np.floor(ends.min(axis=0)), ends.max(axis=0)
+    extent = (high - low) * mask.spacing
+    step = max(float(mask.spacing.min()), float(extent.max()) / MOST_NODES)
+    grid = mask.ijk_to_ras.copy()
+    grid[:3, :3] *= step / mask.spacing
+    grid[:3, 3] = mask.ijk_to_ras[:3, :3] @ low + mask.ijk_to_ras[:3, 3]
+    grid[:3, 3] -= MARGIN * grid[:3, :3].sum(axis=1)
+    count = (np.ceil(extent / step).astype(int) + 2 * MARGIN + 1).tolist()
+    return grid, (count[2], count[1], count[0]), step

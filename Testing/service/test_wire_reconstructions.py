@@ -11,14 +11,12 @@ from refusals import refused
 
 from model_server.errors import ShapePriorError
 from model_server.reconstruction import Likeness, Template
-from model_server.service.wire import (
-    error_map,
-    pack,
+from model_server.service.wire import error_map, pack, unpack
+from model_server.service.wire_surfaces import (
     read_reconstruction,
     read_template,
     reconstruction_map,
     template_map,
-    unpack,
 )
 
 

@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, sparse
+from scipy.spatial import cKDTree
 
 from model_server.fitting.attachment import Attachment
 from model_server.fitting.interrupt import check
@@ -416,18 +417,37 @@ class MeshForm:
     def spread(self, state: FitState, points: Array) -> Array:
         """Of every vertex: Laplace, global and local parts added; see ``Form``."""
         surface, local = self.placed(state), self.system
-        every = np.arange(len(surface.points))
-        ones = np.tile([1.0, 0.0, 0.0], (len(every), 1))
-        own = np.repeat(every[:, None], 3, axis=1)
-        here = Attachment.of(own, ones, surface.vertex_normals(), np.zeros(len(every)))
-        by_latent = self._by_latent(state, here, None if local is None else local.jacobian)
-        variance = np.zeros(len(every))
+        rows = self._rows(state, surface, np.arange(len(surface.points)))
+        variance = np.zeros(len(rows))
         if state.covariance is not None:
-            rows = np.concatenate([self._by_pose(state, surface, here), by_latent], axis=1)
             variance += np.einsum("vi,ij,vj->v", rows, state.covariance, rows, optimize=True)
         if local is not None:
-            variance += _local_variance(local, by_latent)
+            variance += _local_variance(local, rows[:, 7:])
         return np.sqrt(np.maximum(variance, 0.0))
+
+    def covariance(self, state: FitState, points: Array) -> Array:
+        """Of the nearest vertices: Laplace, global and local parts added; see ``Form``."""
+        surface, local = self.placed(state), self.system
+        nearest = cKDTree(surface.points).query(state.pose.apply(points))[1]
+        rows = self._rows(state, surface, nearest)
+        found = np.zeros((len(rows),) * 2)
+        if state.covariance is not None:
+            found += rows @ state.covariance @ rows.T
+        if local is not None:
+            chosen = self.settings
+            kernel = dirichlet_kernel(chosen.local_level, chosen.power, chosen.smoothness)
+            found += _local_covariance(local, kernel, nearest, rows[:, 7:])
+        return found
+
+    def _rows(self, state: FitState, surface: Surface, vertices: NDArray[np.int64]) -> Array:
+        """(M, 7 + K) motion of vertices along their normals, mm, by pose step and latent."""
+        ones = np.tile([1.0, 0.0, 0.0], (len(vertices), 1))
+        own = np.repeat(vertices[:, None], 3, axis=1)
+        normals = surface.vertex_normals()[vertices]
+        here = Attachment.of(own, ones, normals, np.zeros(len(vertices)))
+        jacobian = None if self.system is None else self.system.jacobian
+        by_latent = self._by_latent(state, here, jacobian)
+        return np.concatenate([self._by_pose(state, surface, here), by_latent], axis=1)
 
     def spread_before(self, state: FitState) -> Array | None:
         """See ``Form``; a preview shows none."""
@@ -459,6 +479,16 @@ def _local_variance(local: LocalSystem, by_latent: Array) -> Array:
         local.factor.astype(np.float32), shared.T.astype(np.float32), lower=True
     )
     return np.maximum(prior - (known**2).sum(axis=0), 0.0)
+
+
+def _local_covariance(
+    local: LocalSystem, kernel: NDArray[np.float32], vertices: NDArray[np.int64], by_latent: Array
+) -> Array:
+    """(M, M) the same between vertices; ``by_latent`` (M, K) is theirs."""
+    prior = local.spread * kernel[np.ix_(vertices, vertices)] * (by_latent @ by_latent.T)
+    shared = local.across[vertices] * (by_latent @ local.by_latent.T)
+    known = linalg.solve_triangular(local.factor, shared.T, lower=True)
+    return np.asarray(prior - known.T @ known)
 
 
 def _field_at(field: Array, attached: Attachment) -> Array:

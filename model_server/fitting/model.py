@@ -216,6 +216,10 @@ class Form(Protocol):
         knows it at its own vertices only."""
         ...
 
+    def covariance(self, state: FitState, points: Array) -> Array:
+        """(N, N) of errors along the normal, mm^2, at canonical points of the surface."""
+        ...
+
     def spread_before(self, state: FitState) -> Array | None:
         """(V,) the same at the vertices of ``surface``, by forms that carry it over to the remeshed
         one; None by those that find it anew."""

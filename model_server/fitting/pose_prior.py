@@ -7,7 +7,7 @@ second moments, with the covariance of what it cannot tell.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from model_server.pose import Pose
 
 Array = NDArray[np.float64]
 CLIP = 3.0  # features are held within this many standard deviations of the training draws
+AMID = 0.25  # of the extent: planes nearer than this to the middle lie amid the organ
 
 # Kinds of annotations, each with its own regression; ``kind_of`` chooses.
 KINDS = (
@@ -45,6 +46,28 @@ def kind_of(observations: Observations) -> str:
     if observations.parallel_only():
         return "parallel-planes"
     return {2: "two-planes", 3: "three-planes"}.get(len(planes), "many-planes")
+
+
+def amid(observations: Observations) -> Observations:
+    """Of many planes three amid the organ, one across each body axis; all where there are none.
+
+    Where people draw next depends on what they have seen, so that what all planes span tells less
+    of the pose than the first three: a regression on planes that were chosen otherwise misleads.
+    """
+    if kind_of(observations) != "many-planes":
+        return observations
+    points = observations.spanning_points()
+    low, high = points.min(axis=0), points.max(axis=0)
+    most: dict[int, float] = {}
+    chosen: dict[int, list[PlanarOutline]] = {}
+    for plane in observations.planes():
+        axis = int(np.abs(plane[0].normal).argmax())
+        off = abs(float((0.5 * (low + high) - plane[0].origin) @ plane[0].normal))
+        if off < most.get(axis, AMID * float(high[axis] - low[axis])):
+            most[axis], chosen[axis] = off, plane
+    if len(chosen) < 3:
+        return observations
+    return replace(observations, outlines=tuple(o for plane in chosen.values() for o in plane))
 
 
 @dataclass(frozen=True)

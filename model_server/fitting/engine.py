@@ -19,7 +19,13 @@ from model_server.fitting.gauss_newton import Prior, settle, solve
 from model_server.fitting.interrupt import check
 from model_server.fitting.joint import joint_spread
 from model_server.fitting.model import Drawn, FitModel, FitState, Form
-from model_server.fitting.pose_prior import amid, given_place, mirror_points, mirror_pose, pose_step
+from model_server.fitting.pose_prior import (
+    given_place,
+    mirror_observations,
+    mirror_points,
+    mirror_pose,
+    pose_step,
+)
 from model_server.fitting.residuals import residuals
 from model_server.fitting.terms import Evidence, GuideTerm, evidence_of
 from model_server.geometry.remesh import remesh
@@ -170,10 +176,10 @@ def _expected(
     mirrored: bool,
 ) -> tuple[Pose, Array]:
     """The expected pose and (7, 7) its covariance, in the world of the evidence."""
-    told = amid(observations)
-    if told is not observations:
-        evidence = evidence_of(told).mirrored() if mirrored else evidence_of(told)
-    expected, spread = model.pose_prior(told, evidence.boundary())
+    world = mirror_observations(observations) if mirrored else observations
+    told = model.pose_prior.told_by(world)
+    points = evidence.boundary() if told is world else evidence_of(told).boundary()
+    expected, spread = model.pose_prior(observations if told is world else told, points)
     if settings.pose is None:
         return expected, spread
     given = mirror_pose(settings.pose) if mirrored else settings.pose

@@ -187,8 +187,8 @@ class PanelLogic:
         """Move a view to where one more outline would tell most; says where that is."""
         view, place = self.requireSurface().suggestSlice(screen.sliceNodes())
         return _(
-            "{view} view: an outline here is expected to take away {share:.0%} of the surface's "
-            "variance; along the cut it is uncertain by {spread:.1f} mm."
+            "{view} view: uncertainty along the cut {spread:.1f} mm; an outline there should take "
+            "away {share:.0%} of the variance of the whole surface."
         ).format(view=view.GetName(), share=place.share, spread=place.spread_mm)
 
     # --- results ------------------------------------------------------------------------------

@@ -100,10 +100,9 @@ def gains_of(prior: ShapePrior, organ: str, method: str, case: str, truth: Truth
     except ShapePriorError as error:
         console.print(f"{case}: {error}", style="red", markup=False)
         return None
-    assert found.joint_spread is not None
     before = float(dice(found.surface, truth.label))
     there = [(o.origin, o.normal) for o in drawn.outlines]
-    place = next_plane(found.surface, found.joint_spread, slices_of(truth.label), there)
+    place = next_plane(found, slices_of(truth.label), there)
     assert place is not None
     suggested = Plane("suggested", place.origin, place.normal)
     first, *nine = [
@@ -162,6 +161,10 @@ def main() -> None:
     chosen = arguments.parse_args()
     use_threads(chosen.threads)
     every: list[Gains] = []
+    path, made = (
+        (chosen.output or RESULTS) / "next_slice.md",
+        machine(chosen.device, chosen.threads),
+    )
     for organ in chosen.organs:
         cases = cases_of(organ, chosen.data, chosen.split, chosen.only)[: chosen.limit]
         for method in chosen.methods:
@@ -174,14 +177,13 @@ def main() -> None:
                 found = gains_of(prior, organ, method, case.name, truth)
                 every += [] if found is None else [found]
                 tell(case.name, method, done, len(cases))
-    write(chosen.output or RESULTS, every, machine(chosen.device, chosen.threads))
+            write(path, every, made)
 
 
-def write(folder: Path, every: Sequence[Gains], made: dict[str, object]) -> None:
-    """The tables and the bars."""
-    path = folder / "next_slice.md"
+def write(path: Path, every: Sequence[Gains], made: dict[str, object]) -> None:
+    """The tables and the bars, of what is done so far."""
     path.unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").write_text(json.dumps([asdict(g) for g in every], indent=1) + "\n")
     groups: dict[str, dict[str, list[Gains]]] = {}
     for g in every:

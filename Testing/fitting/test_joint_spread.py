@@ -92,13 +92,14 @@ def test_the_last_surface_alone_knows_how_its_errors_go_together(found, drawn):
 
 def test_the_drop_is_that_of_a_gaussian_given_what_is_measured(found):
     joint = found.joint_spread
-    samples = Samples.of(found.surface, joint)
+    samples = Samples.of(found, joint)
     assert samples.area.sum() == pytest.approx(1.0)
     normal = np.array([0.0, 0.0, 1.0])
     seen = samples.seen(normal, float(np.median(samples.points[:, 2])) + 5.0)
     at = np.flatnonzero(seen)
     assert 3 < len(at) < MOST_POINTS / 2
-    covariance = joint.root @ joint.root.T
+    covariance = joint.root @ joint.root.T + np.diag(samples.rest)
+    assert np.diag(covariance) == pytest.approx(samples.variance())
     measured = covariance[np.ix_(at, at)] + np.diag(joint.noise_mm**2 / seen[at])
     known = covariance[:, at] @ np.linalg.solve(measured, covariance[at])
     expected = expected_drop(samples, samples.whole(), seen, joint.noise_mm)
@@ -108,7 +109,7 @@ def test_the_drop_is_that_of_a_gaussian_given_what_is_measured(found):
 def test_the_next_plane_is_a_slice_that_is_new(found, drawn):
     taken = planes(drawn)
     for _ in range(4):
-        place = next_plane(found.surface, found.joint_spread, slices_of(IMAGE), taken)
+        place = next_plane(found, slices_of(IMAGE), taken)
         index = IMAGE.to_ijk(place.origin)
         axis = int(np.abs(np.linalg.inv(IMAGE.ijk_to_ras)[:3, :3] @ place.normal).argmax())
         assert index[axis] == pytest.approx(round(index[axis]), abs=1e-6)
@@ -121,20 +122,20 @@ def test_the_next_plane_is_a_slice_that_is_new(found, drawn):
 
 
 def test_no_other_slice_would_tell_more(found, drawn):
-    best = next_plane(found.surface, found.joint_spread, slices_of(IMAGE), planes(drawn))
+    best = next_plane(found, slices_of(IMAGE), planes(drawn))
     for slices in slices_of(IMAGE):
         for height in slices.heights[::4]:
             only = [Slices(slices.normal, np.array([height]))]
-            other = next_plane(found.surface, found.joint_spread, only, planes(drawn))
+            other = next_plane(found, only, planes(drawn))
             assert other is None or other.share <= best.share + 1e-9
 
 
 def test_nothing_is_suggested_where_all_is_drawn(found):
     up = slices_across(found.surface, np.array([0.0, 0.0, 1.0]))
     taken = [(height * up.normal, -up.normal) for height in up.heights]
-    assert next_plane(found.surface, found.joint_spread, [up], taken) is None
+    assert next_plane(found, [up], taken) is None
     across = [(origin, np.array([1.0, 0.0, 0.0])) for origin, _ in taken]
-    assert next_plane(found.surface, found.joint_spread, [up], across) is not None
+    assert next_plane(found, [up], across) is not None
 
 
 def test_a_view_has_the_slices_of_the_volume_unless_it_is_oblique(found):
@@ -151,7 +152,7 @@ def test_a_view_has_the_slices_of_the_volume_unless_it_is_oblique(found):
 
 def test_an_outline_in_the_next_plane_makes_the_surface_surer(found, drawn):
     truth = Truth.from_label(read_volume(CASE.truth))
-    place = next_plane(found.surface, found.joint_spread, slices_of(IMAGE), planes(drawn))
+    place = next_plane(found, slices_of(IMAGE), planes(drawn))
     plane = Plane("next", place.origin, place.normal)
     fourth = draw_outlines(truth.surface, [plane], np.random.default_rng(1))
     more = Observations(drawn.outlines + fourth.outlines)
@@ -161,7 +162,7 @@ def test_an_outline_in_the_next_plane_makes_the_surface_surer(found, drawn):
 
 def test_the_report_names_the_next_slice(found, drawn):
     told = report(found, observations=drawn)["next_slice"]
-    place = next_plane(found.surface, found.joint_spread, slices_of(IMAGE), planes(drawn))
+    place = next_plane(found, slices_of(IMAGE), planes(drawn))
     assert told["origin_ras_mm"] == pytest.approx(place.origin, abs=1e-3)
     assert told["name"] in ("axial", "coronal", "sagittal")
     assert report(found)["next_slice"] is not None  # without a volume, too

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from model_server.observations import Volume
-from model_server.reconstruction import JointSpread, Surface
+from model_server.reconstruction import JointSpread, Reconstruction, Surface
 
 Array = NDArray[np.float64]
 LEAST_GAP_MM = 3.0  # from what is drawn in much the same direction
@@ -57,7 +57,7 @@ class NextPlane:
 
 def slices_of(volume: Volume) -> tuple[Slices, Slices, Slices]:
     """The slices of a volume, along each of its axes."""
-    inverse = np.linalg.inv(volume.ijk_to_ras)
+    inverse = np.asarray(np.linalg.inv(volume.ijk_to_ras), dtype=np.float64)
     found = []
     for axis, count in enumerate(volume.array.shape[::-1]):
         # The index is linear in place: index = row @ place + shift.
@@ -72,7 +72,8 @@ def slices_across(surface: Surface, normal: Array, volume: Volume | None = None)
     for slices in () if volume is None else slices_of(volume):
         turned = float(slices.normal @ normal)
         if abs(turned) > SAME_NORMAL:
-            return Slices(normal, np.sign(turned) * slices.heights)
+            heights = slices.heights if turned > 0.0 else -slices.heights
+            return Slices(normal, heights)
     along = surface.points @ normal
     low, high = float(along.min()), float(along.max())
     step = max(STEP_MM, (high - low) / MOST_STEPS)
@@ -84,14 +85,15 @@ def slices_across(surface: Surface, normal: Array, volume: Volume | None = None)
 
 @dataclass(frozen=True)
 class Samples:
-    """A surface at M of its vertices.
+    """A surface at M of its vertices, and how uncertain it is there.
 
     Attributes:
         points: (M, 3) mm.
         normals: (M, 3) unit.
         area: (M,) shares of the whole, which sum to 1.
         spacing: mm between neighbors.
-        root: (M, R) mm, of the covariance of errors along the normals.
+        root: (M, R) mm, of the covariance of errors along the normals ...
+        rest: (M,) mm^2, of variances beside it, which are alike over less than a spacing.
     """
 
     points: Array
@@ -99,23 +101,37 @@ class Samples:
     area: Array
     spacing: float
     root: Array
+    rest: Array
 
     @classmethod
-    def of(cls, surface: Surface, joint: JointSpread) -> Samples:
-        """Every triangle belongs to the sample nearest to its center."""
+    def of(cls, found: Reconstruction, joint: JointSpread) -> Samples:
+        """Of a reconstruction with uncertainty. Every triangle belongs to the sample nearest to its
+        center."""
+        surface, spread = found.surface, found.uncertainty_mm
+        assert spread is not None
         points = surface.points[joint.vertices]
         corners = surface.corners()
         cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
         area = 0.5 * np.linalg.norm(cross, axis=1)
         owner = cKDTree(points).query(corners.mean(axis=1))[1]
         owned = np.bincount(owner, area, len(points))
-        normals = surface.vertex_normals()[joint.vertices]
-        spacing = float(np.sqrt(area.sum() / len(points)))
-        return cls(points, normals, owned / area.sum(), spacing, joint.root)
+        rest = spread[joint.vertices] ** 2 - (joint.root**2).sum(axis=1)
+        return cls(
+            points,
+            surface.vertex_normals()[joint.vertices],
+            owned / area.sum(),
+            float(np.sqrt(area.sum() / len(points))),
+            joint.root,
+            np.maximum(rest, 0.0),
+        )
 
     def whole(self) -> Array:
-        """(R, R) whose trace is the mean variance over the surface, mm^2."""
+        """(R, R) whose trace is the mean variance over the surface, mm^2, but for the rest."""
         return np.asarray((self.root * self.area[:, None]).T @ self.root)
+
+    def variance(self) -> Array:
+        """(M,) mm^2."""
+        return np.asarray((self.root**2).sum(axis=1) + self.rest)
 
     def seen(self, normal: Array, height: float) -> Array:
         """(M,) how many measurements an outline in a plane is of each sample: one for every
@@ -129,31 +145,35 @@ class Samples:
 def expected_drop(samples: Samples, whole: Array, seen: Array, noise_mm: float) -> float:
     """Of the mean variance over the surface, mm^2, by measurements ``seen`` (M,).
 
-    The errors are root @ x with x of unit variance, so that measurements are seen in R unknowns,
-    however many they are.
+    Trace of S_as (S_ss + noise)^-1 S_sa, a all samples and s those seen, where S is root @ root.T
+    and a diagonal rest.
     """
     heard = np.flatnonzero(seen)
-    rows = samples.root[heard] * (np.sqrt(seen[heard]) / noise_mm)[:, None]
-    left = np.linalg.solve(np.eye(len(whole)) + rows.T @ rows, whole)
-    return float(np.trace(whole) - np.trace(left))
+    rows, rest = samples.root[heard], samples.rest[heard]
+    inverse = np.linalg.inv(rows @ rows.T + np.diag(rest + noise_mm**2 / seen[heard]))
+    told = inverse @ rows
+    alone = rest * (2.0 * (told * rows).sum(axis=1) + rest * np.diag(inverse))
+    return float((whole * (rows.T @ told)).sum() + samples.area[heard] @ alone)
 
 
 def next_plane(
-    surface: Surface,
-    joint: JointSpread,
+    found: Reconstruction,
     candidates: Iterable[Slices],
     drawn: Sequence[tuple[Array, Array]] = (),
 ) -> NextPlane | None:
-    """The slice in which one more outline would tell most; None where every slice is drawn.
+    """The slice in which one more outline would tell most; None where nothing is known of how
+    errors go together, and where every slice is drawn.
 
     Args:
-        surface: as it stands, mm.
-        joint: how its errors go together.
+        found: the surface as it stands.
         candidates: the slices there are.
         drawn: center (3,) and normal (3,) of the outlines there are. Slices nearer than 3 mm to
             one of much the same direction are left out; across it they are not.
     """
-    samples = Samples.of(surface, joint)
+    joint = found.joint_spread
+    if joint is None:
+        return None
+    samples = Samples.of(found, joint)
     whole = samples.whole()
     best: tuple[float, Slices, float] | None = None
     for slices in candidates:
@@ -168,13 +188,13 @@ def next_plane(
             drop = expected_drop(samples, whole, seen, joint.noise_mm)
             if best is None or drop > best[0]:
                 best = drop, slices, float(height)
-    return None if best is None else _told(samples, whole, *best)
+    return None if best is None else _told(samples, *best)
 
 
-def _told(samples: Samples, whole: Array, drop: float, slices: Slices, height: float) -> NextPlane:
-    seen = samples.seen(slices.normal, height)
+def _told(samples: Samples, drop: float, slices: Slices, height: float) -> NextPlane:
+    seen, variance = samples.seen(slices.normal, height), samples.variance()
     center = seen @ samples.points / seen.sum()
     origin = center + (height - center @ slices.normal) * slices.normal
-    variance = seen @ (samples.root**2).sum(axis=1) / seen.sum()
-    share = drop / max(float(np.trace(whole)), 1e-12)
-    return NextPlane(origin, slices.normal, share, float(np.sqrt(variance)))
+    share = drop / max(float(samples.area @ variance), 1e-12)
+    along = float(np.sqrt(seen @ variance / seen.sum()))
+    return NextPlane(origin, slices.normal, share, along)

@@ -93,8 +93,6 @@ def _next_slice(
     reconstruction: Reconstruction, observations: Observations
 ) -> dict[str, Any] | None:
     """Where one more outline would tell most: a slice of the volume, if there is one."""
-    if reconstruction.joint_spread is None:
-        return None
     surface = reconstruction.surface
     volume = observations.image or observations.label_map
     if volume is None:
@@ -102,7 +100,7 @@ def _next_slice(
     else:
         slices = slices_of(volume)
     drawn = [(o.origin, o.normal) for o in observations.outlines]
-    place = next_plane(surface, reconstruction.joint_spread, slices, drawn)
+    place = next_plane(reconstruction, slices, drawn)
     if place is None:
         return None
     return {

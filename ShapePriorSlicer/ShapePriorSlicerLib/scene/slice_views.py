@@ -75,7 +75,7 @@ def moveToNextSlice(
     drawn = [flatPlane(points)[:2] for points in outlines if len(points) >= LEAST_POINTS]
     voxels = _voxelsOf(volume)
     slices = [slices_across(found.surface, normal, voxels) for normal in normals]
-    place = next_plane(found.surface, found.joint_spread, slices, drawn)
+    place = next_plane(found, slices, drawn)
     if place is None:
         raise ShapePriorError(
             "These views have outlines everywhere.", "Turn a view, and ask again.", "all-drawn"

@@ -205,7 +205,6 @@ class _Run:
         self.state: FitState
         self.starts: list[FitState]
         self.prior: Prior
-        self.spread: Array | None = None
         self.seconds: dict[str, float] = {}
         self.iterations: dict[str, int] = {}
         self.clock = time.perf_counter()
@@ -290,9 +289,6 @@ class _Run:
             self.state = settle(self.form, self.state, self.evidence, self.settings.uncertainty)
         if self.form.settles or self.form.local_steps:
             self._lap("local", max(self.form.local_steps, 1))
-        if self.settings.uncertainty:
-            self.spread = self.form.spread_before(self.state)
-            self._lap("uncertainty")
 
     def _guided(self) -> Evidence:
         return self.evidence if self.guide is None else self.evidence.joined(self.guide)
@@ -306,10 +302,8 @@ class _Run:
     def only(self) -> Reconstruction:
         """The first surface where no other follows."""
         surface, coordinates = self.form.surface(self.state)
-        if self.settings.uncertainty:
-            self.spread = self.form.spread(self.state, surface.points)
+        drawn = Drawn(self._to_patient(surface), coordinates, self._spread(surface.points))
         self._lap("quick look")
-        drawn = Drawn(self._to_patient(surface), coordinates, self.spread)
         answer = self._answer("quick look", drawn, self.form.latents(self.state))
         return self._checked(self._with_joint(answer, surface.points))
 
@@ -324,7 +318,7 @@ class _Run:
             self._lap("remeshing")
         flat = mirror_points(after.points) if self.mirrored else after.points
         canonical = self.state.pose.invert(flat)
-        drawn = self.form.finish(self.state, before, after, canonical, self.settings.uncertainty)
+        drawn = Drawn(after, self.form.coordinates(self.state, canonical), self._spread(canonical))
         answer = self._answer("final", drawn, self.form.latents(self.state))
         answer = self._with_joint(answer, canonical)
         self._lap("uncertainty")
@@ -332,7 +326,11 @@ class _Run:
 
     def _drawn(self) -> Drawn:
         surface, coordinates = self.form.surface(self.state)
-        return Drawn(self._to_patient(surface), coordinates, self.spread)
+        return Drawn(self._to_patient(surface), coordinates)
+
+    def _spread(self, canonical: Array) -> Array | None:
+        """(N,) standard deviations at canonical points, mm, where they are asked for."""
+        return self.form.spread(self.state, canonical) if self.settings.uncertainty else None
 
     def _to_patient(self, canonical: Surface) -> Surface:
         points = self.state.pose.apply(canonical.points)

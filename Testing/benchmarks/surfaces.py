@@ -43,7 +43,9 @@ def is_one(surface: Surface) -> bool:
     return bool((shared == 2).all() and (parts == parts[0]).all())
 
 
-def row(organ: str, protocol: str, method: str, found: list[Reconstruction], cases: int) -> list[str]:
+def row(
+    organ: str, protocol: str, method: str, found: list[Reconstruction], cases: int
+) -> list[str]:
     """One line of the table."""
     folded = [self_intersections(r.surface) for r in found]
     whole = sum(is_one(r.surface) for r in found)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 
 from model_server.cases.simulate import Plane, draw_outlines
 from model_server.evaluation.metrics import Truth
@@ -85,6 +86,14 @@ def test_the_last_surface_alone_knows_how_its_errors_go_together(found, drawn):
     assert (kept**2).sum() > 0.7 * (shown**2).sum()
     prior = load_prior("hippocampus-pca", "cpu")
     assert list(prior.fit(drawn, settings=FitSettings(uncertainty=False)))[-1].joint_spread is None
+
+
+def test_its_vertices_are_spread_evenly(found):
+    points = found.surface.points[found.joint_spread.vertices]
+    gap = cKDTree(points).query(points, k=2)[0][:, 1]
+    edges = found.surface.points[found.surface.triangles]
+    assert gap.min() > 0.5 * np.median(gap)
+    assert gap.min() > 0.5 * np.linalg.norm(edges[:, 0] - edges[:, 1], axis=1).mean()
 
 
 # --- the next plane -----------------------------------------------------------------------------

@@ -11,6 +11,7 @@ has Dice 0. Writes next_slice.json and next_slice.md.
 from __future__ import annotations
 
 import json
+import sys
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -189,7 +190,8 @@ def write(path: Path, every: Sequence[Gains], made: dict[str, object]) -> None:
     for g in every:
         groups.setdefault(g.method, {}).setdefault(g.organ, []).append(g)
     rows = [row(o, m, found) for m, organs in groups.items() for o, found in organs.items()]
-    title = f"a fourth outline ({made['date']}, commit {made['commit']})"
+    command = " ".join(sys.argv)
+    title = f"a fourth outline ({made['date']}, commit {made['commit']}; `{command}`)"
     show(title, HEADER, rows, path)
     checks = [line for m, organs in groups.items() for line in bars(m, list(organs.values()))]
     show("the bars", ["method", "what", "found", "bar", ""], checks, path)

@@ -150,9 +150,12 @@ def expected_drop(samples: Samples, whole: Array, seen: Array, noise_mm: float) 
     """
     heard = np.flatnonzero(seen)
     rows, rest = samples.root[heard], samples.rest[heard]
-    inverse = np.linalg.inv(rows @ rows.T + np.diag(rest + noise_mm**2 / seen[heard]))
-    told = inverse @ rows
-    alone = rest * (2.0 * (told * rows).sum(axis=1) + rest * np.diag(inverse))
+    # Woodbury: of S_ss + noise = rows @ rows.T + diag(own) only R unknowns have to be solved for.
+    own = rest + noise_mm**2 / seen[heard]
+    scaled = rows / own[:, None]
+    told = scaled @ np.linalg.inv(np.eye(rows.shape[1]) + rows.T @ scaled)
+    diagonal = 1.0 / own - (told * scaled).sum(axis=1)
+    alone = rest * (2.0 * (told * rows).sum(axis=1) + rest * diagonal)
     return float((whole * (rows.T @ told)).sum() + samples.area[heard] @ alone)
 
 

@@ -58,7 +58,8 @@ def test_nouns_and_command_line_pull_in_no_torch(modules: str):
 
 # What the client takes from the backend, and what those modules need themselves.
 CLIENT = ["ShapePriorSlicerLib.server.backend", "ShapePriorSlicerLib.server.connection"]
-SHARED = {"errors", "observations", "pose", "reconstruction", "service", "service.wire"}
+SHARED = {"errors", "observations", "pose", "reconstruction", "service"}
+SHARED |= {"service.wire", "service.wire_surfaces"}
 HEAVY = {
     "torch",
     "vtk",

@@ -101,6 +101,22 @@ class Template:
 
 
 @dataclass(frozen=True)
+class JointSpread:
+    """How the errors of a surface along its normals go together.
+
+    Attributes:
+        vertices: (M,) of the surface, spread evenly over it.
+        root: (M, R) mm; root @ root.T is the covariance of the errors there, but for what is
+            alike over very short distances only.
+        noise_mm: standard deviation of what one more outline would say at such a vertex.
+    """
+
+    vertices: NDArray[np.int32]
+    root: Array
+    noise_mm: float
+
+
+@dataclass(frozen=True)
 class Reconstruction:
     """A closed surface in RAS mm with its correspondences.
 
@@ -119,6 +135,7 @@ class Reconstruction:
         part_names: by number, where the prior names its parts.
         nearest_training: the training shapes most like it, the nearest first; empty where the
             prior does not know them.
+        joint_spread: of the last surface of a fit with uncertainty, or None.
     """
 
     surface: Surface
@@ -134,3 +151,4 @@ class Reconstruction:
     parts: NDArray[np.uint8] | None = None
     part_names: Mapping[int, str] = field(default_factory=dict)
     nearest_training: tuple[Likeness, ...] = ()
+    joint_spread: JointSpread | None = None

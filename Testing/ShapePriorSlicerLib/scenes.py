@@ -27,12 +27,21 @@ from ShapePriorSlicerLib.session.workspace import Workspace
 from model_server.geometry.icosphere import icosphere
 from model_server.observations import Observations
 from model_server.pose import Pose
-from model_server.reconstruction import Provenance, Reconstruction, Residual, Surface, Template
+from model_server.reconstruction import (
+    JointSpread,
+    Provenance,
+    Reconstruction,
+    Residual,
+    Surface,
+    Template,
+)
 
 CENTER = np.array([-25.0, 10.0, 30.0])
 RADII = np.array([7.0, 20.0, 8.0])
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 SPHERE = icosphere(2)
+# A sphere that may be elsewhere: errors of opposite sides go together.
+JOINT = JointSpread(np.arange(len(SPHERE.points), dtype=np.int32), SPHERE.points.copy(), 0.25)
 
 
 class Application:
@@ -91,6 +100,7 @@ def surfaceOf(observations: Observations, stage: str = "final", shift: float = 0
         tuple(Residual(n, k, 0.1 * (i + 1), 1.0) for i, (n, k) in enumerate(names)),
         Provenance("hippocampus-dals", "1", "cpu"),
         np.linspace(0.1, 1.0, len(SPHERE.points)),
+        joint_spread=JOINT if stage == "final" else None,
     )
 
 

@@ -31,9 +31,14 @@ NOUNS = {f"model_server.{name}" for name in ("errors", "observations", "pose", "
 MORE = {
     LIBRARY: {"model_server"},
     f"{LIBRARY}.scene.annotations": {"model_server.geometry.curves"},
+    f"{LIBRARY}.scene.slice_views": {"model_server.geometry.next_plane"},
+    f"{LIBRARY}.session.session": {"model_server.geometry.next_plane"},
     f"{LIBRARY}.scene.voxels": {"model_server.geometry.correspondences"},
     f"{LIBRARY}.server.backend": {"model_server", "model_server.service.wire"},
-    f"{LIBRARY}.server.connection": {"model_server.service.wire"},
+    f"{LIBRARY}.server.connection": {
+        "model_server.service.wire",
+        "model_server.service.wire_surfaces",
+    },
     f"{LIBRARY}.server.priors": {"model_server.priors.card", "model_server.priors.registry"},
 }
 HEAVY = {"torch", "skimage", "trimesh", "fastapi", "uvicorn", "matplotlib"}

@@ -20,11 +20,10 @@ from model_server.service.wire import (
     field,
     pack,
     read_observations,
-    read_reconstruction,
-    reconstruction_map,
     request_id,
     unpack,
 )
+from model_server.service.wire_surfaces import read_reconstruction, reconstruction_map
 
 POINTS = {"dtype": "<f8", "shape": [2, 3], "data": bytes(48)}
 

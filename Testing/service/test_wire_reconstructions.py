@@ -10,15 +10,13 @@ from fake_priors import reconstruction
 from refusals import refused
 
 from model_server.errors import ShapePriorError
-from model_server.reconstruction import Likeness, Template
-from model_server.service.wire import (
-    error_map,
-    pack,
+from model_server.reconstruction import JointSpread, Likeness, Template
+from model_server.service.wire import error_map, pack, unpack
+from model_server.service.wire_surfaces import (
     read_reconstruction,
     read_template,
     reconstruction_map,
     template_map,
-    unpack,
 )
 
 
@@ -141,3 +139,36 @@ def test_an_error_says_how_to_mend_it():
     assert found == {
         "type": "error", "id": 3, "code": "code", "message": "What.", "remedy": "How."
     }  # fmt: skip
+
+
+# --- how errors go together ---------------------------------------------------------------------
+
+
+def joined(**changes):
+    joint = JointSpread(np.array([2, 0], np.int32), np.array([[1.0, 0.5], [0.25, 2.0]]), 0.25)
+    return replace(reconstruction(), joint_spread=replace(joint, **changes))
+
+
+def test_how_errors_go_together_travels():
+    found = read_reconstruction(unpack(pack(reconstruction_map(joined()))))
+    assert found.joint_spread.vertices.tolist() == [2, 0]
+    assert found.joint_spread.root.tolist() == [[1.0, 0.5], [0.25, 2.0]]
+    assert found.joint_spread.noise_mm == 0.25
+    older = reconstruction_map(joined())
+    del older["joint_spread"]
+    assert read_reconstruction(older).joint_spread is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vertices": np.array([2, 4], np.int32)},
+        {"vertices": np.array([0], np.int32)},
+        {"root": np.array([[1.0, np.nan], [0.0, 1.0]])},
+        {"root": np.zeros(2)},
+        {"noise_mm": 0.0},
+    ],
+)
+def test_errors_that_cannot_go_together_are_refused(changes):
+    with refused():
+        read_reconstruction(reconstruction_map(joined(**changes)))

@@ -17,9 +17,16 @@ from model_server.fitting.calibration import Calibration
 from model_server.fitting.checks import check_drawn, check_fit
 from model_server.fitting.gauss_newton import Prior, settle, solve
 from model_server.fitting.interrupt import check
+from model_server.fitting.joint import joint_spread
 from model_server.fitting.mask_parts import Judged, likely_parts
 from model_server.fitting.model import Drawn, FitModel, FitState, Form
-from model_server.fitting.pose_prior import given_place, mirror_points, mirror_pose, pose_step
+from model_server.fitting.pose_prior import (
+    given_place,
+    mirror_observations,
+    mirror_points,
+    mirror_pose,
+    pose_step,
+)
 from model_server.fitting.residuals import residuals
 from model_server.fitting.terms import Evidence, GuideTerm, evidence_of
 from model_server.geometry.remesh import MOST_TRIANGLES, remesh
@@ -192,7 +199,10 @@ def _expected(
     mirrored: bool,
 ) -> tuple[Pose, Array]:
     """The expected pose and (7, 7) its covariance, in the world of the evidence."""
-    expected, spread = model.pose_prior(observations, evidence.boundary())
+    world = mirror_observations(observations) if mirrored else observations
+    told = model.pose_prior.told_by(world)
+    points = evidence.boundary() if told is world else evidence_of(told).boundary()
+    expected, spread = model.pose_prior(observations if told is world else told, points)
     if settings.pose is None:
         return expected, spread
     given = mirror_pose(settings.pose) if mirrored else settings.pose
@@ -318,15 +328,19 @@ class _Run:
         surface, coordinates = self.form.surface(self.state)
         drawn = Drawn(self._to_patient(surface), coordinates, self._spread(surface.points))
         self._lap("quick look")
-        return self._checked(self._answer("quick look", drawn, self.form.latents(self.state)))
+        answer = self._answer("quick look", drawn, self.form.latents(self.state))
+        return self._checked(self._with_joint(answer, surface.points))
 
     def final(self) -> Reconstruction:
         """The remeshed surface, its correspondences and doubt, checked against the input."""
         drawn = self._remeshed() if self.settings.remesh else self._drawn()
         points = mirror_points(drawn.surface.points) if self.mirrored else drawn.surface.points
-        drawn = replace(drawn, spread=self._spread(self.state.pose.invert(points)))
+        canonical = self.state.pose.invert(points)
+        drawn = replace(drawn, spread=self._spread(canonical))
+        answer = self._answer("final", drawn, self.form.latents(self.state))
+        answer = self._with_joint(answer, canonical)
         self._lap("uncertainty")
-        return self._checked(self._answer("final", drawn, self.form.latents(self.state)))
+        return self._checked(answer)
 
     def _remeshed(self) -> Drawn:
         check()
@@ -350,6 +364,15 @@ class _Run:
             return Surface(points, canonical.triangles)
         flipped = np.ascontiguousarray(canonical.triangles[:, ::-1])
         return Surface(mirror_points(points), flipped)
+
+    def _with_joint(self, answer: Reconstruction, canonical: Array) -> Reconstruction:
+        """With how its errors go together, where uncertainty is asked for; ``canonical`` (V, 3) are
+        its vertices."""
+        if not self.settings.uncertainty:
+            return answer
+        calibration = Calibration.of_card(self.model.card, self.observations)
+        joint = joint_spread(self.form, self.state, answer.surface, canonical, calibration.scale)
+        return replace(answer, joint_spread=joint)
 
     def _checked(self, answer: Reconstruction) -> Reconstruction:
         """With what the annotations say against it.

@@ -310,8 +310,26 @@ class FieldForm:
         spread = np.sqrt(self._variance(state, chosen)) * state.pose.scale
         return spread if step == 1 else np.asarray(spread[cKDTree(chosen).query(points)[1]])
 
+    def covariance(self, state: FitState, points: Array) -> Array:
+        """See ``Form``."""
+        assert state.covariance is not None
+        rows = self._rows(state, points)
+        found = rows @ state.covariance @ rows.T
+        if state.leftover is not None:
+            found = found + state.leftover.covariance(points)
+        return np.asarray(state.pose.scale**2 * found)
+
     def _variance(self, state: FitState, points: Array) -> Array:
         """(N,) along the normal, canonical units squared, at canonical points."""
+        assert state.covariance is not None
+        rows = self._rows(state, points)
+        variance = np.einsum("vi,ij,vj->v", rows, state.covariance, rows, optimize=True)
+        variance = np.maximum(variance, 0.0)
+        return variance if state.leftover is None else variance + state.leftover.variance(points)
+
+    def _rows(self, state: FitState, points: Array) -> Array:
+        """(N, 7 + K) motion of the surface along its normal, canonical units, at canonical points
+        by pose step and latent."""
         patient = state.pose.apply(points)
         reading = self.field.read(state.latent, state.template, points)
         turned = pose_jacobian(state.pose, patient, points)
@@ -319,7 +337,4 @@ class FieldForm:
         rows = np.concatenate([by_pose, self.field.by_latent(reading, points)], axis=1)
         if state.leftover is not None:
             rows = state.leftover.rows(points, rows)
-        assert state.covariance is not None
-        variance = np.einsum("vi,ij,vj->v", rows, state.covariance, rows, optimize=True)
-        variance = np.maximum(variance, 0.0) / np.square(reading.steepness)
-        return variance if state.leftover is None else variance + state.leftover.variance(points)
+        return np.asarray(rows / np.broadcast_to(reading.steepness, len(points))[:, None])

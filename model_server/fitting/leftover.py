@@ -116,9 +116,17 @@ class Kriging:
 
     def variance(self, points: Array) -> Array:
         """(M,) variances at (M, 3) points."""
+        return np.maximum(self.spread**2 - (self._known(points) ** 2).sum(axis=0), 0.0)
+
+    def covariance(self, points: Array) -> Array:
+        """(M, M) covariances of the values at (M, 3) points."""
+        known = self._known(points)
+        return np.asarray(self.spread**2 * matern(points, points, self.length) - known.T @ known)
+
+    def _known(self, points: Array) -> Array:
+        """(N, M) whose squares are what the values tell of each of (M, 3) points."""
         across = self.spread**2 * matern(points, self.places, self.length)
-        known = linalg.solve_triangular(self.factor, across.T, lower=True)
-        return np.maximum(self.spread**2 - (known**2).sum(axis=0), 0.0)
+        return np.asarray(linalg.solve_triangular(self.factor, across.T, lower=True))
 
 
 def matern(first: Array, second: Array, length: float) -> Array:

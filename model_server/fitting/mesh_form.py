@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from model_server.fitting.attachment import Attachment, attach_points
 from model_server.fitting.interrupt import check
@@ -433,22 +434,48 @@ class MeshForm:
             variance = variance + state.pose.scale**2 * state.leftover.variance(mesh.points)
         return np.sqrt(carry_over(mesh, np.maximum(variance, 0.0)[:, None], points)[:, 0])
 
+    def covariance(self, state: FitState, points: Array) -> Array:
+        """Of the mesh's vertices nearest to the points; see ``Form``."""
+        mesh, local, chosen = self.mesh(state), self.system, self.settings
+        nearest = cKDTree(mesh.points).query(points)[1]
+        rows = self._rows(state, nearest)
+        found = np.zeros((len(rows),) * 2)
+        if state.covariance is not None:
+            left = self._left(state, mesh.points[nearest], rows)
+            found += left @ state.covariance @ left.T
+        if local is not None:
+            kernel = dirichlet_kernel(chosen.local_level, chosen.power, chosen.smoothness)
+            found += local.covariance(kernel, nearest, rows[:, 7:])
+        if state.leftover is not None:
+            found += state.pose.scale**2 * state.leftover.covariance(mesh.points[nearest])
+        return found
+
     def _mesh_variance(self, state: FitState, mesh: Surface) -> Array:
         """(V,) of the mesh's vertices along their normals, mm^2, given what is left over."""
-        surface, local = self.placed(state), self.system
-        every = np.arange(len(mesh.points))
-        ones = np.tile([1.0, 0.0, 0.0], (len(every), 1))
-        own = np.repeat(every[:, None], 3, axis=1)
-        here = Attachment.of(own, ones, surface.vertex_normals(), np.zeros(len(every)))
-        by_latent = self._by_latent(state, here, None if local is None else local.jacobian)
-        variance = np.zeros(len(every))
+        rows = self._rows(state, np.arange(len(mesh.points)))
+        variance = np.zeros(len(rows))
         if state.covariance is not None:
-            rows = np.concatenate([self._by_pose(state, surface, here), by_latent], axis=1)
-            if state.leftover is not None:
-                # A distance falls where the mesh moves outward.
-                scale = state.pose.scale
-                rows = scale * state.leftover.rows(mesh.points, -rows / scale)
-            variance += np.einsum("vi,ij,vj->v", rows, state.covariance, rows, optimize=True)
-        if local is not None:
-            variance += local.variance(by_latent)
+            left = self._left(state, mesh.points, rows)
+            variance += np.einsum("vi,ij,vj->v", left, state.covariance, left, optimize=True)
+        if self.system is not None:
+            variance += self.system.variance(rows[:, 7:])
         return variance
+
+    def _rows(self, state: FitState, vertices: NDArray[np.int64]) -> Array:
+        """(M, 7 + K) motion of vertices along their normals, mm, by pose step and latent."""
+        surface = self.placed(state)
+        ones = np.tile([1.0, 0.0, 0.0], (len(vertices), 1))
+        own = np.repeat(vertices[:, None], 3, axis=1)
+        normals = surface.vertex_normals()[vertices]
+        here = Attachment.of(own, ones, normals, np.zeros(len(vertices)))
+        jacobian = None if self.system is None else self.system.jacobian
+        by_latent = self._by_latent(state, here, jacobian)
+        return np.concatenate([self._by_pose(state, surface, here), by_latent], axis=1)
+
+    def _left(self, state: FitState, places: Array, rows: Array) -> Array:
+        """(M, 7 + K) motion at canonical places (M, 3) given what is left over."""
+        if state.leftover is None:
+            return rows
+        # A distance falls where the mesh moves outward.
+        scale = state.pose.scale
+        return scale * state.leftover.rows(places, -rows / scale)

@@ -227,6 +227,10 @@ class Form(Protocol):
         """(N,) standard deviation along the normal, mm, at canonical points of the surface."""
         ...
 
+    def covariance(self, state: FitState, points: Array) -> Array:
+        """(N, N) of errors along the normal, mm^2, at canonical points of the surface."""
+        ...
+
 
 class FitModel(Protocol):
     """A prior as the engine knows it.

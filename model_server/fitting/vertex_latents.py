@@ -84,6 +84,15 @@ class VertexLatents:
         )
         return np.maximum(prior - (known**2).sum(axis=0), 0.0)
 
+    def covariance(
+        self, kernel: NDArray[np.float32], vertices: NDArray[np.int64], by_latent: Array
+    ) -> Array:
+        """(M, M) the same between M vertices; ``by_latent`` (M, K) is theirs."""
+        among = self.spread * kernel[np.ix_(vertices, vertices)]
+        shared = self.across[vertices] * (by_latent @ self.by_latent.T)
+        known = linalg.solve_triangular(self.factor, shared.T, lower=True)
+        return np.asarray(among * (by_latent @ by_latent.T) - known.T @ known)
+
 
 def _covariances(
     attached: Attachment, kernel: NDArray[np.float32], spread: float

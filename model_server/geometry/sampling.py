@@ -35,3 +35,16 @@ def sample_surface(
     over = u + v > 1.0
     u, v = np.where(over, 1.0 - u, u), np.where(over, 1.0 - v, v)
     return np.asarray(corners[face, 0] + u[:, None] * first[face] + v[:, None] * second[face])
+
+
+def spread_vertices(points: Array, count: int) -> NDArray[np.int64]:
+    """(count,) of (V, 3) points, spread evenly: each is the farthest from those before it (Gonzalez
+    1985); all of them where there are no more."""
+    if len(points) <= count:
+        return np.arange(len(points))
+    gap = np.full(len(points), np.inf)
+    chosen = np.zeros(count, dtype=np.int64)
+    for index in range(count):
+        np.minimum(gap, ((points - points[chosen[index - 1]]) ** 2).sum(axis=1), out=gap)
+        chosen[index] = int(gap.argmax())
+    return chosen

@@ -10,22 +10,29 @@ from typing import Any
 import numpy as np
 
 from model_server import __version__
+from model_server.geometry.next_plane import next_plane, slices_across, slices_of
+from model_server.observations import Observations
 from model_server.reconstruction import Reconstruction
 
 REPORT_VERSION = 1
+VIEWS = ("sagittal", "coronal", "axial")  # across R, A and S, or nearly
 PLAUSIBILITY = (
     "As unlike the nearest training shape as a typical pair of training shapes: {distance:.2f}."
 )
 
 
 def report(
-    reconstruction: Reconstruction, other_seconds: Mapping[str, float] | None = None
+    reconstruction: Reconstruction,
+    other_seconds: Mapping[str, float] | None = None,
+    observations: Observations = Observations(),
 ) -> dict[str, Any]:
     """The report of a reconstruction.
 
     Args:
         reconstruction: RAS mm.
         other_seconds: stages outside the fit, e.g. loading the prior.
+        observations: what it was fitted to: where no outline has to be suggested any more, and the
+            volume whose slices there are.
     """
     surface, made = reconstruction.surface, reconstruction.provenance
     low, high = surface.points.min(axis=0), surface.points.max(axis=0)
@@ -58,6 +65,7 @@ def report(
             "other_seconds": {k: round(v, 4) for k, v in (other_seconds or {}).items()},
             "iterations": dict(made.iterations),
             "uncertainty_mm": _spread(reconstruction),
+            "next_slice": _next_slice(reconstruction, observations),
             "template": reconstruction.template,
             "parts": _parts(reconstruction),
             "plausibility": _plausibility(reconstruction),
@@ -78,6 +86,29 @@ def _spread(reconstruction: Reconstruction) -> dict[str, Any] | None:
         "percentile_95": round(float(np.percentile(values, 95)), 4),
         "max": round(float(values.max()), 4),
         "max_at_ras_mm": [round(float(v), 2) for v in worst],
+    }
+
+
+def _next_slice(
+    reconstruction: Reconstruction, observations: Observations
+) -> dict[str, Any] | None:
+    """Where one more outline would tell most: a slice of the volume, if there is one."""
+    surface = reconstruction.surface
+    volume = observations.image or observations.label_map
+    if volume is None:
+        slices = tuple(slices_across(surface, normal) for normal in np.eye(3))
+    else:
+        slices = slices_of(volume)
+    drawn = [(o.origin, o.normal) for o in observations.outlines]
+    place = next_plane(reconstruction, slices, drawn)
+    if place is None:
+        return None
+    return {
+        "name": VIEWS[int(np.abs(place.normal).argmax())],
+        "origin_ras_mm": [round(float(v), 3) for v in place.origin],
+        "normal": [round(float(v), 6) for v in place.normal],
+        "share_of_variance_it_takes_away": round(place.share, 4),
+        "uncertainty_along_it_mm": round(place.spread_mm, 4),
     }
 
 

@@ -116,7 +116,7 @@ class Session:
         from model_server.jobs.report import report as make_report
         from model_server.priors.card import part_names
 
-        content = {**make_report(result, self.seconds), **(more or {})}
+        content = {**make_report(result, self.seconds, self.observations), **(more or {})}
         others = {report_file: as_json(content)} if report_file else {}
         card = self.prior.card
         write_outputs(result, paths, self.reference, card.organ, others, part_names(card))

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError
 from model_server.reconstruction import Reconstruction
-from model_server.service.wire import Message, reconstruction_map
+from model_server.service.wire import Message
+from model_server.service.wire_surfaces import reconstruction_map
 
 MOST_WAITING = 1000  # answers a client may leave unread
 

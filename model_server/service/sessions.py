@@ -22,15 +22,9 @@ from model_server.priors.protocol import FitSettings, ShapePrior
 from model_server.reconstruction import Reconstruction, Template
 from model_server.service.compute import ComputeThread, Job
 from model_server.service.outbox import Frame, Outbox
-from model_server.service.wire import (
-    Limits,
-    bad_message,
-    error_map,
-    read_observations,
-    request_id,
-    template_map,
-)
+from model_server.service.wire import Limits, bad_message, error_map, read_observations, request_id
 from model_server.service.wire import field as message_field
+from model_server.service.wire_surfaces import template_map
 
 log = logging.getLogger(__name__)
 SIDES = ("auto", "left", "right")

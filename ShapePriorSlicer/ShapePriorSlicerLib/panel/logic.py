@@ -186,9 +186,10 @@ class PanelLogic:
     def suggestSlice(self) -> str:
         """Move a view to where one more outline would tell most; says where that is."""
         view, place = self.requireSurface().suggestSlice(screen.sliceNodes())
-        return _("{view} view: mean uncertainty along the cut {spread:.1f} mm.").format(
-            view=view.GetName(), spread=place.uncertaintyMm
-        )
+        return _(
+            "{view} view: uncertainty along the cut {spread:.1f} mm; an outline there should take "
+            "away {share:.0%} of the variance of the whole surface."
+        ).format(view=view.GetName(), share=place.share, spread=place.spread_mm)
 
     # --- results ------------------------------------------------------------------------------
 

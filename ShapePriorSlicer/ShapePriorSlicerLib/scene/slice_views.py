@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from model_server.errors import ShapePriorError
+from model_server.geometry.next_plane import NextPlane, next_plane, slices_across
+from model_server.observations import Volume
 from model_server.reconstruction import Reconstruction
 
-from .annotations import LEAST_POINTS, Array, definedPoints, flatPlane, planeOfSlice
+from .annotations import LEAST_POINTS, Array, definedPoints, flatPlane, planeOfSlice, volumeOf
 from .structure import CURVE_CLASS, VIEW_ATTRIBUTE
 
 Node = Any
 
 SAME_NORMAL = 1.0 - 1e-7  # of a view that lies in a plane already
-SAME_DIRECTION = float(np.cos(np.deg2rad(10.0)))  # of slices that show much the same
 
 
 def jumpTo(node: Node, sliceNodes: Sequence[Node]) -> Node | None:
@@ -48,19 +48,23 @@ def _turnTo(sliceNode: Node, normal: Array, point: Array) -> None:
 
 
 def moveToNextSlice(
-    found: Reconstruction | None, curves: Iterable[Node], sliceNodes: Sequence[Node]
-) -> tuple[Node, NextSlice]:
+    found: Reconstruction | None,
+    curves: Iterable[Node],
+    sliceNodes: Sequence[Node],
+    volume: Node | None = None,
+) -> tuple[Node, NextPlane]:
     """Move a view to where one more outline would tell most.
 
     Args:
         found: the surface so far.
         curves: the outlines there are.
         sliceNodes: of the views that may be moved.
+        volume: whose slices they show, if there is one.
 
     Raises:
         ShapePriorError: no surface yet, one without uncertainty, or every slice is drawn.
     """
-    if found is None or found.uncertainty_mm is None:
+    if found is None or found.joint_spread is None:
         raise ShapePriorError(
             "There is no uncertainty yet to suggest a slice by.",
             "Reconstruct first, with a prior that tells its uncertainty.",
@@ -69,7 +73,9 @@ def moveToNextSlice(
     normals = np.array([planeOfSlice(node)[1] for node in sliceNodes])
     outlines = (definedPoints(curve) for curve in curves)
     drawn = [flatPlane(points)[:2] for points in outlines if len(points) >= LEAST_POINTS]
-    place = suggestedSlice(found, normals, drawn)
+    voxels = _voxelsOf(volume)
+    slices = [slices_across(found.surface, normal, voxels) for normal in normals]
+    place = next_plane(found, slices, drawn)
     if place is None:
         raise ShapePriorError(
             "These views have outlines everywhere.", "Turn a view, and ask again.", "all-drawn"
@@ -79,45 +85,9 @@ def moveToNextSlice(
     return view, place
 
 
-@dataclass(frozen=True)
-class NextSlice:
-    """Where one more outline would tell most: a plane, and the mean uncertainty along its cut."""
-
-    origin: Array
-    normal: Array
-    uncertaintyMm: float
-
-
-def suggestedSlice(
-    reconstruction: Reconstruction,
-    normals: Array,
-    drawn: Sequence[tuple[Array, Array]] = (),
-    steps: int = 15,
-) -> NextSlice | None:
-    """The slice whose cut through the surface is least certain; None if all are drawn.
-
-    Args:
-        reconstruction: with uncertainty.
-        normals: (N, 3) of the views that can be moved.
-        drawn: origin and normal of the outlines there are.
-        steps: places tried along each normal.
-    """
-    points, spread = reconstruction.surface.points, reconstruction.uncertainty_mm
-    assert spread is not None
-    edge = float(np.sqrt(reconstruction.surface.area() / len(reconstruction.surface.triangles)))
-    best, most = None, -1.0
-    for normal in normals:
-        along = points @ normal
-        places, gap = np.linspace(along.min(), along.max(), steps + 2, retstep=True)
-        taken = [o @ normal for o, n in drawn if abs(float(n @ normal)) > SAME_DIRECTION]
-        for place in places[1:-1]:
-            cut = np.abs(along - place) < edge
-            if cut.sum() < 8 or any(abs(place - other) < gap for other in taken):
-                continue
-            # Long cuts tell more than short ones: the sum over the cut, not its mean.
-            gain = float(spread[cut].sum())
-            if gain > most:
-                mean, center = float(spread[cut].mean()), points[cut].mean(axis=0)
-                origin = center + (place - center @ normal) * normal
-                best, most = NextSlice(origin, np.asarray(normal), mean), gain
-    return best
+def _voxelsOf(volume: Node | None) -> Volume | None:
+    """A volume whose slices lie in planes; under a transform that bends they do not."""
+    try:
+        return None if volume is None else volumeOf(volume)
+    except ShapePriorError:
+        return None

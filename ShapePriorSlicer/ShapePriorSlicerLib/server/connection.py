@@ -20,16 +20,8 @@ from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError
 from model_server.observations import Observations
-from model_server.service.wire import (
-    VERSION,
-    Message,
-    error_map,
-    observations_map,
-    pack,
-    read_reconstruction,
-    read_template,
-    unpack,
-)
+from model_server.service.wire import VERSION, Message, error_map, observations_map, pack, unpack
+from model_server.service.wire_surfaces import read_reconstruction, read_template
 
 from .backend import Backend
 from .events import (

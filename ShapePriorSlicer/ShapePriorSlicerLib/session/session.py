@@ -12,13 +12,14 @@ from dataclasses import replace
 from typing import Any
 
 from model_server.errors import ShapePriorError
+from model_server.geometry.next_plane import NextPlane
 from model_server.reconstruction import Reconstruction, Residual
 
 from ..scene.annotations import segmentOutlines
 from ..scene.coloring import coloringsOf
 from ..scene.live_model import Figures, figuresOf
 from ..scene.parameters import Parameters, writeParameters
-from ..scene.slice_views import NextSlice, moveToNextSlice
+from ..scene.slice_views import moveToNextSlice
 from ..scene.structure import CURVE_CLASS, OUTLINE, VOLUME, State, Structure
 from ..server.connection import Connection
 from .fit import Fit
@@ -182,13 +183,14 @@ class Session:
         self.structure.remove(node)
         self._watch.edited = True
 
-    def suggestSlice(self, sliceNodes: Sequence[Node]) -> tuple[Node, NextSlice]:
+    def suggestSlice(self, sliceNodes: Sequence[Node]) -> tuple[Node, NextPlane]:
         """Move one of the views to where one more outline would tell most.
 
         Raises:
             ShapePriorError: see ``moveToNextSlice``.
         """
-        return moveToNextSlice(self.reconstruction, self.structure.nodes(OUTLINE), sliceNodes)
+        outlines = self.structure.nodes(OUTLINE)
+        return moveToNextSlice(self.reconstruction, outlines, sliceNodes, self.volume)
 
     # --- the fit ------------------------------------------------------------------------------
 

@@ -17,7 +17,6 @@ from ShapePriorSlicerLib.scene.annotations import toWorld
 from ShapePriorSlicerLib.scene.landmarks import onPatient
 from ShapePriorSlicerLib.scene.live_model import LiveModel
 from ShapePriorSlicerLib.scene.parameters import COLORINGS, Parameters
-from ShapePriorSlicerLib.scene.slice_views import suggestedSlice
 from ShapePriorSlicerLib.scene.structure import MODEL, Structure
 from vtk.util.numpy_support import vtk_to_numpy
 
@@ -122,45 +121,6 @@ def test_landmarks_move_with_the_surface(model):
     after = onPatient(reconstruction(20.0), place).points
     assert np.allclose(before, [[10.0, 0, 0]], atol=1e-4)
     assert np.allclose(after, 2.0 * before, atol=1e-4)
-
-
-def spread(high):
-    """A sphere of 30 mm, uncertain above a height and certain elsewhere."""
-    from model_server.geometry.icosphere import icosphere
-
-    sphere = icosphere(3)
-    return replace(
-        reconstruction(), surface=Surface(30.0 * sphere.points, sphere.triangles),
-        template_coordinates=sphere.points,
-        uncertainty_mm=np.where(sphere.points[:, 2] > high, 2.0, 0.1),
-    )  # fmt: skip
-
-
-UP = np.array([[0.0, 0.0, 1.0]])
-
-
-def test_the_next_slice_goes_through_what_is_least_certain():
-    found = suggestedSlice(spread(0.5), UP)
-    assert 14.0 < found.origin[2] < 29.0
-    assert found.uncertaintyMm > 1.0
-
-
-def test_the_next_slice_is_none_that_was_drawn():
-    drawn = []
-    for _ in range(4):
-        found = suggestedSlice(spread(0.5), UP, drawn)
-        assert all(abs(found.origin[2] - o[2]) > 2.0 for o, _ in drawn)
-        drawn.append((found.origin, -found.normal))
-
-
-def test_a_plane_across_does_not_forbid_a_slice():
-    drawn = [(np.array([x, 0.0, 20.0]), np.array([1.0, 0.0, 0.0])) for x in range(-30, 31)]
-    assert suggestedSlice(spread(0.5), UP, drawn) is not None
-
-
-def test_there_is_no_next_slice_where_all_are_drawn():
-    drawn = [(np.array([0.0, 0.0, z]), UP[0]) for z in range(-30, 31)]
-    assert suggestedSlice(spread(0.5), UP, drawn) is None
 
 
 @pytest.mark.parametrize("bent", [False, True])

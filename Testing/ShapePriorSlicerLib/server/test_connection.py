@@ -423,7 +423,7 @@ def test_progress_is_drained_newest_first_and_ends_in_order(drawn: Observations)
     (surface,) = RbfBaseline().fit(drawn)
 
     def talk(socket: ServerConnection, before: int) -> None:
-        from model_server.service.wire import reconstruction_map
+        from model_server.service.wire_surfaces import reconstruction_map
 
         say(socket, **WELCOME)
         number = script.hear(socket, "fit")["id"]

@@ -8,12 +8,14 @@ import pytest
 pytest.importorskip("slicer", reason="slicer-core is not installed")
 import slicer
 import vtk
+from organs import volumeIn
 from scenes import CENTER, asked, curve, ellipse, outline, transformed, turn
 from ShapePriorSlicerLib.scene.annotations import definedPoints, planeOfSlice
 from ShapePriorSlicerLib.scene.slice_views import jumpTo
 from ShapePriorSlicerLib.scene.structure import OUTLINE, VIEW_ATTRIBUTE
 
 from model_server.errors import ShapePriorError
+from model_server.geometry.next_plane import LEAST_GAP_MM
 
 # --- views --------------------------------------------------------------------------------------
 
@@ -56,12 +58,23 @@ def test_suggested_slices_are_new_ones(application, fitted):
         view, place = fitted.suggestSlice(views)
         origin, normal = planeOfSlice(view)
         for row in fitted.outlines():
-            other = definedPoints(row.node)
-            assert np.abs((other - origin) @ normal).max() > 0.5
+            away = (definedPoints(row.node) - origin) @ normal
+            assert np.ptp(away) > 1.0 or np.abs(away).min() > LEAST_GAP_MM - 1e-3  # or across
         assert abs(float((place.origin - origin) @ normal)) < 1e-6
         ring = ellipse(2 if view is views[0] else 1)
         ring += normal * float((origin - ring[0]) @ normal)
         fitted.add(OUTLINE, curve(fitted.structure, ring, "next"))
+
+
+def test_suggested_slices_are_slices_of_the_volume(application, fitted):
+    fitted.volume = volumeIn(application.scene, (40, 60, 24), (1.0, 1.0, 2.5))
+    red = application.view("Red", "Axial")
+    _, place = fitted.suggestSlice([red])
+    _, _, height = fitted.volume.GetOrigin()
+    slices = (planeOfSlice(red)[0][2] - height) / 2.5
+    assert slices == pytest.approx(round(slices), abs=1e-4)
+    assert 0 <= round(slices) < 24
+    assert 0.0 < place.share < 1.0
 
 
 def test_a_suggestion_needs_a_surface(application, session):

@@ -1,0 +1,41 @@
+"""How the errors of a fitted surface go together, in few numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg
+
+from model_server.fitting.model import FitState, Form
+from model_server.geometry.sampling import spread_vertices
+from model_server.reconstruction import JointSpread, Surface
+
+Array = NDArray[np.float64]
+MOST_POINTS = 400
+MOST_PARTS = 40  # columns of the root
+HAND_MM = 0.25  # by which a drawn outline is off
+
+
+def joint_spread(
+    form: Form, state: FitState, surface: Surface, canonical: Array, scale: float
+) -> JointSpread:
+    """Of the surface of a fit.
+
+    The covariance's largest principal parts are kept: what is left of it is alike over distances
+    that no outline bridges.
+
+    Args:
+        form: that found it.
+        state: of the fit.
+        surface: V vertices, RAS mm.
+        canonical: (V, 3) the same vertices in the canonical frame.
+        scale: true standard deviation for each computed one (``Calibration``).
+    """
+    vertices = spread_vertices(canonical, MOST_POINTS)
+    covariance = form.covariance(state, canonical[vertices])
+    count = len(vertices)
+    largest = (max(0, count - MOST_PARTS), count - 1)
+    values, parts = linalg.eigh(covariance, subset_by_index=largest)
+    root = scale * parts * np.sqrt(np.maximum(values, 0.0))
+    left = form.leftover.noise * form.rms_radius * state.pose.scale
+    return JointSpread(vertices.astype(np.int32), root, float(np.hypot(HAND_MM, left)))

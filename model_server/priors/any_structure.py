@@ -37,7 +37,7 @@ from model_server.threads import few_threads
 
 Array = NDArray[np.float64]
 GRID = 30  # cells along the longest side, where the field is computed; half as wide where drawn
-MASK_GRID = 48  # the same, with a label map
+MASK_GRID = 40  # the same, with a label map
 MARGIN = 0.15  # around the annotations, as a share of their box's diagonal
 LOWERED = (0.0, 0.15, 0.25, 0.35, 0.45, 0.6, 0.8, 1.0)  # deviations, until the parts are one
 WHOLE = 0.98  # share of the places known to be inside that make one part
@@ -159,7 +159,8 @@ class _Body:
             nodes = self.frame.leave(grid.fine_nodes())
             level += self.mask.at(nodes)[0].reshape(level.shape) / self.frame.unit_mm
         level, part = self._one_part(grid, level)
-        level = np.where((level < 0) & ~part, -level, level)
+        whole = ndimage.binary_fill_holes(part)
+        level = np.where((level < 0) == whole, level, -level)
         closed = np.pad(level, 1, constant_values=max(float(level.max()), 1e-6))
         points, triangles, _, _ = measure.marching_cubes(closed, 0.0)
         places = grid.low + 0.5 * grid.step * (points - 1.0)
@@ -218,8 +219,8 @@ def _main_part(
 
 @dataclass(frozen=True)
 class _Grid:
-    """Nodes ``low + step * (i, j, k)`` of a box, ``counts`` (3,) of them, all even numbers of cells;
-    the fine grid has half the step."""
+    """Nodes ``low + step * (i, j, k)`` of a box, ``counts`` (3,) of them, with an even number of
+    cells between them along each axis; the fine grid has half the step."""
 
     low: Array
     step: float

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,7 @@ EVENNESS = 4.0  # shape of the gamma distribution of gaps: their spread is half 
 OFFSET_SHARE = 0.25  # planes lie within +-25 % of the extent about the bounding box's center
 TILT_DEG = 30.0  # at most
 LOOKS = 20  # at planes that may miss the organ
+SHIFT_MM = (2.0, 5.0)  # of outlines that contradict each other
 CLUSTERS = 4
 CLUSTER_RADII = 0.25  # standard deviation of a cluster, in the surface's RMS radii
 SLICES = 3
@@ -120,6 +122,16 @@ def _sections(
             if all(drawn):
                 return list(zip(planes, drawn, strict=True))
     raise ShapePriorError("No plane cuts the surface.", "Check that it is closed and in one piece.")
+
+
+def contradicting(observations: Observations, rng: np.random.Generator) -> Observations:
+    """Outlines that do not meet where their planes cross: each shifted within its plane."""
+    shifted = []
+    for outline in observations.outlines:
+        angle, reach = 2.0 * np.pi * rng.random(), rng.uniform(*SHIFT_MM)
+        shift = reach * np.array([np.cos(angle), np.sin(angle)]) @ in_plane_axes(outline.normal)
+        shifted.append(replace(outline, loops=tuple(loop + shift for loop in outline.loops)))
+    return replace(observations, outlines=tuple(shifted))
 
 
 # --- clicks -------------------------------------------------------------------------------------

@@ -49,6 +49,15 @@ def _outlines(truth: Truth, rng: np.random.Generator) -> Observations:
     return simulate.three_outlines(truth.surface, rng)
 
 
+def _two(truth: Truth, rng: np.random.Generator) -> Observations:
+    planes = simulate.middle_planes(truth.surface, rng)[:2]
+    return simulate.draw_outlines(truth.surface, planes, rng)
+
+
+def _contradicting(truth: Truth, rng: np.random.Generator) -> Observations:
+    return hands.contradicting(simulate.three_outlines(truth.surface, rng), rng)
+
+
 def _exact(truth: Truth, rng: np.random.Generator) -> Observations:
     return simulate.exact_outlines(
         truth.surface, simulate.middle_planes(truth.surface, rng), samples=1000
@@ -81,6 +90,12 @@ FIXED = {
             "axial, coronal and sagittal outline near the middle, 16 control points each, 0.25 mm "
             "jitter, pose unknown",
             _outlines,
+        ),
+        Protocol("two-outlines", "the first two of them", _two),
+        Protocol(
+            "outlines-contradicting",
+            "as outlines, each shifted within its plane by 2 to 5 mm",
+            _contradicting,
         ),
         Protocol(
             "outlines-exact",

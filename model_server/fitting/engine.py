@@ -195,7 +195,6 @@ class _Run:
         self.state: FitState
         self.starts: list[FitState]
         self.prior: Prior
-        self.spread: Array | None = None
         self.seconds: dict[str, float] = {}
         self.iterations: dict[str, int] = {}
         self.clock = time.perf_counter()
@@ -280,9 +279,6 @@ class _Run:
             self.state = settle(self.form, self.state, self.evidence, self.settings.uncertainty)
         if self.form.settles or self.form.local_steps:
             self._lap("local", max(self.form.local_steps, 1))
-        if self.settings.uncertainty:
-            self.spread = self.form.spread_before(self.state)
-            self._lap("uncertainty")
 
     def _guided(self) -> Evidence:
         return self.evidence if self.guide is None else self.evidence.joined(self.guide)
@@ -296,10 +292,8 @@ class _Run:
     def only(self) -> Reconstruction:
         """The first surface where no other follows."""
         surface, coordinates = self.form.surface(self.state)
-        if self.settings.uncertainty:
-            self.spread = self.form.spread(self.state, surface.points)
+        drawn = Drawn(self._to_patient(surface), coordinates, self._spread(surface.points))
         self._lap("quick look")
-        drawn = Drawn(self._to_patient(surface), coordinates, self.spread)
         return self._checked(self._answer("quick look", drawn, self.form.latents(self.state)))
 
     def final(self) -> Reconstruction:
@@ -313,13 +307,17 @@ class _Run:
             self._lap("remeshing")
         flat = mirror_points(after.points) if self.mirrored else after.points
         canonical = self.state.pose.invert(flat)
-        drawn = self.form.finish(self.state, before, after, canonical, self.settings.uncertainty)
+        drawn = Drawn(after, self.form.coordinates(self.state, canonical), self._spread(canonical))
         self._lap("uncertainty")
         return self._checked(self._answer("final", drawn, self.form.latents(self.state)))
 
     def _drawn(self) -> Drawn:
         surface, coordinates = self.form.surface(self.state)
-        return Drawn(self._to_patient(surface), coordinates, self.spread)
+        return Drawn(self._to_patient(surface), coordinates)
+
+    def _spread(self, canonical: Array) -> Array | None:
+        """(N,) standard deviations at canonical points, mm, where they are asked for."""
+        return self.form.spread(self.state, canonical) if self.settings.uncertainty else None
 
     def _to_patient(self, canonical: Surface) -> Surface:
         points = self.state.pose.apply(canonical.points)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from model_server.fitting.leftover import Kriging, Leftover
-from model_server.fitting.model import ROBUST, Drawn, FitState, Seen
+from model_server.fitting.model import ROBUST, FitState, Seen
 from model_server.fitting.terms import Evidence, Places
 from model_server.pose import Pose
 from model_server.reconstruction import Reconstruction, Surface
@@ -260,6 +260,10 @@ class FieldForm:
         by_latent = self.field.by_latent(seen.reading, seen.canonical)
         return np.concatenate([by_pose, by_latent], axis=1)
 
+    def apart(self, state: FitState, evidence: Evidence) -> FieldSeen:
+        """What it looks at is a distance; see ``Form``."""
+        return self.look(state, evidence)
+
     def refine(self, state: FitState, evidence: Evidence, strength: float) -> FitState:
         """One latent is all there is; see ``Form``."""
         return state
@@ -276,7 +280,11 @@ class FieldForm:
     def surface(self, state: FitState) -> tuple[Surface, Array]:
         """See ``Form``."""
         surface = self.shape(state)
-        return surface, self.field.coordinates(state.latent, state.template, surface.points)
+        return surface, self.coordinates(state, surface.points)
+
+    def coordinates(self, state: FitState, points: Array) -> Array:
+        """See ``Form``."""
+        return self.field.coordinates(state.latent, state.template, points)
 
     def latents(self, state: FitState) -> Array:
         """See ``Form``."""
@@ -284,7 +292,7 @@ class FieldForm:
 
     def coarse_coordinates(self, state: FitState, points: Array) -> Array:
         """See ``Form``."""
-        return self.field.coordinates(state.latent, state.template, points)
+        return self.coordinates(state, points)
 
     def coarse_latents(self, state: FitState, modes: Array) -> Array:
         """See ``Form``."""
@@ -310,14 +318,3 @@ class FieldForm:
         variance = np.einsum("vi,ij,vj->v", rows, state.covariance, rows, optimize=True)
         variance = np.maximum(variance, 0.0) / np.square(reading.steepness)
         return variance if state.leftover is None else variance + state.leftover.variance(points)
-
-    def spread_before(self, state: FitState) -> Array | None:
-        """None; see ``Form``."""
-        return None
-
-    def finish(
-        self, state: FitState, before: Drawn, after: Surface, canonical: Array, uncertainty: bool
-    ) -> Drawn:
-        """Everything is found anew; see ``Form``."""
-        coordinates = self.field.coordinates(state.latent, state.template, canonical)
-        return Drawn(after, coordinates, self.spread(state, canonical) if uncertainty else None)

@@ -11,13 +11,14 @@ from scipy import linalg
 
 from model_server.fitting.interrupt import check
 from model_server.fitting.leftover import Kriging
-from model_server.fitting.model import FitState, Form, Seen
+from model_server.fitting.model import ROBUST, FitState, Form, Seen
 from model_server.fitting.terms import Evidence
 
 Array = NDArray[np.float64]
 LEAST_WEIGHT = 1e-6  # of the largest, to be heard
 MOST_SHARED = 1500  # residuals with a covariance; its factor grows with their cube
 MOST_SETTLED = 2500
+CONTRADICTED = 2  # rounds in which annotations that contradict their neighbors lose trust
 STEP_SHARES = (1.0, 0.5, 0.2)  # of a step, tried in turn until the energy falls
 
 
@@ -178,7 +179,7 @@ def settle(
     """
     check()
     left, radius, unit = form.leftover, form.rms_radius, form.unit(state)
-    seen = form.look(state, evidence)
+    seen = form.apart(state, evidence)
     weight = seen.weights(left.noise * unit, left.spread * unit)
     heard = (weight > LEAST_WEIGHT * weight.max(initial=0.0)) & seen.drawn
     if left.spread == 0.0 or not heard.any():
@@ -186,12 +187,13 @@ def settle(
     every = np.flatnonzero(heard)
     chosen = every[:: -(-len(every) // most)]
     share = radius / unit  # canonical units
-    found = Kriging.of(
-        seen.canonical[chosen],
-        share * seen.residuals[chosen],
-        share**2 / weight[chosen],
-        left.spread * radius,
-        left.length * radius,
-        share * form.jacobian(state, seen)[chosen] if variance else None,
+    places, values = seen.canonical[chosen], share * seen.residuals[chosen]
+    by_shape = share * form.jacobian(state, seen)[chosen] if variance else None
+    doubt = share**2 / weight[chosen]
+    spread, length = left.spread * radius, left.length * radius
+    for _ in range(CONTRADICTED):
+        found = Kriging.of(places, values, doubt, spread, length)
+        doubt = doubt * (1.0 + (found.missed(doubt) / ROBUST) ** 2 / doubt)
+    return replace(
+        state, leftover=Kriging.of(places, values, doubt, spread, length, by_shape)
     )
-    return replace(state, leftover=found)

@@ -103,6 +103,10 @@ class Kriging:
             parts.append(self.spread**2 * kernel @ self.solved)
         return np.concatenate(parts)
 
+    def missed(self, variance: Array) -> Array:
+        """(N,) by how much it does not reach the values, whose variances (N,) these were."""
+        return variance * self.solved
+
     def rows(self, points: Array, jacobian: Array) -> Array:
         """(M, P) how the value that is left at (M, 3) points changes by pose and latent, given how
         it changes without this process (universal kriging)."""

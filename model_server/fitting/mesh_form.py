@@ -1,30 +1,29 @@
 """Shapes that are a mesh: a decoder moves the vertices of a sphere (Jensen et al., Deep Active
 Latent Surfaces, section 3.2, Eq. 3 and 4).
 
-Global stage: one latent for all vertices. Local stage: one for each. The Dirichlet energy
-Tr(Z'L^pZ) is the precision of a Gaussian process over the sphere, so its minimizer given N
-linearized residuals is a linear system of N unknowns with the inverted energy as kernel; no
-gradient descent is needed.
+Global stage: one latent for all vertices. Local stage: one for each (``vertex_latents``). What they
+leave over of the annotations is added to the distances of the mesh on a grid.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import linalg, sparse
 
-from model_server.fitting.attachment import Attachment
+from model_server.fitting.attachment import Attachment, attach_points
 from model_server.fitting.interrupt import check
 from model_server.fitting.leftover import Leftover
 from model_server.fitting.model import ROBUST, Drawn, FitState, Seen
 from model_server.fitting.terms import Evidence
-from model_server.geometry.icosphere import icosphere, uniform_laplacian
+from model_server.fitting.vertex_latents import VertexLatents, dirichlet_kernel, felt_at
+from model_server.geometry.distance_grid import DistanceGrid
+from model_server.geometry.icosphere import icosphere
 from model_server.geometry.labels import oriented
+from model_server.geometry.level_set import zero_level
 from model_server.geometry.quality import quality_gradient
 from model_server.geometry.remesh import carry_over
 from model_server.priors.protocol import FitSettings
@@ -36,6 +35,8 @@ WARM_STEPS = 3  # global steps from an earlier reconstruction
 PREVIEW_STEPS = 1  # while somebody drags a point: the next preview goes on from this one
 MOST_LOCAL = 2500  # residuals of the local stage; of more, each stands for its neighbors
 LEAST_SHARE = 0.1  # of a residual, however many there are
+NODES = 48  # of the distance grid, along the mesh
+FARTHEST = 0.6  # RMS radii: the largest distance that may be left over
 
 
 @dataclass(frozen=True)
@@ -114,15 +115,6 @@ class MeshPrior(Protocol):
         ...
 
 
-@lru_cache(maxsize=4)
-def dirichlet_kernel(level: int, power: int, smoothness: float) -> NDArray[np.float32]:
-    """(V, V) inverse of L^p + epsilon on the template, scaled to unit mean variance (Eq. 4)."""
-    laplacian = uniform_laplacian(level).toarray()
-    energy = np.linalg.matrix_power(laplacian, power) + smoothness * np.eye(len(laplacian))
-    kernel = np.linalg.inv(energy)
-    return np.asarray(kernel / np.diag(kernel).mean(), dtype=np.float32)
-
-
 @dataclass(frozen=True)
 class MeshSeen(Seen):
     """Residuals, mm, with the mesh (RAS mm) that they are attached to."""
@@ -133,25 +125,6 @@ class MeshSeen(Seen):
     def sigma(self, noise: float) -> Array:
         """(N,) mm: what was not drawn has no noise of annotations."""
         return np.hypot(np.where(self.drawn, noise, 0.0), self.own)
-
-
-@dataclass(frozen=True)
-class LocalSystem:
-    """What the local stage knows after a step, for its uncertainty.
-
-    Attributes:
-        across: (V, N) covariance of the field at vertices and residuals, per latent component.
-        by_latent: (N, K) change of residuals by their latents.
-        factor: (N, N) lower Cholesky factor of the residuals' covariance, noise included.
-        spread: variance of a latent component.
-        jacobian: (V, 3, K) canonical motion of every vertex by its whitened latent.
-    """
-
-    across: Array
-    by_latent: Array
-    factor: Array
-    spread: float
-    jacobian: Array
 
 
 class MeshForm:
@@ -165,8 +138,6 @@ class MeshForm:
     """
 
     damped = True
-    settles = False  # a mesh that is moved along its normals may fold
-
     def __init__(
         self,
         prior: MeshPrior,
@@ -185,8 +156,12 @@ class MeshForm:
         self.local_steps = settings.local_steps if chosen.local else 0
         self.guided_globally = settings.guided_globally
         self.guided = self.guided_globally or self.local_steps > 0
+        self.settles = chosen.local
         self.detail: Array | None = None  # of an earlier fit's latents, about their mean
-        self.system: LocalSystem | None = None
+        self.system: VertexLatents | None = None
+        self.grid: DistanceGrid | None = None  # of the mesh to which leftovers are added
+        self._decode: tuple[FitState, Surface] | None = None
+        self._shown: tuple[FitState, tuple[Surface, Array]] | None = None
 
     # --- starts -------------------------------------------------------------------------------
 
@@ -217,8 +192,21 @@ class MeshForm:
         return np.asarray(self.prior.latent_mean + whitened @ self.prior.latent_root.T)
 
     def shape(self, state: FitState) -> Surface:
-        """See ``Form``."""
-        return self._decoded(self.vertex_latents(state), self.level(state))
+        """The mesh; with what is left over, the zero level of its distances less that: a mesh moved
+        along its normals would fold. See ``Form``."""
+        if state.leftover is None:
+            return self.mesh(state)
+        assert self.grid is not None
+        near, nodes = self.grid.nodes(state.leftover.reach() + 2.0 * self.grid.step)
+        field = self.grid.values.copy()
+        field[near] -= state.leftover.at(nodes)
+        return zero_level(field, self.grid.start, self.grid.step)
+
+    def mesh(self, state: FitState) -> Surface:
+        """As it is decoded, canonical frame."""
+        if self._decode is None or self._decode[0] is not state:
+            self._decode = state, self._decoded(self.vertex_latents(state), self.level(state))
+        return self._decode[1]
 
     def _decoded(self, latents: Array, level: int) -> Surface:
         # The Chamfer distance knows no orientation: a decoder may turn the sphere inside out.
@@ -227,7 +215,7 @@ class MeshForm:
 
     def placed(self, state: FitState) -> Surface:
         """The decoded surface, RAS mm."""
-        canonical = self.shape(state)
+        canonical = self.mesh(state)
         return Surface(state.pose.apply(canonical.points), canonical.triangles)
 
     def jacobian_of(self, state: FitState, vertices: NDArray[np.int64]) -> Array:
@@ -284,6 +272,26 @@ class MeshForm:
             canonical,
             surface,
             attached,
+        )
+
+    def apart(self, state: FitState, evidence: Evidence) -> MeshSeen:
+        """See ``Form``."""
+        places, mesh = evidence.places(), self.mesh(state)
+        canonical, scale = state.pose.invert(places.points), state.pose.scale
+        self.grid = DistanceGrid.of(mesh, NODES, FARTHEST * self.rms_radius, canonical)
+        distance = scale * self.grid.at(canonical) - places.target
+        surface = Surface(state.pose.apply(mesh.points), mesh.triangles)
+        attached = attach_points(surface, places.points)
+        wrong = (places.sides == 0) | (places.sides * distance < 0)
+        return MeshSeen(
+            distance,
+            places.trust * wrong,
+            places.own * self.unit(state),
+            places.drawn,
+            ROBUST,
+            canonical,
+            surface,
+            replace(attached, directions=-attached.directions),
         )
 
     def _scale(self, surface: Surface) -> float:
@@ -349,34 +357,22 @@ class MeshForm:
         by_latent = self._by_latent(state, attached, jacobian)
         kernel = dirichlet_kernel(chosen.local_level, chosen.power, chosen.smoothness)
         spread = chosen.local_spread**2 / strength
-        # across[v, i]: covariance of the field at vertex v and at residual i.
-        check()
-        across, between = self._covariances(attached, kernel, spread)
-        check()
-        gram = between * (by_latent @ by_latent.T)
+        noise = self._local_noise(state, seen, keep, step * weight[keep])
+        system = VertexLatents.of(attached, by_latent, jacobian, kernel, spread, noise)
         start = self._quality_start(state, seen.surface, jacobian, kernel) * spread
-        felt = _field_at(local - start, attached)
+        felt = felt_at(local - start, attached)
         target = (by_latent * felt).sum(axis=1) - attached.residuals
-        check()
-        factor = linalg.cholesky(gram + np.diag(1.0 / (step * weight[keep])), lower=True)
-        solved = linalg.cho_solve((factor, True), target)
-        local = start + across @ (by_latent * solved[:, None]).astype(np.float32)
-        self.system = LocalSystem(across, by_latent, factor, spread, jacobian)
-        return replace(state, local=local)
+        self.system = system
+        return replace(state, local=system.moved(start, target))
 
-    def _covariances(
-        self, attached: Attachment, kernel: NDArray[np.float32], spread: float
-    ) -> tuple[Array, Array]:
-        """Covariance of a latent component at vertices and residuals (V, N), and among the
-        residuals (N, N)."""
-        count = len(attached.weights)
-        rows = np.repeat(np.arange(count), 3)
-        at = (rows, attached.vertices.ravel())
-        hold = sparse.csr_matrix((attached.weights.ravel(), at), shape=(count, len(kernel)))
-        hold = hold.astype(np.float32)
-        # The kernel is symmetric: rows of it, which lie together in memory, are its columns.
-        across = np.ascontiguousarray((spread * (hold @ kernel)).T)
-        return across, np.asarray(hold @ across, dtype=np.float64)
+    def _local_noise(self, state: FitState, seen: MeshSeen, keep: Array, weight: Array) -> Array:
+        """(N, N) covariance, mm^2, of residuals about what the latents make of them: noise, and of
+        what was drawn what shapes leave over."""
+        drawn, places = seen.drawn[keep], seen.canonical[keep]
+        noise = np.diag(1.0 / weight)
+        alike = self.leftover.alike(places[drawn], places[drawn], self.rms_radius)
+        noise[np.ix_(drawn, drawn)] += (self.leftover.spread * self.unit(state)) ** 2 * alike
+        return noise
 
     def _quality_start(
         self, state: FitState, surface: Surface, jacobian: Array, kernel: NDArray[np.float32]
@@ -393,10 +389,19 @@ class MeshForm:
     def surface(self, state: FitState) -> tuple[Surface, Array]:
         """Previews are smooth, with the detail of the surface before: the coarse one's facets
         would be seen. See ``Form``."""
-        if not self.is_preview:
-            return self.shape(state), icosphere(self.level(state)).points
-        latents = np.atleast_2d(self.latents(state))
-        return self._decoded(latents, SHOWN_LEVEL), icosphere(SHOWN_LEVEL).points
+        if self.is_preview:
+            latents = np.atleast_2d(self.latents(state))
+            return self._decoded(latents, SHOWN_LEVEL), icosphere(SHOWN_LEVEL).points
+        if self._shown is None or self._shown[0] is not state:
+            surface = self.shape(state)
+            self._shown = state, (surface, self.coordinates(state, surface.points))
+        return self._shown[1]
+
+    def coordinates(self, state: FitState, points: Array) -> Array:
+        """Where on the sphere the mesh's closest points come from; see ``Form``."""
+        places = carry_over(self.mesh(state), icosphere(self.level(state)).points, points)
+        length = np.linalg.norm(places, axis=1, keepdims=True)
+        return np.asarray(places / np.maximum(length, 1e-12))
 
     def latents(self, state: FitState) -> Array:
         """See ``Form``."""
@@ -414,9 +419,17 @@ class MeshForm:
         return modes
 
     def spread(self, state: FitState, points: Array) -> Array:
-        """Of every vertex: Laplace, global and local parts added; see ``Form``."""
+        """Laplace, global and local parts and what is left over added; see ``Form``."""
+        mesh = self.mesh(state)
+        variance = self._mesh_variance(state, mesh)
+        if state.leftover is not None:
+            variance = variance + state.pose.scale**2 * state.leftover.variance(mesh.points)
+        return np.sqrt(carry_over(mesh, np.maximum(variance, 0.0)[:, None], points)[:, 0])
+
+    def _mesh_variance(self, state: FitState, mesh: Surface) -> Array:
+        """(V,) of the mesh's vertices along their normals, mm^2, given what is left over."""
         surface, local = self.placed(state), self.system
-        every = np.arange(len(surface.points))
+        every = np.arange(len(mesh.points))
         ones = np.tile([1.0, 0.0, 0.0], (len(every), 1))
         own = np.repeat(every[:, None], 3, axis=1)
         here = Attachment.of(own, ones, surface.vertex_normals(), np.zeros(len(every)))
@@ -424,43 +437,11 @@ class MeshForm:
         variance = np.zeros(len(every))
         if state.covariance is not None:
             rows = np.concatenate([self._by_pose(state, surface, here), by_latent], axis=1)
+            if state.leftover is not None:
+                # A distance falls where the mesh moves outward.
+                scale = state.pose.scale
+                rows = scale * state.leftover.rows(mesh.points, -rows / scale)
             variance += np.einsum("vi,ij,vj->v", rows, state.covariance, rows, optimize=True)
         if local is not None:
-            variance += _local_variance(local, by_latent)
-        return np.sqrt(np.maximum(variance, 0.0))
-
-    def spread_before(self, state: FitState) -> Array | None:
-        """See ``Form``; a preview shows none."""
-        return None if self.is_preview else self.spread(state, np.empty((0, 3)))
-
-    def finish(
-        self, state: FitState, before: Drawn, after: Surface, canonical: Array, uncertainty: bool
-    ) -> Drawn:
-        """Carried over from the mesh before; see ``Form``."""
-        if after is before.surface:
-            return before
-        carried = [before.coordinates]
-        if before.spread is not None:
-            carried.append(before.spread[:, None])
-        values = carry_over(before.surface, np.concatenate(carried, axis=1), after)
-        length = np.maximum(np.linalg.norm(values[:, :3], axis=1, keepdims=True), 1e-12)
-        spread = None if before.spread is None else values[:, 3]
-        return Drawn(after, values[:, :3] / length, spread)
-
-
-def _local_variance(local: LocalSystem, by_latent: Array) -> Array:
-    """(V,) variance along the normal, mm^2, that the local stage leaves; ``by_latent`` (V, K)."""
-    prior = local.spread * (by_latent**2).sum(axis=1)
-    check()
-    shared = local.across * (by_latent @ local.by_latent.T)
-    check()
-    # Single precision is enough for a variance, and twice as fast.
-    known = linalg.solve_triangular(
-        local.factor.astype(np.float32), shared.T.astype(np.float32), lower=True
-    )
-    return np.maximum(prior - (known**2).sum(axis=0), 0.0)
-
-
-def _field_at(field: Array, attached: Attachment) -> Array:
-    """(N, K) a vertex field (V, K) where the residuals are attached."""
-    return np.asarray((attached.weights[..., None] * field[attached.vertices]).sum(axis=1))
+            variance += local.variance(by_latent)
+        return variance

@@ -185,6 +185,11 @@ class Form(Protocol):
         """(N, 7 + K) how residuals that ``look`` found change with pose step and latent."""
         ...
 
+    def apart(self, state: FitState, evidence: Evidence) -> Seen:
+        """How far the annotated places are from the surface, outside positive: what leftovers are
+        to explain."""
+        ...
+
     def refine(self, state: FitState, evidence: Evidence, strength: float) -> FitState:
         """The local stage: what a form has to say beyond one latent."""
         ...
@@ -203,6 +208,10 @@ class Form(Protocol):
         """(d,) or (V, d): as a reconstruction keeps them."""
         ...
 
+    def coordinates(self, state: FitState, points: Array) -> Array:
+        """(N, 3) template coordinates of canonical points of the surface."""
+        ...
+
     def coarse_coordinates(self, state: FitState, points: Array) -> Array:
         """(N, 3) template coordinates of canonical points of the quick look's surface."""
         ...
@@ -212,27 +221,7 @@ class Form(Protocol):
         ...
 
     def spread(self, state: FitState, points: Array) -> Array:
-        """(N,) standard deviation along the normal, mm, at canonical points of the surface; a mesh
-        knows it at its own vertices only."""
-        ...
-
-    def spread_before(self, state: FitState) -> Array | None:
-        """(V,) the same at the vertices of ``surface``, by forms that carry it over to the remeshed
-        one; None by those that find it anew."""
-        ...
-
-    def finish(
-        self, state: FitState, before: Drawn, after: Surface, canonical: Array, uncertainty: bool
-    ) -> Drawn:
-        """The remeshed surface with its correspondences and its doubt.
-
-        Args:
-            state: of the fit.
-            before: as it was drawn before remeshing.
-            after: remeshed, V vertices, RAS mm, or the surface of ``before`` itself.
-            canonical: (V, 3) the same vertices in the canonical frame.
-            uncertainty: whether standard deviations are asked for.
-        """
+        """(N,) standard deviation along the normal, mm, at canonical points of the surface."""
         ...
 
 

@@ -12,6 +12,7 @@ from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
 EDGE_SHARE = 0.8  # of the mean edge: a little finer, so that no volume is lost to the smoothing
+MOST_TRIANGLES = 10_000  # about; what marching cubes finds has many small ones
 
 
 def remesh(surface: Surface, iterations: int = 5) -> Surface:
@@ -33,16 +34,21 @@ def remesh(surface: Surface, iterations: int = 5) -> Surface:
             "The fitted surface is degenerate.",
             "Check the annotations: they may be of different organs, or in other units than mm.",
         )
+    # Of an area, so many triangles with even edges have edges of this length.
+    area = 0.5 * np.linalg.norm(
+        np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1
+    ).sum()
+    least = float(np.sqrt(4.0 * area / (np.sqrt(3.0) * MOST_TRIANGLES)))
     points, triangles = gpytoolbox.remesh_botsch(
-        surface.points, surface.triangles, iterations, EDGE_SHARE * edge, True
+        surface.points, surface.triangles, iterations, max(EDGE_SHARE * edge, least), True
     )
     return oriented(Surface(np.asarray(points), np.asarray(triangles, dtype=np.int32)))
 
 
-def carry_over(before: Surface, values: Array, after: Surface) -> Array:
-    """Values (V, k) of one mesh's vertices at the vertices (V', k) of its remeshed form.
+def carry_over(before: Surface, values: Array, points: Array) -> Array:
+    """Values (V, k) of a mesh's vertices at points (N, 3) near it, (N, k).
 
     Linear within the closest triangle.
     """
-    triangle, weights, _ = closest_on_mesh(before, after.points)
+    triangle, weights, _ = closest_on_mesh(before, points)
     return np.asarray((weights[..., None] * values[before.triangles[triangle]]).sum(axis=1))

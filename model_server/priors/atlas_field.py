@@ -13,18 +13,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
-from skimage import measure
 from torch import Tensor
 
 from model_server.fitting.field_form import FieldSettings, Reading
 from model_server.fitting.interrupt import check
 from model_server.fitting.leftover import Kriging
-from model_server.geometry.labels import oriented
+from model_server.geometry.level_set import zero_level
 from model_server.priors.atlas_features import Decoded, FeatureChanges, features_at, finest_map
 from model_server.priors.implicit_atlas_decoder import AtlasDecoder, sample
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
+MOST_LOGIT = 10.0
 LEAST_SLOPE = 0.3  # of a logit, in units of the slope a soft occupancy has at its surface
 POINTS_AT_ONCE = 60_000
 FEW_POINTS = 6_000  # read at every scale; for more, one map on the finest nodes is faster
@@ -323,20 +323,10 @@ def _zoomed(values: Array, shape: list[int]) -> Array:
 
 
 def level_set(field: Array, axes: list[Array]) -> Surface:
-    """Where logits on a grid are zero; only the largest part, without holes, closed at the
-    border."""
-    field = np.pad(field, 1, constant_values=-10.0)
-    inside, parts = ndimage.label(field > 0)
-    if parts == 0:
-        inside[tuple(n // 2 for n in field.shape)] = 1
-        field = np.where(inside > 0, 10.0, -10.0)
-    if parts > 1:
-        keep = 1 + int(np.argmax(np.bincount(inside.ravel())[1:]))
-        field = np.where((inside > 0) & (inside != keep), -10.0, field)
-    outside, _ = ndimage.label(field <= 0)
-    field = np.where((outside > 0) & (outside != outside[0, 0, 0]), 10.0, field)
-    verts, faces, _, _ = measure.marching_cubes(np.clip(-field, -10.0, 10.0), 0.0)
-    steps = np.array([a[1] - a[0] for a in axes])
-    start = np.array([a[0] for a in axes])
-    points = (verts - 1.0) * steps + start
-    return oriented(Surface(points.astype(np.float64), faces.astype(np.int32)))
+    """One closed surface where logits on a grid are zero; a small one where they are nowhere
+    positive."""
+    if not (field > 0).any():
+        field = np.full_like(field, -MOST_LOGIT)
+        field[tuple(n // 2 for n in field.shape)] = MOST_LOGIT
+    start, step = np.array([a[0] for a in axes]), np.array([a[1] - a[0] for a in axes])
+    return zero_level(np.clip(-field, -MOST_LOGIT, MOST_LOGIT), start, step)

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from skimage import measure
 
 from model_server.fitting.engine import place
 from model_server.fitting.interrupt import check
@@ -22,6 +21,7 @@ from model_server.fitting.residuals import residuals
 from model_server.fitting.terms import evidence_of
 from model_server.geometry.grid import Grid
 from model_server.geometry.labels import oriented
+from model_server.geometry.level_set import zero_level
 from model_server.observations import Observations
 from model_server.pose import Pose
 from model_server.priors.card import PriorCard, read_weights
@@ -131,5 +131,4 @@ class DeepSdfPrior:
         with torch.no_grad():
             parts = [self.decoder(code.expand(len(p), -1), p) for p in places.split(65536)]
         field = torch.cat(parts).double().numpy().reshape((GRID,) * 3)
-        verts, faces, _, _ = measure.marching_cubes(np.pad(field, 1, constant_values=0.1), 0.0)
-        return oriented(Surface((verts - 1.0) * grid.spacing - grid.reach, faces.astype(np.int32)))
+        return zero_level(field, np.full(3, -grid.reach), grid.spacing)

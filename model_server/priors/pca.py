@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from skimage import measure
 
 from model_server.fitting.field_form import FieldSettings, Reading
 from model_server.fitting.leftover import Kriging
 from model_server.fitting.pose_prior import PosePrior
 from model_server.geometry.grid import Grid
-from model_server.geometry.labels import oriented
+from model_server.geometry.level_set import zero_level
 from model_server.priors.base import FieldPrior
 from model_server.priors.card import PriorCard, read_weights
 from model_server.reconstruction import Surface
@@ -89,16 +88,8 @@ class SdfModes:
             field[band] -= leftover.at(self.grid.points()[band.ravel()])
         if zoom > 1:
             field = ndimage.zoom(field, zoom, order=3, grid_mode=False)
-        # Open at the border would be a surface with a hole.
-        field = np.pad(field, 1, constant_values=self.clamp)
-        inside, parts = ndimage.label(field < 0)
-        if parts > 1:
-            keep = 1 + int(np.argmax(np.bincount(inside.ravel())[1:]))
-            field = np.where((inside > 0) & (inside != keep), self.clamp, field)
-        spacing = 2 * self.grid.reach / (field.shape[0] - 3)
-        verts, faces, _, _ = measure.marching_cubes(field, 0.0)
-        points = (verts - 1.0) * spacing - self.grid.reach
-        return oriented(Surface(points.astype(np.float64), faces.astype(np.int32)))
+        spacing = 2.0 * self.grid.reach / (len(field) - 1)
+        return zero_level(field, np.full(3, -self.grid.reach), spacing)
 
 
 class PcaPrior(FieldPrior):

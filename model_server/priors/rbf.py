@@ -11,14 +11,12 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 from scipy.interpolate import RBFInterpolator
-from skimage import measure
 
 from model_server.errors import ShapePriorError
 from model_server.fitting.baseline import baseline_answer, baseline_card
 from model_server.fitting.oriented import oriented_samples
-from model_server.geometry.labels import oriented
+from model_server.geometry.level_set import zero_level
 from model_server.observations import Observations
 from model_server.priors.protocol import FitSettings
 from model_server.reconstruction import Reconstruction, Surface
@@ -72,13 +70,9 @@ def _zero_level(observations: Observations) -> Surface:
     shape = np.ceil((high - low) / step).astype(int) + 1
     grid = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), axis=-1)
     distance = field(low + step * grid.reshape(-1, 3)).reshape(shape)
-    inside, parts = ndimage.label(distance < 0)
-    if parts == 0:
+    try:
+        return zero_level(distance, low, step)
+    except ValueError as error:
         raise ShapePriorError(
             "No closed surface passes through these annotations.", "Add an outline or more points."
-        )
-    largest = 1 + int(np.argmax(np.bincount(inside.ravel())[1:]))
-    distance = np.where((inside > 0) & (inside != largest), offset, distance)
-    closed = np.pad(distance, 1, constant_values=offset)
-    verts, faces, _, _ = measure.marching_cubes(closed, 0.0)
-    return oriented(Surface(low + step * (verts - 1.0), faces.astype(np.int32)))
+        ) from error

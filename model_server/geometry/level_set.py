@@ -1,0 +1,42 @@
+"""The one closed surface where a field on a grid is zero."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage import measure
+
+from model_server.geometry.labels import oriented
+from model_server.reconstruction import Surface
+
+Array = NDArray[np.float64]
+
+
+def zero_level(field: Array, start: Array, step: Array | float) -> Surface:
+    """One closed surface without islands, holes or borders.
+
+    Only the largest part inside stays; what it encloses is filled; at the border it is closed.
+
+    Args:
+        field: (X, Y, Z), negative inside; signed distances, or what else is steep at zero.
+        start: (3,) coordinates of the first node.
+        step: between nodes, along each axis or along all.
+
+    Raises:
+        ValueError: no node is inside.
+    """
+    far = float(np.abs(field).max())
+    field = np.pad(field, 1, constant_values=far)
+    inside, parts = ndimage.label(field < 0)
+    if parts == 0:
+        raise ValueError("no node is inside")
+    if parts > 1:
+        keep = 1 + int(np.argmax(np.bincount(inside.ravel())[1:]))
+        field = np.where((inside > 0) & (inside != keep), far, field)
+    outside, parts = ndimage.label(field >= 0)
+    if parts > 1:
+        field = np.where((outside > 0) & (outside != outside[0, 0, 0]), -far, field)
+    verts, faces, _, _ = measure.marching_cubes(field, 0.0)
+    points = start + step * (verts - 1.0)
+    return oriented(Surface(points.astype(np.float64), faces.astype(np.int32)))

@@ -22,7 +22,7 @@ from model_server.priors.registry import load_prior
 from model_server.reconstruction import Reconstruction, Surface
 
 PLACE = np.array([30.0, -12.0, 7.0])
-DRAWINGS = 12  # of each kind; the benchmark draws hundreds
+DRAWINGS = 8  # of each kind
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from skimage import measure
 
 from model_server.errors import ShapePriorError
 from model_server.fitting.baseline import baseline_answer
@@ -28,7 +27,7 @@ from model_server.fitting.drawn_planes import drawn_planes
 from model_server.fitting.field_values import FieldValues, Frame, Given, Smoothness, values_of
 from model_server.fitting.mask import MaskField
 from model_server.fitting.smooth_field import SmoothField
-from model_server.geometry.labels import oriented
+from model_server.geometry.level_set import zero_level
 from model_server.observations import Observations
 from model_server.priors.card import PriorCard
 from model_server.priors.protocol import FitSettings, ShapePrior
@@ -159,12 +158,9 @@ class _Body:
             nodes = self.frame.leave(grid.fine_nodes())
             level += self.mask.at(nodes)[0].reshape(level.shape) / self.frame.unit_mm
         level, part = self._one_part(grid, level)
-        whole = ndimage.binary_fill_holes(part)
-        level = np.where((level < 0) == whole, level, -level)
-        closed = np.pad(level, 1, constant_values=max(float(level.max()), 1e-6))
-        points, triangles, _, _ = measure.marching_cubes(closed, 0.0)
-        places = grid.low + 0.5 * grid.step * (points - 1.0)
-        return oriented(Surface(self.frame.leave(places), triangles.astype(np.int32)))
+        alone = np.where((level < 0) & ~part, -level, level)
+        found = zero_level(alone, grid.low, 0.5 * grid.step)
+        return Surface(self.frame.leave(found.points), found.triangles)
 
     def _one_part(self, grid: _Grid, level: Array) -> tuple[Array, NDArray[np.bool_]]:
         """The field, lowered until the places that lie inside are in one part, and that part.

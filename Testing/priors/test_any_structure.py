@@ -159,7 +159,7 @@ def test_nothing_that_can_be_fitted_is_refused(
 ):
     for seed in range(DRAWINGS):
         drawn = draw(truth, np.random.default_rng(seed))
-        size = 10.0 ** ((seed - DRAWINGS / 2) / 6)  # a tenth of a kidney to that of a whale
+        size = 10.0 ** ((seed - DRAWINGS / 2) / 6)  # a fifth of a kidney to three
         moved = Observations(
             tuple(
                 replace(o, loops=tuple(size * p for p in o.loops), origin=size * o.origin)

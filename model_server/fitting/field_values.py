@@ -16,7 +16,6 @@ from skimage.measure import points_in_poly
 
 from model_server.fitting.clicks import distinct_clicks
 from model_server.fitting.drawn_planes import DrawnPlane, drawn_planes
-from model_server.fitting.mask import MaskField
 from model_server.fitting.oriented import cloud_normals
 from model_server.geometry.labels import surface_from_label
 from model_server.geometry.sampling import sample_surface
@@ -165,20 +164,15 @@ class Given:
 
 
 def values_of(
-    given: Given,
-    observations: Observations,
-    frame: Frame,
-    known: Smoothness,
-    mask: MaskField | None = None,
+    given: Given, observations: Observations, frame: Frame, known: Smoothness
 ) -> FieldValues:
-    """What the annotations say; where there is a mask, how far they are from it.
+    """What the annotations say.
 
     Args:
         given: the annotations, sampled.
         observations: the same; points inside and outside are taken from here.
         frame: in which the values are.
         known: see there.
-        mask: of a label map, whose distance in frame units is to be added to the field.
     """
     drawn = frame.enter(given.drawn)
     tree = cKDTree(frame.enter(given.boundary))
@@ -186,20 +180,14 @@ def values_of(
     parts = [FieldValues(drawn, np.zeros(len(drawn)), np.full(len(drawn), noise))]
     for plane, loops in zip(given.planes, given.loops, strict=True):
         parts.append(_depths(_within(plane, loops, frame, known.spacing), -1.0, tree, known))
-    if mask is None and len(given.clicks):
+    if len(given.clicks) and not len(given.border):
         parts.append(_beside(frame.enter(given.clicks)))
     for sets, side in ((observations.inside, -1.0), (observations.outside, 1.0)):
         for points in sets:
             parts.append(_depths(frame.enter(points.points), side, tree, known, least=0.0))
     border = frame.enter(given.border)
     parts.append(FieldValues(border, np.zeros(len(border)), np.full(len(border), MASK_VARIANCE)))
-    found = FieldValues.joined(parts)
-    if mask is None:
-        return found
-    told = mask.at(frame.leave(found.places))[0] / frame.unit_mm
-    on_border = found.variance == MASK_VARIANCE
-    values = np.where(on_border, 0.0, found.values - told)
-    return FieldValues(found.places, values, found.variance)
+    return FieldValues.joined(parts)
 
 
 def _within(plane: DrawnPlane, loops: Sequence[Array], frame: Frame, spacing: float) -> Array:

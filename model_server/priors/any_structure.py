@@ -138,25 +138,21 @@ class _Body:
         frame = Frame.of(given.boundary, known.rounding)
         label = observations.label_map
         mask = None if label is None else MaskField.of(label)
-        values = values_of(given, observations, frame, known, mask)
-        field = SmoothField.of(values.places, values.values, strength * values.variance)
+        values = values_of(given, observations, frame, known)
+        left = values.values - _told(mask, frame, values.places)
+        field = SmoothField.of(values.places, left, strength * values.variance)
         return cls(frame, field, mask, values, known.bridge)
 
     def at(self, points: Array) -> Array:
         """(N,) the field at frame points (N, 3)."""
-        found = self.field.at(points)
-        if self.mask is None:
-            return found
-        return found + self.mask.at(self.frame.leave(points))[0] / self.frame.unit_mm
+        return self.field.at(points) + _told(self.mask, self.frame, points)
 
     @cached_property
     def surface(self) -> Surface:
         """The closed surface, RAS mm."""
         grid = _Grid.around(self.values.places, GRID if self.mask is None else MASK_GRID)
         level = grid.finer(self.field.at(grid.nodes()))
-        if self.mask is not None:
-            nodes = self.frame.leave(grid.fine_nodes())
-            level += self.mask.at(nodes)[0].reshape(level.shape) / self.frame.unit_mm
+        level += _told(self.mask, self.frame, grid.fine_nodes()).reshape(level.shape)
         level, part = self._one_part(grid, level)
         alone = np.where((level < 0) & ~part, -level, level)
         found = zero_level(alone, grid.low, 0.5 * grid.step)
@@ -199,6 +195,13 @@ class _Body:
         slope = (self.at(places[0]) - self.at(places[1])) / (2.0 * step)
         slope = np.maximum(slope, LEAST_SLOPE * np.median(np.abs(slope)))
         return self.field.deviation(self.frame.enter(self.surface.points)) / slope
+
+
+def _told(mask: MaskField | None, frame: Frame, points: Array) -> Array:
+    """(N,) signed distances from a mask, in frame units, at frame points (N, 3); 0 without one."""
+    if mask is None:
+        return np.zeros(len(points))
+    return mask.at(frame.leave(points))[0] / frame.unit_mm
 
 
 def _main_part(

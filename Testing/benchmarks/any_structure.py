@@ -143,8 +143,9 @@ def learn(chosen: argparse.Namespace) -> None:
 
     reached = value(best)
     for name, candidates in TRIED.items():
+        usual = getattr(best, name)
         for candidate in candidates:
-            if candidate == getattr(best, name):
+            if candidate == usual:
                 continue
             tried = replace(best, **{name: candidate})
             found = value(tried)

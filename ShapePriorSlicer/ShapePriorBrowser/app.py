@@ -11,6 +11,7 @@ from typing import Any
 from ShapePriorSlicerLib.files.labelmaps import LABELMAP_FORMATS, writeLabelmap
 from ShapePriorSlicerLib.files.surfaces import SURFACE_FORMATS, writeSurface
 from ShapePriorSlicerLib.files.tables import writeCorrespondences
+from ShapePriorSlicerLib.scene.parameters import organOf
 from ShapePriorSlicerLib.scene.slice_views import jumpTo
 from ShapePriorSlicerLib.server.backend import Backend
 from ShapePriorSlicerLib.session.session import Session
@@ -183,7 +184,7 @@ class App:
         model = None if session is None else session.model.node
         if session is None or model is None:
             raise ShapePriorError("There is no surface yet.", "Reconstruct it first.", "no-surface")
-        organ = session.parameters.prior.split("-")[0]
+        organ = organOf(session.parameters.prior)
         path = folder / f"{organ}.{form}"
         if f".{form}" in SURFACE_FORMATS:
             writeSurface(model, path)

@@ -4,13 +4,15 @@
 
 Validation cases; three drawn outlines and 20 clicks. "--learn" writes what it finds into the cards
 of the priors, for these kinds of annotations; two halves of the cases then each show how the
-calibration of the other half does. Writes calibration.md and .png.
+calibration of the other half does. The prior of any structure is measured on all organs together.
+Writes calibration.md and .png.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,13 +21,14 @@ from common import RESULTS, console, load, parser, show
 
 from model_server.errors import ShapePriorError
 from model_server.evaluation.calibration import Errors, Reliability, calibrated, reliability
-from model_server.evaluation.harness import Method, cases_of, use_threads
+from model_server.evaluation.harness import CaseLike, Method, cases_of, use_threads
 from model_server.evaluation.metrics import Truth
 from model_server.evaluation.protocols import find_protocol
 from model_server.evaluation.results import machine
 from model_server.fitting.calibration import USUAL, Calibration
 from model_server.fitting.pose_prior import kind_of
 from model_server.priors.card import CARD_FILE
+from model_server.priors.protocol import ShapePrior
 from model_server.priors.registry import prior_folders
 
 ORGANS = ["hippocampus", "kidney", "liver", "pancreas", "spleen"]
@@ -33,10 +36,30 @@ PROTOCOLS = ["outlines", "clicks-20"]
 HEADER = ["prior", "annotations", "cases", "rms of z", "within 1", "within 2", "halves crossed"]
 
 
-def errors_of(prior, organ: str, protocol: str, chosen: argparse.Namespace) -> list[Errors]:  # type: ignore[no-untyped-def]
-    """Of every validation case that is fitted."""
+def organs_of(chosen: argparse.Namespace) -> dict[str, list[str]]:
+    """Priors and the organs that each is measured on: its own, or all that were asked for."""
+    found: dict[str, list[str]] = {}
+    for organ in chosen.organs:
+        for label in chosen.methods:
+            name = Method.named(label, organ).prior
+            if name in prior_folders():
+                found.setdefault(name, []).append(organ)
+    return found
+
+
+def cases_for(organs: Sequence[str], chosen: argparse.Namespace) -> list[CaseLike]:
+    """Of each organ so many as were asked for."""
+    return [
+        case
+        for organ in organs
+        for case in cases_of(organ, chosen.data, chosen.split, chosen.only)[: chosen.limit]
+    ]
+
+
+def errors_of(prior: ShapePrior, cases: Sequence[CaseLike], protocol: str) -> list[Errors]:
+    """Of every case that is fitted."""
     found = []
-    for case in cases_of(organ, chosen.data, chosen.split, chosen.only)[: chosen.limit]:
+    for case in cases:
         truth = Truth.from_label(case.label())
         try:
             last = list(prior.fit(find_protocol(protocol).observations(truth, case.name)))[-1]
@@ -97,41 +120,33 @@ def plot(curves: dict[str, Sequence[Errors]], path: Path) -> None:
 
 def main() -> None:
     """Print and write the table; learn."""
-    arguments = parser(__doc__, ["dals", "atlas", "pca"])
+    arguments = parser(__doc__, ["dals", "atlas", "pca", "any-structure"])
     arguments.add_argument("--organs", nargs="+", default=ORGANS)
     arguments.add_argument("--learn", action="store_true", help="write into the cards")
     chosen = arguments.parse_args()
     use_threads(chosen.threads)
     rows, curves = [], {}
-    for organ in chosen.organs:
-        for label in chosen.methods:
-            name = Method.named(label, organ).prior
-            if name not in prior_folders():
+    for name, organs in organs_of(chosen).items():
+        prior, learned = load(name, chosen.device), {}
+        given = cases_for(organs, chosen)
+        if chosen.learn:
+            prior.card.hyperparameters.pop("calibration", None)
+        for protocol in PROTOCOLS:
+            cases = errors_of(prior, given, protocol)
+            if not cases:
                 continue
-            prior, learned = load(name, chosen.device), {}
+            across = "-"
             if chosen.learn:
-                prior.card.hyperparameters.pop("calibration", None)
-            for protocol in PROTOCOLS:
-                cases = errors_of(prior, organ, protocol, chosen)
-                if not cases:
-                    continue
-                sample = find_protocol(protocol)
-                if chosen.learn:
-                    known = calibrated(cases)
-                    first = cases_of(organ, chosen.data, chosen.split, chosen.only)[0]
-                    truth = Truth.from_label(first.label())
-                    learned[kind_of(sample.observations(truth, first.name))] = known
-                    across = crossed(cases)
-                    cases = [
-                        Errors(c.error, known.true(c.spread, c.radius), c.radius) for c in cases
-                    ]
-                else:
-                    across = "-"
-                curves[f"{name}, {protocol}"] = cases
-                rows.append([name, protocol, str(len(cases)), *told(reliability(cases)), across])
-                console.print(rows[-1])
-            if chosen.learn and learned:
-                learn(name, learned, "python Testing/benchmarks/calibration.py --learn")
+                known, across = calibrated(cases), crossed(cases)
+                truth = Truth.from_label(given[0].label())
+                sample = find_protocol(protocol).observations(truth, given[0].name)
+                learned[kind_of(sample)] = known
+                cases = trued(cases, known)
+            curves[f"{name}, {protocol}"] = cases
+            rows.append([name, protocol, str(len(cases)), *told(reliability(cases)), across])
+            console.print(rows[-1])
+        if chosen.learn and learned:
+            learn(name, learned, " ".join(["python", *sys.argv]))
     m = machine(chosen.device, chosen.threads)
     path: Path = (chosen.output or RESULTS) / "calibration.md"
     path.unlink(missing_ok=True)

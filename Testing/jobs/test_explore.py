@@ -124,6 +124,7 @@ def test_templates_alone(explored, tmp_path):
     ("words", "sentence"),
     [
         (("--prior", "rbf"), "has no latent space"),
+        (("--prior", "any-structure"), "has no latent space"),
         (("--prior", "hippocampus-pca", "--templates"), "has no learned templates"),
         (("--prior", "hippocampus-pca", "--second", "x.nrrd"), "--second was given alone"),
         (("--prior", "hippocampus-pca", "--first", "no.nrrd"), "cannot be read"),

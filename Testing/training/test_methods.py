@@ -8,7 +8,8 @@ from model_server.priors.card import read_card
 from model_server.priors.registry import BUNDLED_ZOO
 from model_server.training.methods import ATLAS_SOLVERS, SOLVERS, leftover_of
 
-CARDS = [read_card(path.parent) for path in sorted(BUNDLED_ZOO.glob("*/prior.json"))]
+ALL = [read_card(path.parent) for path in sorted(BUNDLED_ZOO.glob("*/prior.json"))]
+CARDS = [card for card in ALL if card.name != "any-structure"]  # which nothing trained
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)

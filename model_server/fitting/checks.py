@@ -92,15 +92,21 @@ def check_fit(
         usual = _plausible_radius(card, radius)
     planes = [plane_gaps(surface, plane, usual) for plane in drawn_planes(observations)]
     require_reached(planes, card, usual)
-    open_ends = (
-        "All outlines are parallel: the organ's two ends are guessed from the prior. Add an "
-        "outline across them.",
-    )
     return (
-        *(open_ends if observations.parallel_only() else ()),
+        *open_ends(observations),
         *contradictions(observations, usual),
         *coverage_warnings(planes, card, usual),
         *check_points(observations, surface, card, radius),
+    )
+
+
+def open_ends(observations: Observations) -> tuple[str, ...]:
+    """What parallel outlines leave open, whatever the surface."""
+    if not observations.parallel_only():
+        return ()
+    return (
+        "All outlines are parallel: the organ's two ends are guessed from the prior. Add an "
+        "outline across them.",
     )
 
 

@@ -18,6 +18,7 @@ METHODS = {
     "dals": ("model_server.priors.dals", "DalsPrior"),
     "atlas": ("model_server.priors.implicit_atlas", "ImplicitAtlasPrior"),
     "deepsdf": ("model_server.priors.deepsdf", "DeepSdfPrior"),
+    "smooth": ("model_server.priors.any_structure", "AnyStructurePrior"),
 }
 # Baselines that need no training: name -> module and class, constructed without arguments.
 UNTRAINED = {

@@ -102,7 +102,7 @@ def template_of(prior: ShapePrior, number: int = 0) -> Template:
         number: of the template, from 0.
 
     Raises:
-        ShapePriorError: (no-template) a baseline, which has none, or no such number.
+        ShapePriorError: (no-template) a prior that has none, as baselines, or no such number.
     """
     if not hasattr(prior, "template_coordinates"):
         raise ShapePriorError(

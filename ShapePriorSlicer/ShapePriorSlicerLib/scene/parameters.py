@@ -17,6 +17,7 @@ Node = Any
 SIDES = ("auto", "left", "right")
 COLORINGS = ("plain", "correspondence", "parts", "uncertainty", "distance")
 STRENGTHS = (-2.0, 2.0)
+ANY_STRUCTURE = "any-structure"  # the prior that knows no organ
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,9 @@ class Parameters:
 
     @property
     def organ(self) -> str:
-        """Of the prior, with the side if the user chose one: "left kidney"."""
-        organ = self.prior.rsplit("-", 1)[0]
+        """Of the prior, with the side if the user chose one: "left kidney"; "structure" of the
+        prior that knows none."""
+        organ = organOf(self.prior)
         return organ if self.side == "auto" else f"{self.side} {organ}"
 
     @property
@@ -109,3 +111,8 @@ def _read(text: str, default: Any) -> Any:
     except ValueError:
         return default
     return value if math.isfinite(value) else default
+
+
+def organOf(prior: str) -> str:
+    """ "left-kidney" of "left-kidney-dals", "structure" of "any-structure"."""
+    return "structure" if prior == ANY_STRUCTURE else prior.rsplit("-", 1)[0]

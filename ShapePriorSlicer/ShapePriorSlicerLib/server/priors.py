@@ -23,6 +23,7 @@ METHODS = {
     "deepsdf": "DeepSDF",
 }
 ORDER = ("dals", "atlas", "deepsdf", "pca")  # of an organ's priors in lists
+UNTRAINED = "smooth"  # the method of the prior that knows no organ: the first in lists
 # Protocols of scores, as the cards name them.
 GIVEN = {
     "three-outlines": "from three outlines",
@@ -60,6 +61,8 @@ class PriorInfo:
     @property
     def label(self) -> str:
         """For a list: organ first, so that sorting groups them."""
+        if self.method == UNTRAINED:
+            return "Any structure (no training)"
         own = ", your own" if self.own else ""
         return f"{self.organ.capitalize()} - {METHODS.get(self.method, self.method)}{own}"
 
@@ -84,7 +87,8 @@ class PriorInfo:
 
 
 def listPriors(folder: str = "") -> list[PriorInfo]:
-    """Priors of this machine, grouped by organ, the deep ones first; no server is started.
+    """Priors of this machine: that of any structure, then grouped by organ, the deep ones first;
+    no server is started.
 
     What cannot be read is left out; ``requirePriors`` says why.
 
@@ -184,8 +188,9 @@ def _fromMap(card: Mapping[str, Any], own: bool = False) -> PriorInfo:
 
 
 def _sorted(priors: Iterable[PriorInfo]) -> list[PriorInfo]:
-    def place(prior: PriorInfo) -> tuple[str, int, str]:
+    def place(prior: PriorInfo) -> tuple[bool, str, int, str]:
         known = prior.method in ORDER
-        return prior.organ, ORDER.index(prior.method) if known else len(ORDER), prior.name
+        rank = ORDER.index(prior.method) if known else len(ORDER)
+        return prior.method != UNTRAINED, prior.organ, rank, prior.name
 
     return sorted(priors, key=place)

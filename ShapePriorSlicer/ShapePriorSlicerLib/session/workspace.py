@@ -7,7 +7,7 @@ from typing import Any
 
 from slicer.util import VTKObservationMixin
 
-from ..scene.parameters import Parameters
+from ..scene.parameters import Parameters, organOf
 from ..scene.structure import VOLUME, Structure
 from ..server.backend import Backend, LocalBackend
 from ..server.connection import Connection
@@ -55,7 +55,7 @@ class Workspace(VTKObservationMixin):  # type: ignore[misc]
             volume: that it is drawn on.
             name: by default the organ's, made unique.
         """
-        name = self._freeName(name or _organOf(prior))
+        name = self._freeName(name or _nameOf(prior))
         structure = Structure.create(self.scene, name, Parameters(prior=prior))
         structure.refer(VOLUME, volume)
         session = self._opened(structure)
@@ -84,10 +84,10 @@ class Workspace(VTKObservationMixin):  # type: ignore[misc]
         Raises:
             ShapePriorError: a value that is not possible.
         """
-        told = _organOf(session.parameters.prior)
+        told = _nameOf(session.parameters.prior)
         session.change(prior=prior)
-        if session.name.rstrip(" 0123456789") == told != _organOf(prior):
-            self.rename(session, _organOf(prior))
+        if session.name.rstrip(" 0123456789") == told != _nameOf(prior):
+            self.rename(session, _nameOf(prior))
 
     def remove(self, session: Session) -> None:
         """Delete a structure with its annotations and surface."""
@@ -216,6 +216,6 @@ class Workspace(VTKObservationMixin):  # type: ignore[misc]
         return self._backend
 
 
-def _organOf(prior: str) -> str:
+def _nameOf(prior: str) -> str:
     """ "Left-kidney" of "left-kidney-dals"; a name for a structure."""
-    return prior.rsplit("-", 1)[0].capitalize() or "Structure"
+    return organOf(prior).capitalize() or "Structure"

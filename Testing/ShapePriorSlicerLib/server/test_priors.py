@@ -49,6 +49,13 @@ def test_priors_of_one_organ_are_told_apart_in_words():
     ]
 
 
+def test_the_prior_of_any_structure_comes_first():
+    first = listPriors()[0]
+    assert (first.name, first.label) == ("any-structure", "Any structure (no training)")
+    assert first.description.startswith("Trained on: nothing.")
+    assert not first.paired
+
+
 def test_a_prior_tells_its_parts_and_how_good_it_is():
     found = {p.name: p.description for p in listPriors()}
     assert "Tells parts: anterior, posterior." in found["hippocampus-atlas"]

@@ -108,7 +108,7 @@ class _Scale:
 def _thinned(
     weight: Array, heard: NDArray[np.bool_], drawn: NDArray[np.bool_]
 ) -> tuple[Array, NDArray[np.bool_]]:
-    """(N,) weights and who is heard, where no more than ``MOST_SHARED`` of what was ``drawn`` are."""
+    """(N,) weights and who is heard: of what was ``drawn`` no more than ``MOST_SHARED``."""
     every = np.flatnonzero(heard & drawn)
     step = -(-len(every) // MOST_SHARED)
     if step <= 1:

@@ -191,7 +191,8 @@ def settle(
         most: residuals that are looked at; of more, some are left out.
     """
     check()
-    left, radius, unit = form.leftover, form.rms_radius, form.unit(state)
+    radius, unit = form.rms_radius, form.unit(state)
+    left = form.leftover.between(evidence.plane_gap() / (radius * state.pose.scale))
     seen = form.look(state, evidence)
     weight = seen.weights(left.noise * unit, left.spread * unit)
     heard = (weight > LEAST_WEIGHT * weight.max(initial=0.0)) & seen.drawn

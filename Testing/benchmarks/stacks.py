@@ -4,7 +4,10 @@
 
 Every n-th axial contour of the label, first and last included, pose unknown; the interpolations
 get the label's slices themselves, and their Dice is counted without the way over a surface. Writes
-stacks_<organ>_<every>.json for each, and stacks_<organ>.md.
+stacks_<organ>_<every>.json for each, and stacks_<organ>.md; then stacks.md, one table of all that
+stand in the folder, whichever run wrote them.
+
+DALS alone (--methods dals) over all validation cases of an organ takes minutes.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 from common import (
@@ -50,6 +54,7 @@ BELOW = 0.01  # Dice under the better interpolation
 BARS = {8: 0.02, 4: 0.0, 2: 0.0}  # mean Dice above the better interpolation
 MOST_BELOW = 0.02  # share of the cases
 WRONG_SIDE = "wrong_side"
+SHORT = ["organ", "every", "cases", *INTERPOLATIONS]
 HEADER = ["every", "method", "Dice", "worst tenth", "HD95 mm", "refused"]
 HEADER += [f"> {BELOW:g} below", "wrong side", "s (median)"]
 
@@ -178,6 +183,46 @@ def compare(chosen: argparse.Namespace, organ: str) -> None:
         file.write("\n" + provenance(last))
 
 
+# --- all organs ---------------------------------------------------------------------------------
+
+
+def saved(folder: Path) -> list[tuple[int, EvaluationResult]]:
+    """The results of a folder, organs in order, sparse stacks first."""
+    found = [
+        (int(path.stem.rsplit("_", 1)[1]), EvaluationResult.load(path))
+        for path in folder.glob("stacks_*_[0-9]*.json")
+    ]
+    return sorted(found, key=lambda pair: (pair[1].organ, -pair[0]))
+
+
+def short_row(every: int, result: EvaluationResult, fits: list[str]) -> list[str]:
+    """Mean Dice of all; of fits also the worst tenth, and whether the bars are met."""
+    cells = [result.organ, str(every), str(len(result.of(result.methods[0])))]
+    cells += [number(result.mean(name, "dice"), ".3f") for name in INTERPOLATIONS]
+    for method in fits:
+        dice = number(result.mean(method, "dice"), ".3f")
+        cells.append(f"{dice} ({number(result.worst_tenth(method), '.3f')})")
+    if fits[0] in result.methods:
+        cells.append(", ".join(c[1] for c in bars(every, fits[0], result) if c[-1] != "met") or "-")
+    return cells
+
+
+def combine(folder: Path) -> None:
+    """One table of all organs."""
+    results = saved(folder)
+    fits = list(dict.fromkeys(m for _, r in results for m in r.methods if m not in INTERPOLATIONS))
+    if not fits:
+        return
+    path = folder / "stacks.md"
+    path.unlink(missing_ok=True)
+    header = [*SHORT, *(f"{m} (worst tenth)" for m in fits), f"bars {fits[0]} misses"]
+    rows = [short_row(every, result, fits) for every, result in results]
+    show("Every n-th axial contour, ends included: mean Dice", header, rows, path)
+    with path.open("a") as file:
+        for every, result in results:
+            file.write(f"\n{result.organ}, every {every}: {provenance(result)}")
+
+
 def main() -> None:
     """Run all organs that were asked for: by default those that have a prior."""
     arguments = parser(__doc__, ["dals", "atlas", "pca"])
@@ -191,6 +236,7 @@ def main() -> None:
             compare(chosen, organ)
         except ShapePriorError as error:
             console.print(f"{organ}: {error}", style="bold red", markup=False)
+    combine(chosen.output)
 
 
 if __name__ == "__main__":

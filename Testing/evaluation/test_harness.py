@@ -244,7 +244,7 @@ def test_the_worst_tenth_is_of_the_worst_cases() -> None:
 CLICKS = ["clicks-20", *(f"clicks-{kind}-20" for kind in ("random", "clustered", "slices", "half"))]
 
 
-@pytest.mark.parametrize("name", [*FIXED, "points-300", *CLICKS, "planes-4", "stack-4"])
+@pytest.mark.parametrize("name", [*FIXED, "points-300", *CLICKS, "planes-4", "drawn-4", "stack-4"])
 def test_every_protocol_annotates(name: str) -> None:
     protocol = find_protocol(name)
     truth = Truth.from_label(AnalyticCase("case_3").label())
@@ -255,6 +255,7 @@ def test_every_protocol_annotates(name: str) -> None:
         **dict.fromkeys(CLICKS, (0, 20)),
         "stack-4": (3, 0),  # of nine slices
         "planes-4": (4, 0),
+        "drawn-4": (4, 0),
         "mixture": (2, 10),
         "mask": (0, 0),
     }

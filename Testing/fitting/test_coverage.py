@@ -122,6 +122,12 @@ def test_a_part_that_the_surface_does_not_make_is_a_warning() -> None:
     assert "makes no thing with that part" in warning
 
 
+def test_a_plane_that_the_surface_does_not_reach_is_a_warning() -> None:
+    (warning,) = told_of(ball(), drawn(*three_rings(), ring("axial", 5.0, (16, 0, 12), "end")))
+    assert "'end' lies 10 mm from the surface" in warning
+    assert "makes no thing with that part" in warning
+
+
 def test_two_outlines_of_one_name_are_told_apart() -> None:
     """One is a part that is not reached, the other a little off."""
     missed, off = ring("axial", 5.0, (40, 0, 0), "curve"), ring("coronal", 13.0, name="curve")

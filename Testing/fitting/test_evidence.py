@@ -140,6 +140,23 @@ def test_many_outlines_are_sampled_more_coarsely() -> None:
     assert len(evidence_of(many).boundary()) < 1.1 * MOST_SAMPLES
 
 
+def stacked(heights: list[float]) -> list[PlanarOutline]:
+    """Circles in axial planes."""
+    angle = np.linspace(0.0, 2.0 * np.pi, 40, endpoint=False)
+    flat = 10.0 * np.column_stack([np.cos(angle), np.sin(angle)])
+    return [
+        PlanarOutline.from_loop(np.column_stack([flat, np.full(40, height)]), f"axial {height}")
+        for height in heights
+    ]
+
+
+def test_the_gap_of_a_stack_is_that_of_its_neighbors() -> None:
+    drawn = stacked([6.0, -2.0, 2.0, 10.0, 11.0])
+    assert evidence_of(Observations(tuple(drawn))).plane_gap() == pytest.approx(4.0)
+    assert evidence_of(Observations(tuple(drawn[:2]))).plane_gap() == np.inf
+    assert evidence_of(Observations((*drawn, circle(10.0, 1)))).plane_gap() == np.inf
+
+
 def test_what_every_kind_of_annotation_says_of_its_places() -> None:
     label = Volume(np.pad(np.ones((4, 4, 4), np.uint8), 2), np.diag([1.0, 2.0, 3.0, 1.0]))
     evidence = evidence_of(

@@ -99,10 +99,16 @@ def test_a_fit_through_what_was_drawn_has_nothing_to_say() -> None:
 
 
 def test_an_outline_far_from_the_surface_contradicts_the_others() -> None:
-    far = drawn(ring("axial"), ring("sagittal"), ring("coronal", 18.4))
+    far = drawn(ring("axial"), ring("sagittal"), ring("coronal", 30.0))
     with pytest.raises(ShapePriorError, match="'coronal'") as caught:
         check_fit(far, ball(), CARD, 12.0)
     assert caught.value.code == "contradiction"
+
+
+def test_an_outline_that_the_prior_does_not_reach_is_a_warning_that_names_it() -> None:
+    told = drawn(ring("axial"), ring("sagittal"), ring("coronal", 18.4))
+    (missed,) = (w for w in check_fit(told, ball(), CARD, 12.0) if "makes no thing" in w)
+    assert "'coronal' lies 8 mm from the surface, near (" in missed
 
 
 def test_a_fit_of_impossible_size_is_a_contradiction() -> None:

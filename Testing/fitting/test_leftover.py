@@ -60,3 +60,12 @@ def test_the_variance_with_shapes_is_that_of_one_gaussian_process():
     prior = spread**2 + (at_points**2).sum(axis=1)
     expected = prior - np.einsum("vi,iv->v", across, np.linalg.solve(whole, across.T))
     assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_dense_parallel_contours_are_followed_where_the_spread_is_small():
+    small, large = Leftover(0.02, 0.2), Leftover(0.15, 0.4)
+    assert small.between(0.3).spread == 0.05
+    assert small.between(0.5) == small.between(np.inf) == small
+    assert large.between(0.1) == large
+    assert small.under(4.0).between(0.3).spread == pytest.approx(0.025)
+    assert Leftover(spread=0.0).between(0.1).spread == 0.0

@@ -154,6 +154,17 @@ def _planes(count: int) -> Protocol:
     )
 
 
+def _drawn(count: int) -> Protocol:
+    return Protocol(
+        f"drawn-{count}",
+        f"{count} drawn outlines, orientations in turn, 16 control points each, 0.25 mm jitter, "
+        "pose unknown",
+        lambda truth, rng: simulate.draw_outlines(
+            truth.surface, simulate.n_planes(truth.surface, count), rng
+        ),
+    )
+
+
 def _stack(every: int) -> Protocol:
     return Protocol(
         f"stack-{every}",
@@ -179,6 +190,7 @@ COUNTED: dict[str, Callable[[int], Protocol]] = {
     "clicks-slices": _fallen("slices", "in three parallel slices only"),
     "clicks-half": _fallen("half", "on one half of the organ only"),
     "planes": _planes,
+    "drawn": _drawn,
     "stack": _stack,
 }
 

@@ -22,7 +22,8 @@ Array = NDArray[np.float64]
 OFF_MM = 2.0  # at the worst place of a loop, for a warning
 SMALL_OFF_MM = 1.5  # the same, for small organs: sharp bends of ordinary ones come near it
 SMALL_MM = 20.0  # RMS radius of those
-TOO_FAR = 0.6  # mean distance of a loop as a share of the RMS radius: not of this organ
+MISSED = 0.6  # mean distance of a loop as a share of the RMS radius: the prior has no such part
+TOO_FAR = 1.5  # the same, of the nearest loop of a plane: not of this organ
 UNDRAWN_REACH = 0.25  # RMS radii from everything drawn in its plane: a section nobody drew
 UNDRAWN_SHARE = 0.15  # of what was drawn in the plane, in length, for a warning
 NEIGHBORS = 8  # segments whose middles are nearest; enough where lengths are alike
@@ -130,8 +131,9 @@ def _to_section(samples: Array, ends: Array, middles: cKDTree) -> Array:
 def require_reached(planes: Sequence[PlaneGaps], card: PriorCard, radius: float) -> None:
     """Refuse outlines so far from the surface that they cannot be of the same organ.
 
-    Beside a loop that the surface reaches, another of its plane is a part that the prior cannot
-    make: that is warned of.
+    A part that the prior cannot make, such as the end of a tail that no training organ had, is
+    nearer, or lies beside a loop that the surface reaches: that is warned of. Among 250 drawings of
+    pancreases by hands that vary, the farthest lay 1.02 RMS radii away.
 
     Args:
         planes: measured.
@@ -156,7 +158,7 @@ def coverage_warnings(planes: Sequence[PlaneGaps], card: PriorCard, radius: floa
     """Sentences about loops off the surface and about sections that nobody drew; arguments as of
     ``require_reached``."""
     gaps = [gap for plane in planes for gap in plane.loops]
-    far, limit = TOO_FAR * radius, SMALL_OFF_MM if radius < SMALL_MM else OFF_MM
+    far, limit = MISSED * radius, SMALL_OFF_MM if radius < SMALL_MM else OFF_MM
     missed = [gap for gap in gaps if gap.mean_mm > far]
     off = [gap for gap in gaps if gap.max_mm > limit and gap.mean_mm <= far]
     return [

@@ -28,6 +28,7 @@ from model_server.fitting.pose_prior import (
     pose_step,
 )
 from model_server.fitting.residuals import residuals
+from model_server.fitting.sides import stack_energy
 from model_server.fitting.terms import Evidence, GuideTerm, evidence_of
 from model_server.geometry.remesh import MOST_TRIANGLES, remesh
 from model_server.geometry.sampling import sample_surface
@@ -120,12 +121,14 @@ class Placed:
         form: that found it.
         mirrored: whether that world is the patient's, mirrored.
         steps: that were taken.
+        unseen: twice the negative log density of the state without any annotation.
     """
 
     state: FitState
     form: Form
     mirrored: bool
     steps: int
+    unseen: float
 
     @property
     def pose(self) -> Pose:
@@ -136,6 +139,11 @@ class Placed:
     def latents(self) -> Array:
         """(K,)."""
         return self.state.latent
+
+    def stack_energy(self, evidence: Evidence) -> float:
+        """By which the sides of a stack of contours are compared, given as they were drawn."""
+        heard = evidence.mirrored() if self.mirrored else evidence
+        return stack_energy(self.form, self.state, heard, self.unseen)
 
 
 def place(model: FitModel, observations: Observations, settings: FitSettings) -> Placed:
@@ -171,6 +179,10 @@ def _place(model: FitModel, observations: Observations, settings: FitSettings) -
     if model.card.mirrors and settings.pose is None:
         sides = [s for s in (False, True) if settings.side in ("auto", ("left", "right")[s])]
     found = [_place_side(model, observations, evidence, settings, side) for side in sides]
+    if len(found) == 1:
+        return found[0]
+    if observations.parallel_only():
+        return min(found, key=lambda placed: placed.stack_energy(evidence))
     return min(found, key=lambda placed: placed.state.energy)
 
 
@@ -188,7 +200,8 @@ def _place_side(
     prior = Prior.of(form, spread, settings.prior_strength)
     starts = [FitState(expected, latent, np.zeros(7), number) for number in templates]
     noises = form.noises(warm=False)
-    return Placed(solve(form, starts, evidence, prior, noises), form, mirrored, len(noises))
+    state = solve(form, starts, evidence, prior, noises)
+    return Placed(state, form, mirrored, len(noises), prior.energy(state))
 
 
 def _expected(

@@ -16,7 +16,7 @@ from model_server.fitting.terms import Evidence
 
 Array = NDArray[np.float64]
 LEAST_WEIGHT = 1e-6  # of the largest, to be heard
-MOST_SHARED = 1500  # residuals with a covariance; its factor grows with their cube
+MOST_SHARED = 1500  # residuals of annotations that are heard; their factor grows with their cube
 MOST_SETTLED = 2500
 CONTRADICTED = 2  # rounds in which annotations that contradict their neighbors lose trust
 STEP_SHARES = (1.0, 0.5, 0.2)  # of a step, tried in turn until the energy falls
@@ -59,7 +59,7 @@ class _Scale:
     """What makes residuals independent and of unit variance.
 
     Residuals of annotations are alike where they are near: what shapes leave over joins the noise.
-    Where there are very many, they determine pose and latent in any case.
+    Of very many, as a dense stack of contours has, every n-th is heard for its neighbors.
 
     Attributes:
         heard: (N,) those that count at all.
@@ -79,9 +79,10 @@ class _Scale:
         unit, left = form.unit(state), form.leftover
         weight = seen.weights(noise, left.spread * unit)
         heard = weight > LEAST_WEIGHT * weight.max(initial=0.0)
+        if left.spread > 0.0:
+            weight, heard = _thinned(weight, heard, seen.drawn)
         root = np.sqrt(weight[heard])
         shared = seen.drawn[heard] & (left.spread > 0.0)
-        shared &= shared.sum() <= MOST_SHARED
         places = seen.canonical[heard][shared]
         covariance = (left.spread * unit) ** 2 * left.alike(places, places, form.rms_radius)
         covariance[np.diag_indices(len(places))] += 1.0 / weight[heard][shared]
@@ -103,6 +104,19 @@ class _Scale:
         """Log determinant of the covariance: what ``energy`` leaves out."""
         alone = np.log(self.root[~self.shared]).sum()
         return float(2.0 * (np.log(np.diag(self.factor)).sum() - alone))
+
+
+def _thinned(
+    weight: Array, heard: NDArray[np.bool_], drawn: NDArray[np.bool_]
+) -> tuple[Array, NDArray[np.bool_]]:
+    """(N,) weights and who is heard: of what was ``drawn`` no more than ``MOST_SHARED``."""
+    every = np.flatnonzero(heard & drawn)
+    step = -(-len(every) // MOST_SHARED)
+    if step <= 1:
+        return weight, heard
+    kept = heard & ~drawn
+    kept[every[::step]] = True
+    return np.where(drawn, step * weight, weight), kept
 
 
 def solve(
@@ -178,7 +192,8 @@ def settle(
         most: residuals that are looked at; of more, some are left out.
     """
     check()
-    left, radius, unit = form.leftover, form.rms_radius, form.unit(state)
+    radius, unit = form.rms_radius, form.unit(state)
+    left = form.leftover.between(evidence.plane_gap() / (radius * state.pose.scale))
     seen = form.apart(state, evidence)
     weight = seen.weights(left.noise * unit, left.spread * unit)
     heard = (weight > LEAST_WEIGHT * weight.max(initial=0.0)) & seen.drawn

@@ -15,6 +15,7 @@ from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
 NAMES = ("spread", "length", "noise")  # in a card
+DENSE = 2.0  # lengths between parallel contours, at most, for them to tell what lies between
 MOST_PAIRS = 4_000_000  # of points and places, at once
 
 
@@ -28,11 +29,13 @@ class Leftover:
         spread: its standard deviation, in RMS radii; 0 for none.
         length: over which it is alike, in RMS radii.
         noise: of annotations about it, in RMS radii.
+        dense: its least standard deviation between dense parallel contours, in RMS radii.
     """
 
     spread: float = 0.05
     length: float = 0.3
     noise: float = 0.01
+    dense: float = 0.05
 
     @classmethod
     def of_card(cls, card: PriorCard, usual: Leftover | None = None) -> Leftover:
@@ -42,7 +45,15 @@ class Leftover:
 
     def under(self, strength: float) -> Leftover:
         """Where the prior is trusted ``strength`` times as much, less is left over."""
-        return replace(self, spread=self.spread / float(np.sqrt(strength)))
+        root = float(np.sqrt(strength))
+        return replace(self, spread=self.spread / root, dense=self.dense / root)
+
+    def between(self, gap: float) -> Leftover:
+        """The same between parallel contours ``gap`` RMS radii apart: dense ones are followed where
+        a small spread, learned from few outlines, would smooth over them."""
+        if self.spread == 0.0 or gap > DENSE * self.length:
+            return self
+        return replace(self, spread=max(self.spread, self.dense))
 
     def alike(self, first: Array, second: Array, rms_radius: float) -> Array:
         """(N, M) correlations between canonical places (N, 3) and (M, 3)."""

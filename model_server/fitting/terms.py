@@ -21,7 +21,7 @@ from model_server.fitting.attachment import (
     attach_vertices,
 )
 from model_server.fitting.clicks import distinct_clicks
-from model_server.fitting.drawn_planes import without_holes
+from model_server.fitting.drawn_planes import PARALLEL, without_holes
 from model_server.fitting.mask import MaskField
 from model_server.fitting.pose_prior import mirror_points
 from model_server.geometry.labels import surface_from_label
@@ -258,6 +258,15 @@ class Evidence:
         """(N, 3) RAS mm, all places on the boundary."""
         places = self.places()
         return places.points[places.sides == 0]
+
+    def plane_gap(self) -> float:
+        """Mm between neighbors of a stack of at least three parallel planes, the median; infinite
+        where none was drawn."""
+        drawn = [term for term in self.terms if isinstance(term, OutlineTerm)]
+        if len(drawn) < 3 or any(abs(t.normal @ drawn[0].normal) < PARALLEL for t in drawn):
+            return float("inf")
+        heights = np.sort([float(t.points[0] @ drawn[0].normal) for t in drawn])
+        return float(np.median(np.diff(heights)))
 
     def attach(self, surface: Surface) -> Attachment:
         """The residuals of a mesh, RAS mm."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +77,8 @@ def _stack(surface: Surface, rng: np.random.Generator) -> Observations:
     axis = int(rng.integers(3))
     normal, name = simulate.NORMALS[axis], simulate.ORIENTATIONS[axis]
     height = surface.points @ normal
-    shares = np.linspace(*rng.uniform((0.02, 0.9), (0.1, 0.98)), int(rng.integers(3, 13)))
+    low, high = rng.uniform((0.02, 0.9), (0.1, 0.98))
+    shares = np.linspace(low, high, int(rng.integers(3, 13)))
     planes = [
         simulate.Plane(f"{name} {number}", (height.min() + share * np.ptp(height)) * normal, normal)
         for number, share in enumerate(shares)
@@ -131,33 +133,59 @@ def learn_pose_prior(
     """
     rng = np.random.default_rng(seed)
     return PosePrior(
-        {kind: _learn((CAREFUL[kind], VARIED[kind]), surfaces, poses, draws, rng) for kind in KINDS}
+        {kind: Lesson.of(kind, surfaces, poses, draws, rng).regression() for kind in KINDS}
     )
 
 
-def _learn(
-    ways: Sequence[Draw],
-    surfaces: Sequence[Surface],
-    poses: Sequence[Pose],
-    draws: int,
-    rng: np.random.Generator,
-) -> Regression:
-    features, targets = [], []
-    for surface, pose in zip(surfaces, poses, strict=True):
-        for number in range(draws):
-            drawn = _accepted(ways[number % len(ways)], surface, rng)
-            span = span_of(drawn.spanning_points(1.0))
-            features.append(span.features)
-            targets.append(_relative(pose, span))
-    x, y = np.stack(features), np.stack(targets)
-    mean, spread = x.mean(axis=0), x.std(axis=0) + 1e-9
-    scaled = np.column_stack([np.clip((x - mean) / spread, -CLIP, CLIP), np.ones(len(x))])
-    ridge = RIDGE * draws * np.diag([*np.ones(x.shape[1]), 0.0])
-    weights = np.linalg.solve(scaled.T @ scaled + ridge, scaled.T @ y)
-    residual = y - scaled @ weights
-    freedom = max(len(surfaces) - x.shape[1] - 1, 1) / len(surfaces)
-    covariance = residual.T @ residual / (len(y) * max(freedom, 0.3)) + 1e-6 * np.eye(7)
-    return Regression(mean, spread, weights, covariance)
+@dataclass(frozen=True)
+class Lesson:
+    """What annotations of one kind span, and where the shapes lie.
+
+    Attributes:
+        features: (S, D, F) of D drawings of each of S shapes.
+        targets: (S, D, 7) poses relative to what is spanned.
+    """
+
+    features: Array
+    targets: Array
+
+    @classmethod
+    def of(
+        cls,
+        kind: str,
+        surfaces: Sequence[Surface],
+        poses: Sequence[Pose],
+        draws: int,
+        rng: np.random.Generator,
+    ) -> Lesson:
+        """Of shapes annotated anew."""
+        ways = (CAREFUL[kind], VARIED[kind])
+        features, targets = [], []
+        for surface, pose in zip(surfaces, poses, strict=True):
+            for number in range(draws):
+                drawn = _accepted(ways[number % len(ways)], surface, rng)
+                span = span_of(drawn.spanning_points(1.0))
+                features.append(span.features)
+                targets.append(_relative(pose, span))
+        shape = (len(surfaces), draws, -1)
+        return cls(np.stack(features).reshape(shape), np.stack(targets).reshape(shape))
+
+    def without(self, shape: int) -> Lesson:
+        """The same without one of the shapes."""
+        return Lesson(np.delete(self.features, shape, 0), np.delete(self.targets, shape, 0))
+
+    def regression(self) -> Regression:
+        """By ridge; its covariance allows for few shapes."""
+        shapes, draws, count = self.features.shape
+        x, y = self.features.reshape(-1, count), self.targets.reshape(-1, 7)
+        mean, spread = x.mean(axis=0), x.std(axis=0) + 1e-9
+        scaled = np.column_stack([np.clip((x - mean) / spread, -CLIP, CLIP), np.ones(len(x))])
+        ridge = RIDGE * draws * np.diag([*np.ones(count), 0.0])
+        weights = np.linalg.solve(scaled.T @ scaled + ridge, scaled.T @ y)
+        residual = y - scaled @ weights
+        freedom = max(shapes - count - 1, 1) / shapes
+        covariance = residual.T @ residual / (len(y) * max(freedom, 0.3)) + 1e-6 * np.eye(7)
+        return Regression(mean, spread, weights, covariance)
 
 
 def _accepted(draw: Draw, surface: Surface, rng: np.random.Generator) -> Observations:

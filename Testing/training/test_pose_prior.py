@@ -61,7 +61,7 @@ def test_scattered_clicks_tell_the_pose_as_surely_as_is_said(clicked):
         off.append(
             (pose.translation - pose_of(surface).translation) / np.sqrt(covariance.diagonal()[:3])
         )
-    assert np.sqrt(np.mean(np.square(off))) < 2.0
+    assert np.sqrt(np.mean(np.square(off))) < 3.0
 
 
 def test_a_shape_left_out_is_not_learned_from():

@@ -80,7 +80,7 @@ PROCESSES = tuple(
     )
 )
 NOISES = (0.005, 0.02)
-WEIGHTS = (0.5, 2.0)
+WEIGHTS = (0.5, 2.0, 4.0)
 
 
 @dataclass(frozen=True)

@@ -122,8 +122,8 @@ def learn_pose_prior(
 ) -> PosePrior:
     """Annotate every training shape ``draws`` times in each way, and regress its pose.
 
-    Half of the drawings are by a careful hand, which tells most, half by hands that vary: what is
-    expected of either serves both.
+    Half of the drawings are by a careful hand, which tells most, half by hands that vary: so what
+    is expected serves both.
 
     Args:
         surfaces: patient surfaces, RAS mm, none mirrored (mirror right organs before).

@@ -70,13 +70,16 @@ def _train_pca(
     progress: Progress | None,
 ) -> Finished:
     from model_server.priors.pca import pack_modes
+    from model_server.training.few_shot import lean_of
     from model_server.training.pca import train_modes
 
     del device, folder
-    if progress:
-        progress("principal components", 0.0, {})
     shapes = prepared.canonical
     grid, modes = int(options.get("grid", 48)), int(options.get("modes", 100))
+    if len(prepared.training) <= FEW:
+        card = _with(card, lean_of(card, prepared, grid, modes, progress).hyperparameters())
+    if progress:
+        progress("principal components", 0.0, {})
     found = train_modes(shapes.surfaces, shapes.rms_radius, grid, modes)
     return _with(card, {"grid": grid, "modes": found.count}), pack_modes(found)
 

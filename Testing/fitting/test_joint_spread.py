@@ -179,21 +179,3 @@ def test_the_report_names_the_next_slice(found, drawn):
 
 
 # --- the pose of four ---------------------------------------------------------------------------
-
-
-def test_the_pose_is_told_by_the_three_outlines_that_people_begin_with(drawn):
-    pose_prior = load_prior("hippocampus-pca", "cpu").pose_prior
-    truth = Truth.from_label(read_volume(CASE.truth))
-    low, high = truth.surface.points.min(axis=0), truth.surface.points.max(axis=0)
-    normal = np.array([0.0, 1.0, 0.0])
-    planes = [Plane(f"at {s}", (low + s * (high - low)) * normal, normal) for s in (0.1, 0.9, 0.3)]
-    more = draw_outlines(truth.surface, planes, np.random.default_rng(1)).outlines
-    assert pose_prior.told_by(drawn) is drawn
-    for added in (more[:1], more[:2]):
-        kept = pose_prior.told_by(Observations(added + drawn.outlines)).outlines
-        assert {o.name for o in kept} == {o.name for o in drawn.outlines}
-    many = Observations(more + drawn.outlines)
-    assert pose_prior.told_by(many) is many
-    across = tuple(o for o in drawn.outlines if abs(o.normal[0]) < 0.5)
-    without = Observations(across + more[:2])
-    assert pose_prior.told_by(without) is without

@@ -22,7 +22,6 @@ from model_server.fitting.mask_parts import Judged, likely_parts
 from model_server.fitting.model import Drawn, FitModel, FitState, Form
 from model_server.fitting.pose_prior import (
     given_place,
-    mirror_observations,
     mirror_points,
     mirror_pose,
     pose_step,
@@ -212,10 +211,7 @@ def _expected(
     mirrored: bool,
 ) -> tuple[Pose, Array]:
     """The expected pose and (7, 7) its covariance, in the world of the evidence."""
-    world = mirror_observations(observations) if mirrored else observations
-    told = model.pose_prior.told_by(world)
-    points = evidence.boundary() if told is world else evidence_of(told).boundary()
-    expected, spread = model.pose_prior(observations if told is world else told, points)
+    expected, spread = model.pose_prior(observations, evidence.boundary())
     if settings.pose is None:
         return expected, spread
     given = mirror_pose(settings.pose) if mirrored else settings.pose

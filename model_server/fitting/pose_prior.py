@@ -7,8 +7,7 @@ second moments, with the covariance of what it cannot tell.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from itertools import product
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,6 @@ from model_server.pose import Pose
 
 Array = NDArray[np.float64]
 CLIP = 3.0  # features are held within this many standard deviations of the training draws
-MOST_FEW = 5  # planes; more of them span the organ, wherever they were drawn
 
 # Kinds of annotations, each with its own regression; ``kind_of`` chooses.
 KINDS = (
@@ -148,10 +146,6 @@ class Regression:
             span.center + span.size * target[:3], float(span.size * np.exp(target[3])), rotation
         )
 
-    def strangeness(self, span: Span) -> float:
-        """How unlike those of the training annotations are: 1 for usual ones."""
-        return float((((span.features - self.mean) / self.spread) ** 2).mean())
-
 
 def given_place(expected: Pose, spread: Array, given: Pose) -> tuple[Pose, Array]:
     """A pose prior whose center and scale are known (the papers' protocol); rotation stays free."""
@@ -167,33 +161,6 @@ class PosePrior:
     """One regression for each kind of annotations."""
 
     regressions: dict[str, Regression]
-
-    def told_by(self, observations: Observations) -> Observations:
-        """Of four or five planes those three, one across each body axis, that are most like what
-        people begin with; everything where there are none such.
-
-        Where a fourth one is drawn depends on what was seen (the next slice is suggested). The
-        regression on many planes that lie evenly misleads there, more than three alone do.
-
-        Args:
-            observations: in the world in which the organ is not mirrored.
-        """
-        planes = observations.planes()
-        if kind_of(observations) != "many-planes" or len(planes) > MOST_FEW:
-            return observations
-        across: list[list[tuple[list[PlanarOutline], Array]]] = [[], [], []]
-        for plane in planes:
-            points = Observations(tuple(plane)).spanning_points(1.0)
-            across[int(np.abs(plane[0].normal).argmax())].append((plane, points))
-        usual = self.regressions["three-planes"]
-        chosen = min(
-            product(*across),
-            key=lambda three: usual.strangeness(span_of(np.concatenate([p for _, p in three]))),
-            default=None,
-        )
-        if chosen is None:
-            return observations
-        return replace(observations, outlines=tuple(o for plane, _ in chosen for o in plane))
 
     def __call__(self, observations: Observations, points: Array) -> tuple[Pose, Array]:
         """Expected pose and (7, 7) covariance of a step from it.

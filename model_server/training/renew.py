@@ -92,6 +92,7 @@ def main() -> None:
     arguments.add_argument("--priors", type=Path, nargs="+", help="folders of priors")
     chosen = arguments.parse_args()
     bundled = sorted(file.parent for file in BUNDLED_ZOO.glob(f"*/{CARD_FILE}"))
+    bundled = [folder for folder in bundled if "training" in read_card(folder).splits]
     for card in renew(chosen.priors or bundled, chosen.data):
         print(f"{card.name}: {card.checksum}")
 

@@ -12,7 +12,7 @@ from model_server.cases.simulate import degraded_mask
 from model_server.evaluation.metrics import Truth, dice
 from model_server.fitting.mask import MaskField
 from model_server.fitting.mask_parts import REACH, Judged, Parts, largest_part, likely_parts
-from model_server.fitting.mask_surface import followed
+from model_server.fitting.mask_surface import FollowedMask
 from model_server.fitting.pose_prior import mirror_points
 from model_server.geometry.icosphere import icosphere
 from model_server.io.volumes import read_volume
@@ -80,7 +80,7 @@ def test_a_degraded_label_gets_no_worse(label: Volume, truth: Truth) -> None:
 
 def test_small_gaps_are_followed_and_gross_ones_are_not() -> None:
     bump = balls((60, 60, 60, RADIUS), (60 + RADIUS, 60, 60, 9.0))
-    surface = followed(ball((60, 60, 60), RADIUS - 0.8), MaskField.of(bump))
+    surface = FollowedMask(MaskField.of(bump)).followed(ball((60, 60, 60), RADIUS - 0.8))
     away = np.linalg.norm(surface.points - 60.0, axis=1)
     clear = surface.points[:, 0] < 60.0 + 0.3 * RADIUS
     assert away[clear].mean() == pytest.approx(RADIUS - 0.2, abs=0.4)
@@ -92,7 +92,7 @@ def test_what_is_followed_does_not_depend_on_the_world() -> None:
     mask = MaskField.of(balls((60, 50, 60, RADIUS), (60, 60, 60, 10.0)))
     start = ball((60, 52, 60))
     flipped = Surface(mirror_points(start.points), start.triangles[:, ::-1])
-    one, other = followed(start, mask), followed(flipped, mask.mirrored())
+    one, other = FollowedMask(mask).followed(start), FollowedMask(mask.mirrored()).followed(flipped)
     assert one.volume() > 0
     assert other.volume() == pytest.approx(one.volume(), rel=1e-3)
 

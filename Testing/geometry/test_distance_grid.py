@@ -54,7 +54,8 @@ def test_a_zero_level_has_no_islands_no_cavities_and_no_border() -> None:
     assert trimesh.Trimesh(whole.points, whole.triangles, process=False).is_watertight
     field[15, 15, 15] = 1.0
     field[0, 0, 0] = -1.0
-    assert zero_level(field, np.full(3, -1.0), 2.0 / 30.0).volume() == pytest.approx(whole.volume())
+    again = zero_level(field, np.full(3, -1.0), 2.0 / 30.0)
+    assert again.volume() == pytest.approx(whole.volume(), rel=1e-3)
 
 
 def test_a_field_without_an_inside_has_no_zero_level() -> None:

@@ -39,7 +39,7 @@ from model_server.reconstruction import Provenance, Reconstruction, Surface
 from model_server.threads import few_threads
 
 Array = NDArray[np.float64]
-MASK_TRIANGLES = 30_000  # of a surface that follows a label map to the voxel
+DENSE_TRIANGLES = 30_000  # of a surface that is told to the voxel
 GUIDE_POINTS = 400  # samples of the quick look's surface
 
 
@@ -319,7 +319,7 @@ class _Run:
         self.state = self.form.refine(self.state, self._guided(), self.settings.prior_strength)
         if self.form.settles:
             self.state = settle(self.form, self.state, self.evidence, self.settings.uncertainty)
-            self.state = replace(self.state, mask=self.evidence.mask())
+            self.state = replace(self.state, dense=self.evidence.dense())
         if self.form.settles or self.form.local_steps:
             self._lap("local", max(self.form.local_steps, 1))
 
@@ -353,7 +353,7 @@ class _Run:
 
     def _remeshed(self) -> Drawn:
         check()
-        most = MOST_TRIANGLES if self.state.mask is None else MASK_TRIANGLES
+        most = MOST_TRIANGLES if self.state.dense is None else DENSE_TRIANGLES
         surface = remesh(self.form.shape(self.state), most_triangles=most)
         check()
         self._lap("remeshing")

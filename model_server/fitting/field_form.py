@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from model_server.fitting.leftover import Kriging, Leftover
-from model_server.fitting.mask_surface import followed_from
 from model_server.fitting.model import ROBUST, FitState, Seen
 from model_server.fitting.terms import Evidence, Places
 from model_server.pose import Pose
@@ -273,14 +272,14 @@ class FieldForm:
 
     def shape(self, state: FitState) -> Surface:
         """See ``Form``."""
-        key = (state.latent.tobytes(), state.template, id(state.leftover), id(state.mask))
+        key = (state.latent.tobytes(), state.template, id(state.leftover), id(state.dense))
         if self._level is None or self._level[0] != key:
             self._level = key, self._shape(state)
         return self._level[1]
 
     def _shape(self, state: FitState) -> Surface:
         surface = self.field.level(state.latent, state.template, state.leftover)
-        return followed_from(surface, state.pose, state.mask)
+        return state.followed(surface)
 
     def surface(self, state: FitState) -> tuple[Surface, Array]:
         """See ``Form``."""

@@ -7,6 +7,8 @@ it elsewhere, is a hole, a leak or a missing end: there the fitted surface stays
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -15,7 +17,6 @@ from model_server.fitting.interrupt import check
 from model_server.fitting.mask import MaskField
 from model_server.geometry.labels import distance_field, oriented, voxelize
 from model_server.geometry.level_set import zero_level
-from model_server.pose import Pose
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
@@ -27,45 +28,37 @@ LEAST_BELIEVED = 0.5, 1.0  # of the widest and the finest voxel edge: what voxel
 MAD = 1.4826  # of a Gaussian: its standard deviation by its median absolute value
 
 
-def followed(surface: Surface, mask: MaskField) -> Surface:
-    """A closed surface, moved onto a mask wherever it is near it.
+@dataclass(frozen=True)
+class FollowedMask:
+    """A mask, by its signed distance, that surfaces follow."""
 
-    Args:
-        surface: closed, RAS mm of the mask.
-        mask: its signed distance.
+    mask: MaskField
 
-    Returns:
-        One closed surface; the given one where nothing is left of it.
-    """
-    check()
-    grid, shape, step = _grid(surface, mask)
-    nodes = np.stack(np.meshgrid(*[np.arange(n) for n in shape[::-1]], indexing="ij"), axis=-1)
-    places = nodes.reshape(-1, 3) @ grid[:3, :3].T + grid[:3, 3]
-    wanted = mask.distance_at(places).reshape(shape[::-1]).transpose(2, 1, 0)
-    wanted = ndimage.gaussian_filter(wanted, MASK_BLUR)
-    check()
-    inside = voxelize(surface, grid, shape)
-    fitted = ndimage.gaussian_filter(distance_field(inside, np.full(3, step)), SURFACE_BLUR)
-    check()
-    gap = wanted - fitted
-    near = np.minimum(np.abs(wanted), np.abs(fitted)) < step
-    edges = mask.spacing.max(), mask.spacing.min()
-    believed = BELIEVED * MAD * float(np.median(np.abs(gap[near])))
-    scale = max(believed, *np.multiply(LEAST_BELIEVED, edges))
-    field = fitted + gap / (1.0 + (gap / scale) ** 4)
-    if not (field < 0).any():
-        return surface
-    level = zero_level(field, np.zeros(3), 1.0)
-    points = level.points[:, ::-1] @ grid[:3, :3].T + grid[:3, 3]
-    return oriented(Surface(points, level.triangles))
-
-
-def followed_from(canonical: Surface, pose: Pose, mask: MaskField | None) -> Surface:
-    """The same for a surface in the canonical frame; as it is without a mask."""
-    if mask is None:
-        return canonical
-    placed = followed(Surface(pose.apply(canonical.points), canonical.triangles), mask)
-    return Surface(pose.invert(placed.points), placed.triangles)
+    def followed(self, surface: Surface) -> Surface:
+        """A closed surface, RAS mm of the mask, moved onto it wherever it is near it; the given one
+        where nothing is left of it."""
+        check()
+        mask = self.mask
+        grid, shape, step = _grid(surface, mask)
+        nodes = np.stack(np.meshgrid(*[np.arange(n) for n in shape[::-1]], indexing="ij"), axis=-1)
+        places = nodes.reshape(-1, 3) @ grid[:3, :3].T + grid[:3, 3]
+        wanted = mask.distance_at(places).reshape(shape[::-1]).transpose(2, 1, 0)
+        wanted = ndimage.gaussian_filter(wanted, MASK_BLUR)
+        check()
+        inside = voxelize(surface, grid, shape)
+        fitted = ndimage.gaussian_filter(distance_field(inside, np.full(3, step)), SURFACE_BLUR)
+        check()
+        gap = wanted - fitted
+        near = np.minimum(np.abs(wanted), np.abs(fitted)) < step
+        edges = mask.spacing.max(), mask.spacing.min()
+        believed = BELIEVED * MAD * float(np.median(np.abs(gap[near])))
+        scale = max(believed, *np.multiply(LEAST_BELIEVED, edges))
+        field = fitted + gap / (1.0 + (gap / scale) ** 4)
+        if not (field < 0).any():
+            return surface
+        level = zero_level(field, np.zeros(3), 1.0)
+        points = level.points[:, ::-1] @ grid[:3, :3].T + grid[:3, 3]
+        return oriented(Surface(points, level.triangles))
 
 
 def _grid(surface: Surface, mask: MaskField) -> tuple[Array, tuple[int, int, int], float]:

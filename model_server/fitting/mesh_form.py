@@ -18,7 +18,6 @@ from scipy.spatial import cKDTree
 from model_server.fitting.attachment import Attachment, attach_points
 from model_server.fitting.interrupt import check
 from model_server.fitting.leftover import Leftover
-from model_server.fitting.mask_surface import followed_from
 from model_server.fitting.model import ROBUST, FitState, Seen
 from model_server.fitting.terms import Evidence
 from model_server.fitting.vertex_latents import VertexLatents, dirichlet_kernel, felt_at
@@ -198,7 +197,7 @@ class MeshForm:
         """The mesh; with what is left over, the zero level of its distances less that: a mesh moved
         along its normals would fold. See ``Form``."""
         if self._level is None or self._level[0] is not state:
-            self._level = state, followed_from(self._settled(state), state.pose, state.mask)
+            self._level = state, state.followed(self._settled(state))
         return self._level[1]
 
     def _settled(self, state: FitState) -> Surface:

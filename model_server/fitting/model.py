@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_server.fitting.leftover import Kriging, Leftover
-from model_server.fitting.mask import MaskField
 from model_server.fitting.pose_prior import PosePrior
-from model_server.fitting.terms import Evidence
+from model_server.fitting.terms import Dense, Evidence
 from model_server.pose import Pose
 from model_server.priors.card import PriorCard
 from model_server.priors.protocol import FitSettings
@@ -40,7 +39,7 @@ class FitState:
         energy: twice the negative log posterior there, up to a constant.
         local: latents of single vertices, of forms that have them; None before the local stage.
         leftover: what shapes leave over of the annotations; None before the last stage.
-        mask: the label map that the surface follows in the end, if one was given.
+        dense: what tells the surface to the voxel; it is followed in the end.
     """
 
     pose: Pose
@@ -51,7 +50,7 @@ class FitState:
     energy: float = np.inf
     local: Array | None = None
     leftover: Kriging | None = None
-    mask: MaskField | None = None
+    dense: Dense | None = None
 
     def after(self, step: Array) -> FitState:
         """After a step of (7 + K,): translation mm, log scale, rotation vector, latent."""
@@ -61,6 +60,14 @@ class FitState:
             latent=self.latent + step[7:],
             moved=self.moved + step[:7],
         )
+
+    def followed(self, canonical: Surface) -> Surface:
+        """A surface in the canonical frame, moved to what tells it to the voxel."""
+        if self.dense is None:
+            return canonical
+        placed = Surface(self.pose.apply(canonical.points), canonical.triangles)
+        found = self.dense.followed(placed)
+        return Surface(self.pose.invert(found.points), found.triangles)
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,10 @@ from model_server.fitting.attachment import (
     attach_vertices,
 )
 from model_server.fitting.clicks import distinct_clicks
+from model_server.fitting.contour_stack import ContourStack
 from model_server.fitting.drawn_planes import PARALLEL, without_holes
 from model_server.fitting.mask import MaskField
+from model_server.fitting.mask_surface import FollowedMask
 from model_server.fitting.pose_prior import mirror_points
 from model_server.geometry.labels import surface_from_label
 from model_server.geometry.loops import loop_length
@@ -89,6 +91,14 @@ class Places:
         return cls(*(np.concatenate(row) for row in rows))
 
 
+class Dense(Protocol):
+    """What tells a surface to the voxel."""
+
+    def followed(self, surface: Surface) -> Surface:
+        """A closed surface, RAS mm, moved there."""
+        ...
+
+
 class Term(Protocol):
     """What one annotation says of a surface."""
 
@@ -107,14 +117,22 @@ class Term(Protocol):
 
 @dataclass(frozen=True)
 class OutlineTerm:
-    """The loops drawn in one plane: ``points`` (N, 3) RAS mm, ``normal`` (3,) of the plane."""
+    """What was drawn in one plane.
+
+    Attributes:
+        points: (N, 3) samples of it, RAS mm.
+        normal: (3,) of the plane.
+        loops: (M, 3) as drawn.
+    """
 
     points: Array
     normal: Array
+    loops: tuple[Array, ...]
 
     def mirrored(self) -> OutlineTerm:
         """See ``Term``."""
-        return OutlineTerm(mirror_points(self.points), mirror_points(self.normal))
+        loops = tuple(mirror_points(loop) for loop in self.loops)
+        return OutlineTerm(mirror_points(self.points), mirror_points(self.normal), loops)
 
     def places(self) -> Places:
         """See ``Term``."""
@@ -249,10 +267,18 @@ class Evidence:
         """Of all terms."""
         return Places.joined([term.places() for term in self.terms])
 
-    def mask(self) -> MaskField | None:
-        """Of a label map, if there is one."""
+    def dense(self) -> Dense | None:
+        """What tells the surface to the voxel, where something does: a label map, or a stack of
+        parallel contours."""
         fields = [term.field for term in self.terms if isinstance(term, LabelMapTerm)]
-        return fields[0] if fields else None
+        return FollowedMask(fields[0]) if fields else self.stack()
+
+    def stack(self) -> ContourStack | None:
+        """All outlines, where they are parallel and at least three."""
+        drawn = [term for term in self.terms if isinstance(term, OutlineTerm)]
+        if any(abs(term.normal @ drawn[0].normal) < PARALLEL for term in drawn):
+            return None
+        return ContourStack.of([(term.normal, term.loops) for term in drawn])
 
     def boundary(self) -> Array:
         """(N, 3) RAS mm, all places on the boundary."""
@@ -260,13 +286,10 @@ class Evidence:
         return places.points[places.sides == 0]
 
     def plane_gap(self) -> float:
-        """Mm between neighbors of a stack of at least three parallel planes, the median; infinite
-        where none was drawn."""
-        drawn = [term for term in self.terms if isinstance(term, OutlineTerm)]
-        if len(drawn) < 3 or any(abs(t.normal @ drawn[0].normal) < PARALLEL for t in drawn):
-            return float("inf")
-        heights = np.sort([float(t.points[0] @ drawn[0].normal) for t in drawn])
-        return float(np.median(np.diff(heights)))
+        """Mm between neighbors of a stack of parallel planes, the median; infinite where none was
+        drawn."""
+        stack = self.stack()
+        return float("inf") if stack is None else float(np.median(np.diff(stack.heights)))
 
     def attach(self, surface: Surface) -> Attachment:
         """The residuals of a mesh, RAS mm."""
@@ -280,8 +303,9 @@ def evidence_of(observations: Observations) -> Evidence:
     terms: list[Term] = []
     for plane in observations.planes():
         drawn = without_holes(plane)
-        loops = [loop for outline in drawn for loop in outline.resampled(spacing)]
-        terms.append(OutlineTerm(np.concatenate(loops), plane[0].normal))
+        samples = [loop for outline in drawn for loop in outline.resampled(spacing)]
+        loops = tuple(loop for outline in drawn for loop in outline.loops)
+        terms.append(OutlineTerm(np.concatenate(samples), plane[0].normal, loops))
     clicks = distinct_clicks(observations.boundary_points())[0]
     if len(clicks):
         terms.append(ClickTerm(clicks))

@@ -366,15 +366,16 @@ def test_the_nearest_training_shape_is_told_without_its_name(fitted):
     assert f"typical pair of them: {nearest[0].distance:.1f}" in text
 
 
-def test_what_is_no_hippocampus_is_told_to_be_unlike(workspace, fitted):
+def test_what_is_no_hippocampus_is_refused_in_one_sentence(workspace):
     kidney = load_prior("kidney-dals", "cpu")
     shape = kidney.decode(kidney.latent_mean)
     points = shape.points * RADIUS_MM / standardization(shape).rms_radius
     other = workspace.create(ATLAS)
     drawAround(other, Surface(points + PATIENT.translation, shape.triangles))
     settle(workspace)
-    assert other.status.phase == "done", other.status
-    assert other.figures.unlikeness > 1.2 * fitted.figures.unlikeness
+    assert other.status.phase == "failed"
+    assert "would have a mean radius" in other.status.text
+    assert len(other.rows()) == 3  # nothing that was drawn is lost
 
 
 # --- the maps by themselves ---------------------------------------------------------------------

@@ -252,6 +252,7 @@ def test_every_protocol_annotates(name: str) -> None:
     observations.require_enough()
     counts = {
         "points-300": (0, 300),
+        "two-outlines": (2, 0),
         **dict.fromkeys(CLICKS, (0, 20)),
         "stack-4": (3, 0),  # of nine slices
         "planes-4": (4, 0),

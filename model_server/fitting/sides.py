@@ -8,9 +8,7 @@ from model_server.fitting.model import FitState, Form
 from model_server.fitting.terms import Evidence
 from model_server.reconstruction import Surface
 
-# So many independent residuals does a stack of contours count as: on validation kidneys the side
-# is right between 30 and 100.
-INDEPENDENT = 120.0
+INDEPENDENT = 120.0  # residuals that a stack of contours counts as, chosen on validation kidneys
 
 
 def stack_energy(form: Form, state: FitState, evidence: Evidence, prior: float) -> float:

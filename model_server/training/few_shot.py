@@ -10,7 +10,7 @@ shapes that were left out are found best from what people annotate.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from model_server.cases import simulate
 from model_server.errors import ShapePriorError
-from model_server.fitting.leftover import Leftover
+from model_server.fitting.leftover import NAMES, Leftover
 from model_server.fitting.pose_prior import PosePrior
 from model_server.geometry.grid import Grid
 from model_server.geometry.labels import voxelize
@@ -60,7 +60,7 @@ class Lean:
     def hyperparameters(self) -> dict[str, Any]:
         """As a card keeps them."""
         return {
-            "leftover": {**asdict(self.leftover), "command": BY},
+            "leftover": {**{name: getattr(self.leftover, name) for name in NAMES}, "command": BY},
             "solver": {"latent_weight": self.latent_weight},
         }
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model_server.fitting.leftover import Leftover
+from model_server.fitting.leftover import NAMES, Leftover
 from model_server.priors.card import PriorCard
 from model_server.training.prepared import FEW, Prepared, workers
 from model_server.training.progress import Progress
@@ -58,7 +58,10 @@ Trainer = Callable[[PriorCard, Prepared, dict[str, Any], str, Path, Progress | N
 def leftover_of(name: str, organ: str) -> dict[str, Any]:
     """What the card of a prior says its shapes leave over; empty where nothing was measured."""
     found = LEFTOVERS.get(name, LEFTOVERS.get(organ))
-    return {} if found is None else {"leftover": {**asdict(found), "command": LEFTOVERS_BY}}
+    if found is None:
+        return {}
+    told = {name: getattr(found, name) for name in NAMES}
+    return {"leftover": {**told, "command": LEFTOVERS_BY}}
 
 
 def _train_pca(

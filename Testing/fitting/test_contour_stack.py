@@ -74,7 +74,9 @@ def test_two_planes_or_crossing_ones_are_no_stack() -> None:
     two = stack(np.eye(3), np.array([-5.0, 5.0]))
     turn = Rotation.from_rotvec([0.5 * np.pi, 0.0, 0.0]).as_matrix()
     crossing = Observations(two.outlines + stack(turn, np.array([0.0])).outlines)
+    tilted = stack(Rotation.from_rotvec([0.1, 0.0, 0.0]).as_matrix(), np.array([12.0]))
     assert evidence_of(two).dense() is None
+    assert evidence_of(Observations(two.outlines + tilted.outlines)).dense() is None
     assert evidence_of(crossing).dense() is None
     assert ContourStack.of([]) is None
 

@@ -51,7 +51,7 @@ class ContourStack:
             return None
         normal = planes[0][0]
         axes = np.vstack([in_plane_axes(normal), normal])
-        heights = np.array([np.mean([loop @ normal for loop in loops[:1]]) for _, loops in planes])
+        heights = np.array([float((np.concatenate(loops) @ normal).mean()) for _, loops in planes])
         order = np.argsort(heights)
         flat = tuple(tuple(loop @ axes[:2].T for loop in planes[i][1]) for i in order)
         return cls(axes, heights[order], flat)

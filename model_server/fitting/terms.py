@@ -22,7 +22,7 @@ from model_server.fitting.attachment import (
 )
 from model_server.fitting.clicks import distinct_clicks
 from model_server.fitting.contour_stack import ContourStack
-from model_server.fitting.drawn_planes import PARALLEL, without_holes
+from model_server.fitting.drawn_planes import without_holes
 from model_server.fitting.mask import MaskField
 from model_server.fitting.mask_surface import FollowedMask
 from model_server.fitting.pose_prior import mirror_points
@@ -36,6 +36,7 @@ Array = NDArray[np.float64]
 SAMPLES_PER_EXTENT = 80.0  # outline samples are this fraction of the annotations' extent apart
 MOST_SAMPLES = 1500  # of all outlines: linear systems grow with the cube of it
 MASK_SAMPLES = 2000
+STACKED = np.cos(np.deg2rad(2.0))  # tilted more, planes make no stack
 SIDE_TRUST = 20.0  # an inside or outside point is one of few, and placed on purpose
 
 
@@ -276,7 +277,7 @@ class Evidence:
     def stack(self) -> ContourStack | None:
         """All outlines, where they are parallel and at least three."""
         drawn = [term for term in self.terms if isinstance(term, OutlineTerm)]
-        if any(abs(term.normal @ drawn[0].normal) < PARALLEL for term in drawn):
+        if any(abs(term.normal @ drawn[0].normal) < STACKED for term in drawn):
             return None
         return ContourStack.of([(term.normal, term.loops) for term in drawn])
 

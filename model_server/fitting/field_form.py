@@ -184,7 +184,7 @@ class FieldForm:
         self.rms_radius = field.rms_radius
         self.guided = settings.guide_points > 0
         self._heard: tuple[Evidence, Places, Array] | None = None
-        self._level: tuple[tuple[bytes, int, int, int], Surface] | None = None
+        self._level: tuple[FitState, Surface] | None = None
 
     # --- starts -------------------------------------------------------------------------------
 
@@ -272,14 +272,10 @@ class FieldForm:
 
     def shape(self, state: FitState) -> Surface:
         """See ``Form``."""
-        key = (state.latent.tobytes(), state.template, id(state.leftover), id(state.dense))
-        if self._level is None or self._level[0] != key:
-            self._level = key, self._shape(state)
+        if self._level is None or self._level[0] is not state:
+            surface = self.field.level(state.latent, state.template, state.leftover)
+            self._level = state, state.followed(surface)
         return self._level[1]
-
-    def _shape(self, state: FitState) -> Surface:
-        surface = self.field.level(state.latent, state.template, state.leftover)
-        return state.followed(surface)
 
     def surface(self, state: FitState) -> tuple[Surface, Array]:
         """See ``Form``."""

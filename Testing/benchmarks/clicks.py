@@ -7,9 +7,17 @@
 
 from __future__ import annotations
 
-from common import chosen_methods, console, load, number, parser, provenance, show, tell, verdict
+from common import (
+    chosen_methods,
+    console,
+    evaluated,
+    number,
+    parser,
+    provenance,
+    show,
+    verdict,
+)
 
-from model_server.evaluation.harness import evaluate
 from model_server.evaluation.plots import plot_curves
 from model_server.evaluation.results import EvaluationResult, shown_pair
 
@@ -49,16 +57,7 @@ def main() -> None:
     results: dict[int, EvaluationResult] = {}
     for count in chosen.counts:
         name = f"clicks_{chosen.organ}_{count}"
-        result = results[count] = evaluate(
-            *(chosen.organ, chosen.data, methods, f"clicks-{count}", chosen.split, chosen.limit),
-            output=chosen.output / f"{name}.json",
-            device=chosen.device,
-            threads=chosen.threads,
-            only=chosen.only,
-            repeats=chosen.repeats,
-            load=load,
-            progress=tell,
-        )
+        result = results[count] = evaluated(chosen, chosen.organ, methods, f"clicks-{count}", name)
         for remark in result.remarks():
             console.print(remark, style="bold red", markup=False)
         for index, method in enumerate(methods):

@@ -22,7 +22,7 @@ from model_server.evaluation.results import (  # noqa: E402
     rich_table,
 )
 from model_server.priors.protocol import ShapePrior  # noqa: E402
-from model_server.priors.registry import load_prior, prior_folders  # noqa: E402
+from model_server.priors.registry import list_priors, load_prior, prior_folders  # noqa: E402
 
 DATA = HERE.parent.parent.parent / "shared" / "data"
 RESULTS = HERE / "results"
@@ -74,6 +74,33 @@ def tell(case: str, method: str, done: int, total: int) -> None:
     print(f"\r{done}/{total} {case} {method}\033[K", end=end, file=sys.stderr, flush=True)
 
 
+def organs_there(arguments: argparse.Namespace) -> list[str]:
+    """Those that were asked for; by default all with labels and a prior."""
+    known = {card.organ for card in list_priors()}
+    return list(arguments.organs or sorted(o for o in known if (arguments.data / o).is_dir()))
+
+
+def evaluated(
+    arguments: argparse.Namespace,
+    organ: str,
+    methods: Sequence[Method],
+    protocol: str,
+    name: str,
+    loader: Load = load,
+) -> EvaluationResult:
+    """Evaluate by the arguments that every benchmark takes; kept as ``name``.json."""
+    return evaluate(
+        *(organ, arguments.data, methods, protocol, arguments.split, arguments.limit),
+        output=arguments.output / f"{name}.json",
+        device=arguments.device,
+        threads=arguments.threads,
+        only=arguments.only,
+        repeats=arguments.repeats,
+        load=loader,
+        progress=tell,
+    )
+
+
 def measured(
     arguments: argparse.Namespace,
     organ: str,
@@ -83,21 +110,8 @@ def measured(
     loader: Load = load,
 ) -> EvaluationResult:
     """Evaluate, print the tables, and write ``name``.json, .md and .png."""
-    result = evaluate(
-        organ,
-        arguments.data,
-        chosen_methods(arguments.methods, organ) if methods is None else methods,
-        protocol,
-        arguments.split,
-        arguments.limit,
-        arguments.output / f"{name}.json",
-        arguments.device,
-        arguments.threads,
-        only=arguments.only,
-        repeats=arguments.repeats,
-        load=loader,
-        progress=tell,
-    )
+    found = chosen_methods(arguments.methods, organ) if methods is None else methods
+    result = evaluated(arguments, organ, found, protocol, name, loader)
     for table in result.tables():
         console.print(table)
     for remark in result.remarks():

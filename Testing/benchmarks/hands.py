@@ -18,8 +18,10 @@ from typing import Any
 from common import (
     chosen_methods,
     console,
+    evaluated,
     load,
     number,
+    organs_there,
     parser,
     provenance,
     show,
@@ -28,7 +30,7 @@ from common import (
 )
 
 from model_server.errors import ShapePriorError
-from model_server.evaluation.harness import Method, cases_of, evaluate, timed_fit
+from model_server.evaluation.harness import Method, cases_of, timed_fit
 from model_server.evaluation.metrics import Truth
 from model_server.evaluation.protocols import find_protocol
 from model_server.evaluation.results import EvaluationResult, machine
@@ -106,16 +108,7 @@ def compare(chosen: argparse.Namespace, organ: str) -> None:
     methods = [m for m in chosen_methods(chosen.methods, organ) if m.prior in known]
     results = {}
     for name in chosen.protocols:
-        results[name] = evaluate(
-            *(organ, chosen.data, methods, name, chosen.split, chosen.limit),
-            output=chosen.output / f"hands_{organ}_{name}.json",
-            device=chosen.device,
-            threads=chosen.threads,
-            only=chosen.only,
-            repeats=chosen.repeats,
-            load=load,
-            progress=tell,
-        )
+        results[name] = evaluated(chosen, organ, methods, name, name)
     rows = [row(name, m, result) for name, result in results.items() for m in result.methods]
     if not rows:
         return
@@ -135,8 +128,7 @@ def main() -> None:
     arguments.add_argument("--drawings", type=int, default=DRAWINGS, help="of each organ; 0: none")
     arguments.add_argument("--protocols", nargs="*", default=PROTOCOLS)
     chosen = arguments.parse_args()
-    organs = {card.organ for card in list_priors()}
-    for organ in chosen.organs or sorted(o for o in organs if (chosen.data / o).is_dir()):
+    for organ in organs_there(chosen):
         compare(chosen, organ)
 
 

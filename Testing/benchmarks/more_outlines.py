@@ -12,11 +12,19 @@ from __future__ import annotations
 import argparse
 from itertools import pairwise
 
-from common import chosen_methods, console, load, number, parser, provenance, show, tell, verdict
+from common import (
+    chosen_methods,
+    console,
+    evaluated,
+    number,
+    organs_there,
+    parser,
+    provenance,
+    show,
+    verdict,
+)
 
-from model_server.evaluation.harness import evaluate
 from model_server.evaluation.results import EvaluationResult
-from model_server.priors.registry import list_priors
 
 COUNTS = [3, 6, 9]
 
@@ -37,16 +45,7 @@ def compare(chosen: argparse.Namespace, organ: str) -> None:
     """One organ: all counts, and whether more outlines lower the mean."""
     methods = chosen_methods(chosen.methods, organ)
     results = {
-        count: evaluate(
-            *(organ, chosen.data, methods, f"drawn-{count}", chosen.split, chosen.limit),
-            output=chosen.output / f"more_outlines_{organ}_{count}.json",
-            device=chosen.device,
-            threads=chosen.threads,
-            only=chosen.only,
-            repeats=chosen.repeats,
-            load=load,
-            progress=tell,
-        )
+        count: evaluated(chosen, organ, methods, f"drawn-{count}", f"more_outlines_{organ}_{count}")
         for count in sorted(chosen.counts)
     }
     path = chosen.output / f"more_outlines_{organ}.md"
@@ -69,8 +68,7 @@ def main() -> None:
     arguments.add_argument("--organs", nargs="+")
     arguments.add_argument("--counts", nargs="+", type=int, default=COUNTS)
     chosen = arguments.parse_args()
-    organs = {card.organ for card in list_priors()}
-    for organ in chosen.organs or sorted(o for o in organs if (chosen.data / o).is_dir()):
+    for organ in organs_there(chosen):
         compare(chosen, organ)
 
 

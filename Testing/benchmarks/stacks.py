@@ -23,6 +23,7 @@ from common import (
     console,
     load,
     number,
+    organs_there,
     parser,
     provenance,
     show,
@@ -230,8 +231,7 @@ def main() -> None:
     arguments.add_argument("--every", nargs="+", type=int, default=EVERY)
     chosen = arguments.parse_args()
     use_threads(chosen.threads)
-    organs = {card.organ for card in list_priors()}
-    for organ in chosen.organs or sorted(o for o in organs if (chosen.data / o).is_dir()):
+    for organ in organs_there(chosen):
         try:
             compare(chosen, organ)
         except ShapePriorError as error:

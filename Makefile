@@ -1,13 +1,13 @@
-# make demo | browser | test | lint. Needs python3 (3.10 or later) and a package index; everything
+# make demo | browser | test | test-all | lint. Needs python3 (3.10 or later) and a package index; everything
 # else goes into .venv. PYTHON=python3.12 chooses another interpreter, TORCH=cuda PyTorch for a GPU.
-# Without make: python Resources/set_up.py demo | browser | test.
+# Without make: python Resources/set_up.py demo | browser | test | test-all.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= cpu
 BIN := $(VENV)/bin
-SET_UP := $(PYTHON) Resources/set_up.py --venv $(VENV) --torch $(TORCH) --only-install
+SET_UP := $(PYTHON) Resources/set_up.py --venv $(VENV) --torch $(TORCH)
 
-.PHONY: demo browser test lint tutorial clean always
+.PHONY: demo browser test test-all lint tutorial clean always
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m model_server demo --output demo-output
@@ -18,8 +18,9 @@ demo: $(VENV)/.demo
 browser: $(VENV)/.browser
 	PYTHONPATH=ShapePriorSlicer $(BIN)/python -m ShapePriorBrowser
 
-test: $(VENV)/.test
-	$(BIN)/python -m pytest
+# Two tests at a time; test-all runs the slow ones, too, and those of a Ray cluster.
+test test-all:
+	@$(SET_UP) $@
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check
@@ -33,7 +34,7 @@ tutorial: $(VENV)/.test
 
 # A set of packages; a second run installs only what changed.
 $(VENV)/.demo $(VENV)/.browser $(VENV)/.test: always
-	@$(SET_UP) $(subst .,,$(notdir $@))
+	@$(SET_UP) --only-install $(subst .,,$(notdir $@))
 
 clean:
 	rm -rf $(VENV) demo-output build *.egg-info

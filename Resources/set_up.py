@@ -1,6 +1,6 @@
 """Installs this checkout into an environment of its own, and runs what was asked for.
 
-    python Resources/set_up.py demo       # or browser, or test
+    python Resources/set_up.py demo       # or browser, test, test-all
 
 The same on Windows, macOS and Linux; `make` calls it, too. Needs Python 3.10 or later and a package
 index, and imports nothing that would have to be installed before. A second run installs only what
@@ -42,18 +42,23 @@ class Task:
         size: of what is fetched besides PyTorch, in words.
         command: arguments of Python that are run at the end.
         path: folders of the checkout that Python needs for it.
+        threads: of the numerical libraries, in every process; None leaves them to themselves.
     """
 
     extra: str
     size: str
     command: tuple[str, ...]
     path: tuple[str, ...] = ()
+    threads: int | None = None
 
 
+# Two processes; the tests of a file stay in one of them.
+TESTS = ("-m", "pytest", "-n", "2", "--dist", "loadscope", "--no-loadscope-reorder")
 TASKS = {
     "demo": Task("", "about 300 MB", ("-m", "model_server", "demo")),
     "browser": Task("[browser]", "about 150 MB", ("-m", "ShapePriorBrowser"), ("ShapePriorSlicer",)),
-    "test": Task("[test]", "about 600 MB", ("-m", "pytest")),
+    "test": Task("[test]", "about 600 MB", TESTS, threads=1),
+    "test-all": Task("[test,cluster]", "about 700 MB", (*TESTS, "-m", ""), threads=1),
 }
 
 
@@ -82,6 +87,8 @@ def run(task: Task, folder: Path) -> int:
     """Run what a task is for; its exit code."""
     path = os.pathsep.join(str(CHECKOUT / name) for name in task.path)
     environment = os.environ | ({"PYTHONPATH": path} if path else {})
+    if task.threads:
+        environment.setdefault("OMP_NUM_THREADS", str(task.threads))
     command = [str(interpreter(folder)), *task.command]
     return subprocess.run(command, cwd=CHECKOUT, env=environment, check=False).returncode
 

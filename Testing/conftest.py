@@ -20,6 +20,11 @@ RADII = np.array([7.0, 20.0, 8.0])  # of a hippocampus, mm along R, A, S
 CENTER = np.array([-25.0, 10.0, 30.0])  # RAS mm
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Trainings come first: what takes longest must not be what one of two processes ends with."""
+    items.sort(key=lambda item: item.path.parent.name != "training")
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The label volumes, from SHAPE_PRIOR_DATA or beside the repository."""

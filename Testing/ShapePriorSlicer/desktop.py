@@ -321,7 +321,8 @@ class Desktop:
         os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
         self.application = QtWidgets.QApplication.instance() or QtWidgets.QApplication([])
         self.window = QtWidgets.QMainWindow(objectName="qSlicerMainWindow") if mainWindow else None
-        self.folder = tempfile.mkdtemp(prefix="ShapePriorSlicer-")
+        self._folder = tempfile.TemporaryDirectory(prefix="ShapePriorSlicer-")
+        self.folder = self._folder.name
         slicer.app = self.app = _App(self.application, self.window, self.folder)
         slicer.modules = types.SimpleNamespace()
         slicer.qSlicerScriptedLoadableModuleWidget = _WidgetRepresentation
@@ -425,6 +426,7 @@ class Desktop:
         for name in ATTRIBUTES:
             delattr(slicer, name)
         slicer.util.loadUI = self._loadUI
+        self._folder.cleanup()
 
 
 def _putModules() -> None:

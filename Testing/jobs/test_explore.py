@@ -74,6 +74,7 @@ def test_a_prior_is_explored(explored, tmp_path, method):
     assert gaps == sorted(gaps)
 
 
+@pytest.mark.slow
 def test_the_way_leads_from_a_patient_to_another(explored, tmp_path):
     prior = load_prior("hippocampus-atlas", "cpu")
     files = []

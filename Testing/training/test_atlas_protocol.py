@@ -31,13 +31,9 @@ def ellipsoid(index: int) -> np.ndarray:
     return (x**2 + y**2 + z**2 < 1) & ~dent
 
 
-@pytest.fixture(scope="module")
-def shapes():
-    return volume_shapes([ellipsoid(i) for i in range(6)], TINY)
-
-
-def test_shapes_are_described_in_places(shapes):
-    assert len(shapes.grid) == len(shapes.near) == len(shapes.wrapped) == 6
+def test_shapes_are_described_in_places():
+    shapes = volume_shapes([ellipsoid(i) for i in range(2)], TINY)
+    assert len(shapes.grid) == len(shapes.near) == len(shapes.wrapped) == 2
     near = shapes.near[0]
     radius = np.linalg.norm(near[:, :3], axis=1)
     clear = near[:, 2] < 0.3  # away from the dent
@@ -52,7 +48,9 @@ def test_copies_fill_their_box_too():
         assert np.abs(cloud[chosen, :3]).max(axis=0) == pytest.approx(np.ones(3), abs=0.03)
 
 
-def test_known_and_unknown_shapes_are_reconstructed(shapes):
+@pytest.mark.slow
+def test_known_and_unknown_shapes_are_reconstructed():
+    shapes = volume_shapes([ellipsoid(i) for i in range(6)], TINY)
     trainer = AtlasTrainer(shapes, 6, NOMINAL_RADIUS, TINY)
     trained = trainer.run()
     encoder = VolumeEncoder(shapes, trained, TINY, steps=60)

@@ -63,6 +63,7 @@ def folders(output: Path) -> list[str]:
 # --- from end to end ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dals", "implicit-atlas"])
 def test_a_killed_training_goes_on_and_its_prior_fits(
     shape_prior, shapes, tmp_path, monkeypatch, method
@@ -106,10 +107,19 @@ def test_a_killed_training_goes_on_and_its_prior_fits(
     assert "on new ones it does worse" in done.stdout
     card = read_card(zoo / name)
     assert card.licence == "the user's own"
-    assert card.scores["clicks-64"]["cases"] == 5
+    assert card.scores["clicks-64"]["cases"] == own.MEASURED
     assert card.scores["clicks-64"]["failed"] == 0
     assert card.scores["clicks-64"]["dice"] > 0.8
     assert_fits(shape_prior, name, zoo, shapes, tmp_path, monkeypatch)
+
+
+def test_a_trained_prior_is_known_everywhere(shape_prior, shapes, tmp_path, monkeypatch):
+    zoo = tmp_path / "zoo"
+    words = ("--method", "pca", "--organ", "bean", "--option", "grid=24")
+    done = shape_prior("train", *words, "--labels", shapes, "--output", zoo)
+    assert done.returncode == 0, done.stderr
+    assert folders(zoo) == ["bean-pca"]
+    assert_fits(shape_prior, "bean-pca", zoo, shapes, tmp_path, monkeypatch)
 
 
 def assert_fits(shape_prior, name, zoo, shapes, tmp_path, monkeypatch) -> None:

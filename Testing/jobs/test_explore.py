@@ -15,6 +15,7 @@ from model_server.geometry.icosphere import icosphere
 from model_server.geometry.labels import voxelize
 from model_server.io.surfaces import read_surface
 from model_server.io.volumes import geometry_around, image_from_array
+from model_server.jobs import explore
 from model_server.jobs.explore import pairwise_dice, signed_gaps
 from model_server.pictures.rendering import Camera
 from model_server.pictures.shape_space import Row, Tile, colored, draw
@@ -26,8 +27,14 @@ METHODS = ("pca", "dals", "atlas")
 
 
 @pytest.fixture
-def explored(shape_prior: Callable[..., Done]) -> Callable[..., Done]:
-    """``explored("--prior", ...)``: the command, its line breaks taken out of what it prints."""
+def explored(
+    shape_prior: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Done]:
+    """``explored("--prior", ...)``: the command, its line breaks taken out of what it prints.
+
+    On a grid that is too coarse to look smooth.
+    """
+    monkeypatch.setattr(explore, "DECODED_AT", {"pca": 1, "atlas": 1})
 
     def run(*words: object) -> Done:
         done = shape_prior("explore", *words)

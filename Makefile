@@ -19,7 +19,10 @@ browser: $(VENV)/.browser
 	PYTHONPATH=ShapePriorSlicer $(BIN)/python -m ShapePriorBrowser
 
 # Two tests at a time; test-all runs the slow ones, too, and those of a Ray cluster.
-test test-all:
+test:
+	@$(SET_UP) $@
+
+test-all:
 	@$(SET_UP) $@
 
 lint: $(VENV)/.test

@@ -7,8 +7,8 @@ index, and imports nothing that would have to be installed before. A second run 
 changed.
 
 On Linux the package index has PyTorch with CUDA, gigabytes of it. Its build for CPUs comes from
-PyTorch's own index, which is asked first; where that cannot be reached, from the package index, which
-is said. `--torch cuda` takes the package index' build, `--torch URL` that of an index of PyTorch.
+PyTorch's own index, which is asked first; where that cannot be reached, the package index' build is
+taken, and that is said. `--torch cuda` takes it at once, `--torch URL` the build of another index.
 """
 
 from __future__ import annotations
@@ -55,10 +55,12 @@ class Task:
 # Two processes; the tests of a file stay in one of them.
 TESTS = ("-m", "pytest", "-n", "2", "--dist", "loadscope", "--no-loadscope-reorder")
 TASKS = {
-    "demo": Task("", "about 300 MB", ("-m", "model_server", "demo")),
-    "browser": Task("[browser]", "about 150 MB", ("-m", "ShapePriorBrowser"), ("ShapePriorSlicer",)),
-    "test": Task("[test]", "about 600 MB", TESTS, threads=1),
-    "test-all": Task("[test,cluster]", "about 700 MB", (*TESTS, "-m", ""), threads=1),
+    "demo": Task("", "about 370 MB", ("-m", "model_server", "demo")),
+    "browser": Task(
+        "[browser]", "about 150 MB", ("-m", "ShapePriorBrowser"), ("ShapePriorSlicer",)
+    ),
+    "test": Task("[test]", "about 650 MB", TESTS, threads=1),
+    "test-all": Task("[test,cluster]", "about 750 MB", (*TESTS, "-m", ""), threads=1),
 }
 
 
@@ -130,8 +132,8 @@ def make_environment(folder: Path) -> None:
         return
     if sys.version_info < OLDEST:
         raise SetUpError(
-            f"This is Python {sys.version.split()[0]}, and {'.'.join(map(str, OLDEST))} or later is "
-            "needed: name another, e.g. 'make demo PYTHON=python3.12'."
+            f"This is Python {sys.version.split()[0]}; 3.10 or later is needed: name another, e.g. "
+            "'make demo PYTHON=python3.12'."
         )
     try:
         venv.create(folder, with_pip=True)
@@ -164,8 +166,8 @@ def install_torch(folder: Path, torch: str) -> None:
         fetch_torch(folder, f"torch=={version}", torch, "of the size that index tells")
     elif torch == "cuda" and sys.platform != "linux":
         raise SetUpError(
-            "Here the package index has PyTorch without CUDA: name the index of the build that suits "
-            "your GPU, e.g. --torch https://download.pytorch.org/whl/cu130."
+            "Here the package index has PyTorch without CUDA: name the index of the build that "
+            "suits your GPU, e.g. --torch https://download.pytorch.org/whl/cu130."
         )
     elif torch == "cuda":
         drop_torch(folder)
@@ -263,8 +265,8 @@ def told(lines: Iterable[str]) -> Iterator[str]:
 
 
 def shortened(line: str, most: int = 88) -> str:
-    """A line of pip without addresses, on one line of a terminal."""
-    line = re.sub(r"(Downloading )\S*/", r"\1", line)
+    """A line of pip on one line of a terminal: of a wheel its name, version and size."""
+    line = re.sub(r"^(Downloading )(?:\S*/)?([^/\s-]+)-([^-\s]+)-\S+", r"\1\2 \3", line)
     return line if len(line) <= most else line[: most - 3] + "..."
 
 

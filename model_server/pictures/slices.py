@@ -72,7 +72,7 @@ class Slice:
 
 
 def half_width(slices: Sequence[Slice]) -> float:
-    """mm from the middle of a slice to its edge: enough for each, so that all have one scale."""
+    """Mm from the middle of a slice to its edge: enough for each, so that all have one scale."""
     return max((one.box()[1] for one in slices), default=0.0) + SLICE_MARGIN_MM
 
 

@@ -72,9 +72,9 @@ def trained(labels, tmp_path_factory) -> Path:
     zoo = tmp_path_factory.mktemp("zoo")
     options = {
         "latent_size": 16, "channels": (16, 16, 16), "hidden": 16, "batch": 8, "templates": 2,
-        "augmentations": 2, "near_points": 1024, "controls": 300,
+        "augmentations": 1, "near_points": 512, "controls": 300,
     }  # fmt: skip
-    train_own("implicit-atlas", "bean", labels, zoo, steps=250, options=options)
+    train_own("implicit-atlas", "bean", labels, zoo, steps=160, options=options)
     return zoo / "bean-atlas"
 
 

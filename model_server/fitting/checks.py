@@ -12,7 +12,7 @@ from model_server.fitting.attachment import attach_points
 from model_server.fitting.contradictions import contradictions, require_depth, require_one_organ
 from model_server.fitting.coverage import coverage_warnings, plane_gaps, require_reached
 from model_server.fitting.drawn_planes import drawn_planes
-from model_server.observations import Observations
+from model_server.observations import Observations, PointSet
 from model_server.priors.card import PriorCard
 from model_server.reconstruction import Surface
 
@@ -131,7 +131,7 @@ def check_points(
         worst = int(beyond.argmax())
         if beyond[worst] > TOO_FAR * radius:
             raise ShapePriorError(
-                f"Point {worst + 1} of '{points.name}' shall be inside, but lies "
+                f"Point {_numbers(points, worst)} of '{points.name}' shall be inside, but lies "
                 f"{beyond[worst]:.1f} mm outside every {card.organ} that fits the other "
                 "annotations.",
                 "Move or delete it, or check the other annotations.",
@@ -158,8 +158,8 @@ def _wrong_sides(observations: Observations, surface: Surface) -> list[str]:
             if len(wrong):
                 side = "inside" if inside else "outside"
                 warnings.append(
-                    f"Point(s) {_numbers(wrong)} of '{points.name}' shall be {side}, but the "
-                    "surface says otherwise: check them, or add boundary points nearby."
+                    f"Point(s) {_numbers(points, wrong)} of '{points.name}' shall be {side}, but "
+                    "the surface says otherwise: check them, or add boundary points nearby."
                 )
     return warnings
 
@@ -171,8 +171,8 @@ def _far_clicks(observations: Observations, surface: Surface, radius: float) -> 
         far = np.flatnonzero(gap > FAR * radius)
         if len(far):
             warnings.append(
-                f"Point(s) {_numbers(far)} of '{points.name}' are up to {gap.max():.1f} mm off the "
-                "surface: check them."
+                f"Point(s) {_numbers(points, far)} of '{points.name}' are up to {gap.max():.1f} mm "
+                "off the surface: check them."
             )
     return warnings
 
@@ -202,8 +202,9 @@ def _one_sided(clicks: Array, center: Array, radius: float) -> bool:
     return bool(nnls(rows, np.array([0.0, 0.0, 0.0, 1.0]))[1] > ONE_SIDED)
 
 
-def _numbers(indices: NDArray[np.int64]) -> str:
-    return ", ".join(str(i + 1) for i in indices[:5])
+def _numbers(points: PointSet, places: int | NDArray[np.int64]) -> str:
+    """What the user calls the first few of points, by their places in the list."""
+    return ", ".join(str(n) for n in points.numbered(np.atleast_1d(places)[:5]))
 
 
 def _plausible_radius(card: PriorCard, radius: float) -> float:

@@ -29,6 +29,7 @@ from model_server.fitting.pose_prior import (
 from model_server.fitting.residuals import residuals
 from model_server.fitting.sides import stack_energy
 from model_server.fitting.terms import Evidence, GuideTerm, evidence_of
+from model_server.fitting.thinning import taken
 from model_server.geometry.remesh import MOST_TRIANGLES, remesh
 from model_server.geometry.sampling import sample_surface
 from model_server.observations import Observations, Volume
@@ -75,7 +76,7 @@ def fit(
 def _stages(
     model: FitModel, observations: Observations, start: Reconstruction | None, settings: FitSettings
 ) -> Iterator[Reconstruction]:
-    observations.require_enough()
+    observations = taken(observations)
     check_drawn(observations, model.card)
     observations = _likely(model, observations, settings)
     warm = start if start is not None and accepts(model, start, settings) else None
@@ -152,7 +153,7 @@ def place(model: FitModel, observations: Observations, settings: FitSettings) ->
     Raises:
         ShapePriorError: the annotations cannot determine a surface.
     """
-    observations.require_enough()
+    observations = taken(observations)
     return _place(model, _likely(model, observations, settings), settings)
 
 

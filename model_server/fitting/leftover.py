@@ -96,6 +96,7 @@ class Kriging:
         ``jacobian`` (N, P) says how the values change by what else explains them.
         """
         covariance = spread**2 * matern(places, places, length) + np.diag(variance)
+        check()
         factor = linalg.cholesky(covariance, lower=True)
         by_shape = None if jacobian is None else linalg.cho_solve((factor, True), jacobian)
         solved = linalg.cho_solve((factor, True), values)

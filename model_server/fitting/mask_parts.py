@@ -119,7 +119,9 @@ def likely_parts(observations: Observations, card: PriorCard, judge: Judge) -> O
     if not len(left):
         return observations
     note = _note(observations.label_map.name, card.organ, parts.volumes, off, left)
-    return replace(observations, label_map=parts.kept(chosen), left_out=(note,))
+    return replace(
+        observations, label_map=parts.kept(chosen), left_out=(*observations.left_out, note)
+    )
 
 
 def _large(parts: Parts, card: PriorCard, judge: Judge) -> tuple[list[int], Judged]:

@@ -360,8 +360,11 @@ class MeshForm:
         step = -(-len(heard) // MOST_LOCAL)
         keep = heard[::step]
         attached = seen.attached.kept(keep)
+        check()
         jacobian = self.jacobian_of(state, np.arange(count))
+        check()
         by_latent = self._by_latent(state, attached, jacobian)
+        check()
         kernel = dirichlet_kernel(chosen.local_level, chosen.power, chosen.smoothness)
         spread = chosen.local_spread**2 / strength
         noise = self._local_noise(state, seen, keep, step * weight[keep])

@@ -27,6 +27,7 @@ from model_server.fitting.drawn_planes import drawn_planes
 from model_server.fitting.field_values import FieldValues, Frame, Given, Smoothness, values_of
 from model_server.fitting.mask import MaskField
 from model_server.fitting.smooth_field import SmoothField
+from model_server.fitting.thinning import taken
 from model_server.geometry.level_set import zero_level
 from model_server.observations import Observations
 from model_server.priors.card import PriorCard
@@ -81,7 +82,7 @@ class AnyStructurePrior:
             ShapePriorError: too few annotations, or all in one plane.
         """
         del start
-        observations.require_enough()
+        observations = taken(observations)
         require_depth(observations)
         with few_threads():
             found = self._fitted(observations, settings)

@@ -20,6 +20,7 @@ from model_server.fitting.mask_parts import largest_part
 from model_server.fitting.pose_prior import mirror_points, mirror_pose
 from model_server.fitting.residuals import residuals
 from model_server.fitting.terms import evidence_of
+from model_server.fitting.thinning import taken
 from model_server.geometry.grid import Grid
 from model_server.geometry.labels import oriented
 from model_server.geometry.level_set import zero_level
@@ -77,6 +78,7 @@ class DeepSdfPrior:
         """
         del start
         began = time.perf_counter()
+        observations = taken(observations)
         pose = place(self.quick, observations, settings).pose
         drawn = evidence_of(largest_part(observations)).boundary()
         points = mirror_points(drawn) if pose.mirrored else drawn

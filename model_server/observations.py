@@ -276,7 +276,9 @@ class Observations:
 
         for within in self.inside:
             for beyond in self.outside:
-                gaps, nearest = cKDTree(beyond.points).query(within.points)
+                gaps, nearest = cKDTree(beyond.points).query(
+                    within.points, distance_upper_bound=LEAST_SIDE_GAP_MM
+                )
                 i = int(gaps.argmin())
                 j, gap = int(nearest[i]), float(gaps[i])
                 if gap < LEAST_SIDE_GAP_MM:

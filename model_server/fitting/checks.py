@@ -12,6 +12,7 @@ from model_server.fitting.attachment import attach_points
 from model_server.fitting.contradictions import contradictions, require_depth, require_one_organ
 from model_server.fitting.coverage import coverage_warnings, plane_gaps, require_reached
 from model_server.fitting.drawn_planes import drawn_planes
+from model_server.fitting.interrupt import check
 from model_server.observations import Observations, PointSet
 from model_server.priors.card import PriorCard
 from model_server.reconstruction import Surface
@@ -90,7 +91,10 @@ def check_fit(
     # Between parallel outlines alone the size is a guess: that is a warning below, no error.
     if not observations.parallel_only():
         usual = _plausible_radius(card, radius)
-    planes = [plane_gaps(surface, plane, usual) for plane in drawn_planes(observations)]
+    planes = []
+    for plane in drawn_planes(observations):
+        check()
+        planes.append(plane_gaps(surface, plane, usual))
     require_reached(planes, card, usual)
     return (
         *open_ends(observations),

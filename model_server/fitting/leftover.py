@@ -128,7 +128,11 @@ class Kriging:
 
     def variance(self, points: Array) -> Array:
         """(M,) variances at (M, 3) points."""
-        return np.maximum(self.spread**2 - (self._known(points) ** 2).sum(axis=0), 0.0)
+        told = []
+        for part in np.array_split(points, max(1, len(points) * len(self.places) // MOST_PAIRS)):
+            check()
+            told.append((self._known(part) ** 2).sum(axis=0))
+        return np.maximum(self.spread**2 - np.concatenate(told), 0.0)
 
     def covariance(self, points: Array) -> Array:
         """(M, M) covariances of the values at (M, 3) points."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ def taken(observations: Observations) -> Observations:
         ShapePriorError: they cannot determine a surface.
     """
     observations.require_enough()
-    kept = {kind: _few(getattr(observations, kind), most) for kind, most in KINDS.items()}
+    kept: dict[str, Any] = {k: _few(getattr(observations, k), most) for k, most in KINDS.items()}
     told = list(_told(observations, kept))
     note = (f"{'; '.join(told)}: a fit cannot tell more apart.",) if told else ()
     return replace(
@@ -43,7 +44,7 @@ def taken(observations: Observations) -> Observations:
     )
 
 
-def _told(observations: Observations, kept: dict[str, tuple[PointSet, ...]]) -> Iterator[str]:
+def _told(observations: Observations, kept: dict[str, Any]) -> Iterator[str]:
     for kind, sets in kept.items():
         given = sum(len(points.points) for points in getattr(observations, kind))
         used = sum(len(points.points) for points in sets)

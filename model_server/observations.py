@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from model_server.errors import ShapePriorError
+from model_server.errors import ShapePriorError, shown
 
 Array = NDArray[np.float64]
 LEAST_SIDE_GAP_MM = 0.5  # between a point inside and a point outside
@@ -71,6 +71,10 @@ class PlanarOutline:
     origin: Array
     normal: Array
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", shown(self.name))
+        object.__setattr__(self, "notes", tuple(shown(note) for note in self.notes))
 
     @classmethod
     def from_loop(
@@ -159,6 +163,7 @@ class PointSet:
     numbers: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "name", shown(self.name))
         object.__setattr__(self, "points", checked_points(self.points, self.name, 1))
 
     def kept(self, chosen: NDArray[np.int64]) -> PointSet:
@@ -183,6 +188,9 @@ class Volume:
     array: NDArray[np.generic]
     ijk_to_ras: Array
     name: str = "volume"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", shown(self.name))
 
     @property
     def spacing(self) -> Array:

@@ -42,7 +42,7 @@ from model_server.observations import Observations, PointSet
 CLICKS = 150_000
 JITTER_MM = 0.3
 ALONE = 2  # edits of each light client before the heavy one comes
-PAUSE = (0.5, 2.0)  # seconds between two edits of a light client
+PAUSE = (10.0, 40.0)  # between two edits of a light client, in times of a first surface alone
 CANCELLED_AFTER = (0.2, 4.0)  # seconds
 CANCELS = 8
 MOST_WAIT = 1.0  # seconds by which others' fits may delay a first surface
@@ -104,9 +104,11 @@ class Person:
                 return
         self.lost += 1
 
-    def draw(self, prior: str, stopped: threading.Event, rng: np.random.Generator) -> None:
-        """Edit until told to stop."""
-        while not stopped.wait(rng.uniform(*PAUSE)):
+    def draw(
+        self, prior: str, unit: float, stopped: threading.Event, rng: np.random.Generator
+    ) -> None:
+        """Edit until told to stop; ``unit`` seconds are those of a first surface alone."""
+        while not stopped.wait(unit * rng.uniform(*PAUSE)):
             self.edit(prior)
 
 
@@ -168,13 +170,14 @@ def cancel(heavy: Heavy, backend: LocalBackend, clock: Clock) -> None:
     clock.add(began)
 
 
-def beside(people: list[Person], heavy: Heavy, chosen: argparse.Namespace) -> None:
+def beside(people: list[Person], heavy: Heavy, unit: float, chosen: argparse.Namespace) -> None:
     """All at once, for the chosen seconds."""
     stopped = threading.Event()
     threads = [threading.Thread(target=heavy.go_on, args=(stopped,))]
     for index, person in enumerate(people):
         rng = np.random.default_rng([chosen.seed, 1, index])
-        threads.append(threading.Thread(target=person.draw, args=(chosen.prior, stopped, rng)))
+        given = (chosen.prior, unit, stopped, rng)
+        threads.append(threading.Thread(target=person.draw, args=given))
     for thread in threads:
         thread.start()
     end = time.monotonic() + chosen.seconds
@@ -211,7 +214,8 @@ def main() -> None:
         alone = _measured(people, Clock(server), lambda: _alone(people, chosen))
         whole = Clock(server)
         began = whole.now()
-        together = _measured(people, Clock(server), lambda: beside(people, heavy, chosen))
+        unit = float(np.median(alone.wall))
+        together = _measured(people, Clock(server), lambda: beside(people, heavy, unit, chosen))
         whole.add(began)
         stops = Clock(server)
         for number in range(CANCELS):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from model_server.errors import ShapePriorError
 from model_server.fitting.calibration import Calibration
 from model_server.fitting.checks import check_drawn, check_fit
 from model_server.fitting.gauss_newton import Prior, settle, solve
@@ -66,8 +67,15 @@ def fit(
     """
     stages = _stages(model, observations, start, settings)
     while True:
-        with few_threads():
-            found = next(stages, None)
+        try:
+            with few_threads():
+                found = next(stages, None)
+        except np.linalg.LinAlgError as error:
+            raise ShapePriorError(
+                f"The annotations and the prior '{model.card.name}' determine no surface.",
+                "Check the annotations, or install the prior again.",
+                "no-surface",
+            ) from error
         if found is None:
             return
         yield found

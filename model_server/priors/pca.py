@@ -132,7 +132,9 @@ class PcaPrior(FieldPrior):
         weights = read_weights(folder, card)
         check_weights(card, weights, schema_of(weights))
         pose_prior = PosePrior.from_arrays(weights)
-        return cls(card, unpack_modes(weights), pose_prior, float(weights["rms_radius"][0]))
+        found = cls(card, unpack_modes(weights), pose_prior, float(weights["rms_radius"][0]))
+        found.template()  # fields that are no shape are found here
+        return found
 
     def read(self, latent: Array, template: int, points: Array) -> Reading:
         """The mixed field; not quite a distance where modes are mixed."""

@@ -25,7 +25,8 @@ from model_server.fitting.interrupt import Interrupted, stop_when
 from model_server.reconstruction import Reconstruction
 
 log = logging.getLogger(__name__)
-SLICE_SECONDS = 0.1  # of a job, before a first surface may be made in the midst of it
+SLICE_SECONDS = 0.1  # of a job, before a first surface may be made in the midst of it ...
+FIRST_SECONDS = 0.5  # ... and of one that makes its own: usually it has it by then
 MOST_NESTED = 4  # jobs in the midst of each other: each takes some of Python's stack
 
 
@@ -48,16 +49,21 @@ class Job:
     _surfaces: Iterator[Reconstruction] | None = None
     _held: Reconstruction | None = None
 
-    def advance(self, between: Callable[[], None]) -> bool:
+    @property
+    def slice_seconds(self) -> float:
+        """For how long it is not interrupted."""
+        return FIRST_SECONDS if self._held is None else SLICE_SECONDS
+
+    def advance(self, between: Callable[[Job], None]) -> bool:
         """Compute one surface; False when there is nothing left to do.
 
         Args:
-            between: called between two steps of its linear algebra.
+            between: called with it between two steps of its linear algebra.
         """
 
         def stopped() -> bool:
             if not self.stopped.is_set():
-                between()
+                between(self)
             return self.stopped.is_set()
 
         if self.stopped.is_set():
@@ -169,17 +175,17 @@ class ComputeThread:
             with self._wake:
                 self._begun.remove(job)
 
-    def _let_others(self) -> None:
+    def _let_others(self, job: Job) -> None:
         """Between two steps of a job: when its slice is over, make a first surface that waits."""
-        if self._nested == MOST_NESTED or time.monotonic() - self._slice_began < SLICE_SECONDS:
+        if self._nested == MOST_NESTED or time.monotonic() < self._slice_began + job.slice_seconds:
             return
         with self._wake:
             if not self._fresh or not self._open:
                 return
-            job = self._begin()
+            first = self._begin()
         self._nested += 1
         try:
-            self._advance(job)
+            self._advance(first)
         finally:
             self._nested -= 1
             self._slice_began = time.monotonic()

@@ -219,7 +219,7 @@ def test_folder_is_no_markups_file(tmp_path):
 def test_other_markups_are_refused_by_name(tmp_path, kind):
     said = "an open curve" if kind == "Curve" else f"'{kind}'"
     with pytest.raises(ShapePriorError, match=f"'mine' in 'curve.mrk.json' is .*{said}"):
-        read_markups(written(tmp_path, markup(type=kind, name="mine")))
+        read_annotations([written(tmp_path, markup(type=kind, name="mine"))])
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])

@@ -20,6 +20,7 @@ from model_server.errors import ShapePriorError
 from model_server.io.markups import Markup, write_markups
 from model_server.io.surfaces import read_surface
 from model_server.io.volumes import read_volume
+from model_server.jobs.session import MaskChoice
 from model_server.priors.registry import prior_card
 
 # --- fitting --------------------------------------------------------------------------------------
@@ -203,3 +204,11 @@ def test_mask_and_reference_count_by_their_contents(folder):
             voxels.write_bytes(content)
             seen.append(one_case.inputs_of(with_volume, Settings(folder))[kind])
         assert seen[0] == seen[2] != seen[1]
+
+
+def test_the_label_of_a_mask_counts(folder):
+    (case,) = cases(folder, "A")
+    chosen = replace(case, choice=MaskChoice((2,), "liver"))
+    first, second = (one_case.inputs_of(c, Settings(folder)) for c in (case, chosen))
+    assert (first["label"], first["segment"]) == ([], "")
+    assert (second["label"], second["segment"]) == ([2], "liver")

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Generator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from model_server.errors import ShapePriorError
@@ -40,7 +40,7 @@ class Case:
     mask: Path | None = None
     reference: Path | None = None
     side: str = "auto"
-    choice: MaskChoice = MaskChoice()
+    choice: MaskChoice = field(default_factory=MaskChoice)
 
 
 @dataclass(frozen=True)

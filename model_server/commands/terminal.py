@@ -90,7 +90,8 @@ def label_numbers(text: str) -> tuple[int, ...]:
     words = [word.strip() for word in text.split(",")] if text else []
     if not all(word.isdigit() and int(word) > 0 for word in words):
         raise ShapePriorError(
-            f"--label '{text}' is not a list of label values.", "Write e.g. --label 1 or 1,2."
+            f"--label '{text}' is not a list of label values.",
+            "Write e.g. --label 1 or 1,2; a name goes with --segment.",
         )
     return tuple(sorted({int(word) for word in words}))
 

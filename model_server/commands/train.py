@@ -15,8 +15,8 @@ from model_server.commands.terminal import (
     EXIT_INTERRUPTED,
     TrainingProgress,
     check_device,
-    label_numbers,
     errors,
+    label_numbers,
     output,
     print_table,
 )

@@ -118,13 +118,13 @@ def _permissive() -> Iterator[None]:
             os.environ[PERMISSIVE] = before
 
 
-def read_image(path: Path) -> sitk.Image:
-    """The whole image of a file whose header was read and is known to be all right.
+def read_image(path: Path, header: Header) -> sitk.Image:
+    """The whole image of a file whose header was read.
 
     Raises:
         ShapePriorError: its voxels cannot be read, or are not all there.
     """
-    _require_whole(path, read_header(path))
+    _require_whole(path, header)
     return _by_itk(path, lambda: sitk.ReadImage(str(path)))
 
 

@@ -128,17 +128,19 @@ def _usable(
         ShapePriorError: there is none where one is needed, but something of another kind.
     """
     used, notes = [], []
+    others: dict[str, list[str]] = {}
     for markup, path in found:
         if markup.kind not in (CURVE, POINTS):
-            notes.append(
-                f"'{markup.name}' in '{path.name}' is a markup of type '{markup.kind}', and was "
-                "left out: closed curves and point lists count."
-            )
+            others.setdefault(path.name, []).append(f"'{markup.name}' ({markup.kind})")
         elif not len(markup.points):
             what = "curve" if markup.kind == CURVE else "point list"
             notes.append(f"The {what} '{markup.name}' has no placed point, and was left out.")
         else:
             used.append(markup)
+    notes += [
+        f"{', '.join(named)} in '{file}' left out: closed curves and point lists count."
+        for file, named in others.items()
+    ]
     if needed and not used:
         for markup, path in found:
             if markup.kind == CURVE:

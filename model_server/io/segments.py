@@ -75,7 +75,7 @@ def read_label_file(path: Path) -> LabelFile:
                 "Export one segment as a labelmap.",
                 "not-3d",
             )
-        array = sitk.GetArrayFromImage(read_image(path))
+        array = sitk.GetArrayFromImage(read_image(path, header))
     layers = np.moveaxis(array.reshape(*header.grid.shape, header.components), -1, 0)
     return LabelFile(layers, header.grid, segments)
 

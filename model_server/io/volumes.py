@@ -76,7 +76,7 @@ def read_volume(path: Path) -> Volume:
             return series.read()
         header = read_header(path)
         _require_single(path, header)
-        image = read_image(path)
+        image = read_image(path, header)
     array = sitk.GetArrayFromImage(image).reshape(header.grid.shape)
     return Volume(array, header.grid.ijk_to_ras, header.grid.name, header.grid.notes)
 

@@ -2,55 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from dicom_series import ORIGIN, VOXELS, scan
 
 from model_server.errors import ShapePriorError
 from model_server.io.dicom import series_files
-from model_server.io.volumes import read_grid, read_volume
-
-ROOT = "1.2.826.0.1.3680043.8.498."
-VOXELS = (np.arange(6 * 8 * 10) % 251).reshape(6, 8, 10).astype(np.int16)
-ORIGIN = np.array([-20.0, -30.0, 40.0])
-SPACING = (0.8, 0.9, 2.5)
-
-
-def scan(
-    folder: Path,
-    heights: Sequence[float] | None = None,
-    series: str = "1",
-    shift: float = 0.0,
-    what: str = "abdomen",
-) -> list[Path]:
-    """Axial slices, named against their order; ``shift`` moves each by so much along P."""
-    folder.mkdir(exist_ok=True)
-    heights = [SPACING[2] * k for k in range(6)] if heights is None else heights
-    files = []
-    for index, height in enumerate(heights):
-        image = sitk.GetImageFromArray(VOXELS[index % 6])
-        image.SetSpacing(SPACING[:2])
-        place = ORIGIN + np.array([0.0, shift * index, height])
-        for key, value in {
-            "0008|0060": "CT",
-            "0008|103e": what,
-            "0020|000d": f"{ROOT}9",
-            "0020|000e": f"{ROOT}{series}",
-            "0008|0018": f"{ROOT}{series}.{index + 1}",
-            "0020|0013": str(index + 1),
-            "0020|0032": "\\".join(f"{v:g}" for v in place),
-            "0020|0037": "1\\0\\0\\0\\1\\0",
-        }.items():
-            image.SetMetaData(key, value)
-        files.append(folder / f"{series}_{90 - index}.dcm")
-        writer = sitk.ImageFileWriter()
-        writer.KeepOriginalImageUIDOn()
-        writer.SetFileName(str(files[-1]))
-        writer.Execute(image)
-    return files
+from model_server.io.volumes import read_grid, read_volume, volume_from_image
 
 
 def refusal(path: Path) -> ShapePriorError:
@@ -125,14 +86,21 @@ def test_what_is_no_volume_is_refused(tmp_path, heights, told):
 
 def test_slices_of_two_directions_are_no_volume(tmp_path):
     scan(tmp_path)
-    image = sitk.ReadImage(str(scan(tmp_path, [30.0], series="1x")[0]))
-    image.SetMetaData("0020|000e", f"{ROOT}1")
-    image.SetMetaData("0020|0037", "1\\0\\0\\0\\0\\-1")
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    writer.SetFileName(str(tmp_path / "1x_90.dcm"))
-    writer.Execute(image)
+    scan(tmp_path, [30.0], axes=(0.0, 1.0, 0.0, 0.0, 0.0, -1.0))
     assert "differs from" in refusal(tmp_path).what
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [(0, 1, 0, 0, 0, -1), (1, 0, 0, 0, 0, -1), (-1, 0, 0, 0, -1, 0), (0.8, 0.6, 0, 0, 0, -1)],
+    ids=["sagittal", "coronal", "feet first", "oblique"],
+)
+def test_slices_of_any_direction_lie_where_itk_has_them(tmp_path, axes):
+    files = scan(tmp_path / "mr", axes=axes)
+    expected = volume_from_image(sitk.ReadImage([str(path) for path in files]), "mr")
+    found = read_volume(files[2])
+    np.testing.assert_allclose(found.ijk_to_ras, expected.ijk_to_ras, atol=1e-6)
+    np.testing.assert_array_equal(found.array, expected.array)
 
 
 def test_a_folder_without_a_scan_is_refused(tmp_path):

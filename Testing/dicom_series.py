@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def scan(
     heights = [SPACING[2] * k for k in range(6)] if heights is None else heights
     row, column = np.array(axes[:3]), np.array(axes[3:])
     files = []
+    before = locale.setlocale(locale.LC_ALL)
     for index, height in enumerate(heights):
         image = sitk.GetImageFromArray(VOXELS[index % 6])
         image.SetSpacing(SPACING[:2])
@@ -57,4 +59,5 @@ def scan(
         writer.KeepOriginalImageUIDOn()
         writer.SetFileName(str(files[-1]))
         writer.Execute(image)
+    locale.setlocale(locale.LC_ALL, before)  # GDCM's writer leaves "C" behind
     return files

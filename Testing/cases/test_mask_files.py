@@ -73,11 +73,12 @@ def test_of_several_labels_one_or_more_are_chosen(tmp_path):
     path = file(tmp_path / "a.nii.gz", both)
     said = refusal(path)
     assert "holds several labels: 2 (1 ml), 5 (1.73 ml)" in said
-    assert "--label 2" in said
+    assert "--label 2, or all if they are its parts: --label 2,5" in said
     np.testing.assert_array_equal(read_mask(path, (5,)).array, both == 5)
     np.testing.assert_array_equal(read_mask(path, (2, 5)).array, both > 0)
     assert "no voxel with the label 3; it holds 2, 5" in refusal(path, (3,))
     assert "names no segments" in refusal(path, (), "liver")
+    assert "either --label or --segment" in refusal(path, (2,), "liver")
 
 
 @pytest.mark.parametrize("word", ["cortex", "Cortex", "Segment_cortex", "2"])

@@ -111,6 +111,14 @@ def test_nrrd_that_claims_too_much_is_refused(tmp_path):
     assert refusal(path).code == "too-large"
 
 
+def test_voxels_in_a_file_of_their_own_are_looked_at(tmp_path):
+    sitk.WriteImage(sitk.GetImageFromArray(label()), str(tmp_path / "a.mhd"))
+    np.testing.assert_array_equal(read_volume(tmp_path / "a.mhd").array, label())
+    header = (tmp_path / "a.mhd").read_text()
+    (tmp_path / "a.mhd").write_text(header.replace("20 24 28", "1500 1500 1500"))
+    assert "3.38 GB" in refusal(tmp_path / "a.mhd").what
+
+
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nrrd", "a.mha"])
 def test_a_file_that_was_cut_off_is_refused(tmp_path, name):
     path = tmp_path / name

@@ -66,6 +66,8 @@ def _chosen(file: LabelFile, labels: Sequence[int], segment: str) -> Mask:
         FaultError: it cannot be told.
     """
     values = [label_values(layer) for layer in file.layers]
+    if segment and labels:
+        raise FaultError("is chosen from twice", "give either --label or --segment")
     if segment:
         found = _segment(file.segments, segment)
         inside = np.asarray(file.layers[found.layer] == found.value)
@@ -80,9 +82,10 @@ def _chosen(file: LabelFile, labels: Sequence[int], segment: str) -> Mask:
     if sum(map(len, values)) == 1:
         return np.asarray((file.layers > 0).any(axis=0))
     if len(filled) > 1:
+        parts = ", or by --label the values of those that are its parts" * (len(values) == 1)
         raise FaultError(
             f"holds {len(filled)} segments: {_named(filled)}",
-            f"choose that of the organ, e.g. --segment {filled[0].number}",
+            f"choose that of the organ, e.g. --segment {filled[0].number}{parts}",
         )
     raise _several_values(file, sorted({v for layer in values for v in layer}))
 
@@ -99,8 +102,8 @@ def _several_values(file: LabelFile, values: Sequence[int]) -> FaultError:
     told = [f"{v} ({np.count_nonzero(file.layers == v) * voxel:.3g} ml)" for v in values]
     return FaultError(
         f"holds several labels: {', '.join(told)}",
-        f"choose that of the organ, e.g. --label {values[0]}, or several that are its parts, "
-        f"e.g. --label {values[0]},{values[1]}",
+        f"choose that of the organ, e.g. --label {values[0]}, or all if they are its parts: "
+        f"--label {','.join(map(str, values))}",
     )
 
 

@@ -28,8 +28,10 @@ Array = NDArray[np.float64]
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MOST_VOXELS = 2**32
 DEFLATE = 1100  # times that gzip makes a file smaller, at most
-# Formats whose voxels lie in the file itself, plain or by gzip.
+# Formats whose voxels lie in the file itself, plain or by gzip; and headers of files beside them.
 WHOLE_FILES = (".nrrd", ".nii", ".nii.gz", ".mha", ".gipl", ".gipl.gz", ".vtk")
+DETACHED = (".mhd", ".nhdr")
+DATA_FILE = re.compile(rb"^\s*(?:ElementDataFile\s*=|data ?file\s*:)\s*(.+?)\s*$", re.M | re.I)
 SLIGHT_DEGREES = 1.0  # off a right angle: more is a shear that was meant
 SAME_MM = 0.01  # voxels moved by less are where they were
 # ITK's word for reading NIfTI files with such axes: it straightens them, we look at what they were.
@@ -223,21 +225,35 @@ def straightened(matrix: Array, shape: tuple[int, ...], name: str) -> tuple[Arra
 
 def _require_possible(path: Path, header: Header) -> None:
     size = " x ".join(str(n) for n in header.grid.shape[::-1])
-    if path.name.lower().endswith(WHOLE_FILES) and path.is_file():
-        held = path.stat().st_size
-        if header.bytes > held * DEFLATE:
-            raise ShapePriorError(
-                f"The header of '{path}' claims {size} voxels ({_size(header.bytes)}), more than "
-                f"a file of {_size(held)} can hold.",
-                "Export the volume again.",
-                "too-large",
-            )
+    data = _data_file(path)
+    if data is not None and header.bytes > data.stat().st_size * DEFLATE:
+        raise ShapePriorError(
+            f"The header of '{path}' claims {size} voxels ({_size(header.bytes)}), more than "
+            f"a file of {_size(data.stat().st_size)} can hold.",
+            "Export the volume again.",
+            "too-large",
+        )
     if int(np.prod(header.grid.shape, dtype=object)) > MOST_VOXELS:
         raise ShapePriorError(
             f"'{path}' has {size} voxels ({_size(header.bytes)}), more than can be used.",
             "Crop it around the organ, or resample it.",
             "too-large",
         )
+
+
+def _data_file(path: Path) -> Path | None:
+    """The one file that holds the voxels, as far as that is known."""
+    name, data = path.name.lower(), path
+    if name.endswith(".hdr"):
+        data = path.with_suffix(".img")
+    elif name.endswith(DETACHED):
+        named = DATA_FILE.search(path.read_bytes())
+        if named is None:
+            return None
+        data = path.parent / os.fsdecode(named.group(1))
+    elif not name.endswith(WHOLE_FILES):
+        return None
+    return data if data.is_file() else None
 
 
 def _require_whole(path: Path, header: Header) -> None:

@@ -89,7 +89,7 @@ def _cut(label: Volume) -> Volume:
         return label
     geometry = label.ijk_to_ras.copy()
     geometry[:3, 3] = label.to_ras(np.array([s.start for s in box[0][::-1]], dtype=np.float64))
-    return Volume(label.array[box[0]], geometry, label.name)
+    return replace(label, array=label.array[box[0]], ijk_to_ras=geometry)
 
 
 def largest_part(observations: Observations) -> Observations:

@@ -7,8 +7,7 @@ drags a point should wait. The thread that runs a fit sets the question, the sol
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotYet
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
@@ -58,8 +57,6 @@ def apart(work: Callable[[], T]) -> T:
     pool = ThreadPoolExecutor(1, "long step")
     found = pool.submit(work)
     pool.shutdown(wait=False)
-    while True:
-        try:
-            return found.result(POLL_SECONDS)
-        except NotYet:
-            check()
+    while wait([found], POLL_SECONDS).not_done:
+        check()
+    return found.result()

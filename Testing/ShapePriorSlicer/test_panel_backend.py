@@ -113,9 +113,9 @@ def test_drawing_without_the_packages_ends_in_a_sentence(application, ui, monkey
     for view in VIEWS:
         draw(application, view)
     settled(application)
-    assert "'websockets' is not installed" in ui.statusLabel.text
-    assert ui.statusLabel.styleSheet
-    assert not ui.cancelButton.enabled
+    assert "'websockets' is not installed" in ui.stateLabel.text
+    assert ui.stateLabel.styleSheet
+    assert not ui.cancelButton.visible
 
 
 def test_an_error_nobody_thought_of_is_told_and_the_panel_goes_on(application, ui, monkeypatch):

@@ -36,6 +36,7 @@ class Workspace(VTKObservationMixin):  # type: ignore[misc]
         self.drawing = Drawing(scene)
         self._changed = False
         self._placing: tuple[Any, ...] = ()  # what the drawing was when last polled
+        self._moment: tuple[Any, ...] = ()
         for event, method in (
             (scene.StartCloseEvent, self._onStartClose),
             (scene.EndImportEvent, self._onEndImport),
@@ -106,11 +107,17 @@ class Workspace(VTKObservationMixin):  # type: ignore[misc]
         current = self.current or next(marked, next(reversed(self.sessions), None))
         self.select(current)  # anew: what was imported brings a mark of its own
 
+    def moment(self) -> tuple[Any, ...]:
+        """What it was before, until the user goes on: edits, undoes, turns to another structure."""
+        session = self.current
+        return (None, None) if session is None else (session, session.history.present)
+
     # --- the user's keys ----------------------------------------------------------------------
 
     def undo(self) -> str:
         """Take back the last point being drawn, or the last step of the current structure."""
         self._changed = True
+        self.drawing.problem = None
         if self.drawing.undoPoint():
             return "Draw point"
         return self.current.undo() if self.current is not None else ""
@@ -128,6 +135,9 @@ class Workspace(VTKObservationMixin):  # type: ignore[misc]
         Args:
             wait: seconds the thread may be lent to the workers, where any is busy.
         """
+        moment = self.moment()
+        if moment != self._moment:  # the user went on: what was wrong before is over
+            self._moment, self.drawing.problem = moment, None
         # Placing ends by the user's right click, of which nobody else would tell.
         placing = (self.drawing.node, self.drawing.role, self.drawing.problem)
         changed = self._changed or placing != self._placing

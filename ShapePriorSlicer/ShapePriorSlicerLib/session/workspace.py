@@ -36,7 +36,7 @@ class Workspace(VTKObservationMixin):  # type: ignore[misc]
         self.drawing = Drawing(scene)
         self._changed = False
         self._placing: tuple[Any, ...] = ()  # what the drawing was when last polled
-        self._moment: tuple[Any, ...] = ()
+        self._seen: tuple[Any, ...] = (None, None, None)  # the problem, and the moment
         for event, method in (
             (scene.StartCloseEvent, self._onStartClose),
             (scene.EndImportEvent, self._onEndImport),
@@ -135,9 +135,6 @@ class Workspace(VTKObservationMixin):  # type: ignore[misc]
         Args:
             wait: seconds the thread may be lent to the workers, where any is busy.
         """
-        moment = self.moment()
-        if moment != self._moment:  # the user went on: what was wrong before is over
-            self._moment, self.drawing.problem = moment, None
         # Placing ends by the user's right click, of which nobody else would tell.
         placing = (self.drawing.node, self.drawing.role, self.drawing.problem)
         changed = self._changed or placing != self._placing
@@ -145,7 +142,15 @@ class Workspace(VTKObservationMixin):  # type: ignore[misc]
         for session in list(self.sessions):
             lend = wait if session.isActive() or session.connection.isBusy() else 0.0
             changed |= session.poll(lend)
+        self._endProblem()
         return changed
+
+    def _endProblem(self) -> None:
+        """What was wrong with the last outline is over once the user went on."""
+        seen = (self.drawing.problem, *self.moment())
+        if seen[0] is self._seen[0] and seen != self._seen:
+            self.drawing.problem = None
+        self._seen = seen
 
     def isBusy(self) -> bool:
         """Whether something runs or is about to: then ``poll`` should come often."""

@@ -45,7 +45,8 @@ def stateLine(session: Session | None, drawing: Drawing, around: Around) -> Line
     if around.installing:
         return Line(_("Installing the backend's packages ..."))
     if drawing.isActive:
-        return Line(_drawingText(drawing, around))
+        hint = "" if around.hasVolume else _("No volume is shown: choose one above.")
+        return Line(_joined(drawingText(drawing), hint))
     if drawing.problem is not None:
         return errorLine(drawing.problem)
     trouble = session is not None and session.status.phase in ("failed", "lost")
@@ -61,9 +62,9 @@ def errorLine(error: ShapePriorError) -> Line:
     return Line(_joined(error.what, error.remedy), True)
 
 
-def _drawingText(drawing: Drawing, around: Around) -> str:
-    text = _(HOW[drawing.role]).format(view=drawing.view)
-    return text if around.hasVolume else _joined(text, _("No volume is shown: choose one above."))
+def drawingText(drawing: Drawing) -> str:
+    """Where to click now; nothing while nothing is drawn."""
+    return _(HOW[drawing.role]).format(view=drawing.view) if drawing.isActive else ""
 
 
 def _beginText(around: Around) -> str:

@@ -243,6 +243,7 @@ class _Run:
         self.form = model.form(settings, self.evidence, start)
         self.mirrored = False
         self.warm = start is not None
+        self.misfit = 0.0  # of the first shape that was found: see Reconstruction
         self.state: FitState
         self.starts: list[FitState]
         self.prior: Prior
@@ -263,6 +264,7 @@ class _Run:
         """Start from the annotations, without a quick look."""
         placed = _place(self.model, self.observations, self.settings)
         self.form, self.state, self.mirrored = placed.form, placed.state, placed.mirrored
+        self.misfit = placed.state.misfit
         self.evidence = self.evidence.mirrored() if self.mirrored else self.evidence
         self._lap("quick look", placed.steps)
 
@@ -271,6 +273,7 @@ class _Run:
         whole."""
         found = _place(self.model.quick, self.observations, self.settings)
         self._enter(found.pose, *self.form.cold(found.latents))
+        self.misfit = found.state.misfit
         settled = settle(found.form, found.state, self.evidence, self.settings.uncertainty)
         coarse = found.form.shape(settled)
         self._guide_by(coarse, self.state.pose)
@@ -281,14 +284,16 @@ class _Run:
         coordinates = self.form.coarse_coordinates(self.state, coarse.points)
         drawn = Drawn(self._to_patient(coarse), coordinates, spread)
         latents = self.form.coarse_latents(self.state, found.latents)
-        return self._answer("quick look", drawn, latents, (self.model.quick.card, settled.misfit))
+        return self._answer("quick look", drawn, latents, self.model.quick.card)
 
     def begin_from(self, start: Reconstruction) -> None:
         """Start from an earlier pose and its latents."""
         self._enter(start.pose, *self.form.warm(start))
+        self.misfit = start.misfit
         if self.form.guided:
             found = _place(self.model.quick, self.observations, self.settings)
             if found.mirrored == self.mirrored:
+                self.misfit = found.state.misfit
                 settled = settle(found.form, found.state, self.evidence, variance=False)
                 self._guide_by(found.form.shape(settled), found.state.pose)
         self._lap("start")
@@ -389,7 +394,7 @@ class _Run:
         if not self.settings.uncertainty:
             return answer
         calibration = Calibration.of_card(self.model.card, self.observations)
-        factor = calibration.factor(self.state.misfit)
+        factor = calibration.factor(self.misfit)
         joint = joint_spread(self.form, self.state, answer.surface, canonical, factor)
         return replace(answer, joint_spread=joint)
 
@@ -408,11 +413,10 @@ class _Run:
         stage: str,
         drawn: Drawn,
         latents: Array,
-        by: tuple[PriorCard, float] | None = None,
+        by: PriorCard | None = None,
     ) -> Reconstruction:
-        """In the common form; ``by`` are prior and misfit that the spread is of, if others."""
+        """In the common form; ``by`` is the prior that computed the spread, if another."""
         card, template = self.model.card, self.state.template
-        spread_of, misfit = by or (card, self.state.misfit)
         has_parts = self.model.parts is not None
         return Reconstruction(
             surface=drawn.surface,
@@ -424,15 +428,15 @@ class _Run:
             provenance=Provenance(
                 card.name, card.version, self.form.device, dict(self.seconds), dict(self.iterations)
             ),
-            uncertainty_mm=self._true(drawn.spread, spread_of, misfit),
-            misfit=misfit,
+            uncertainty_mm=self._true(drawn.spread, by or card),
+            misfit=self.misfit,
             template=template,
             parts=self.model.part_of(template, drawn.coordinates) if has_parts else None,
         )
 
-    def _true(self, spread: Array | None, card: PriorCard, misfit: float) -> Array | None:
+    def _true(self, spread: Array | None, card: PriorCard) -> Array | None:
         """What a standard deviation (V,) mm is worth that the prior of a card computed."""
         if spread is None:
             return None
         radius = self.state.pose.scale * self.model.rms_radius
-        return Calibration.of_card(card, self.observations).true(spread, radius, misfit)
+        return Calibration.of_card(card, self.observations).true(spread, radius, self.misfit)

@@ -199,7 +199,7 @@ def has_cpu_torch(folder: Path, version: str) -> bool:
 
 
 def installed_torch(folder: Path) -> tuple[str, str]:
-    """Version and build ("cpu", "cuda", "cu130", ...) of PyTorch; both empty where there is none."""
+    """Version and build ("cpu", "cuda", "cu130", ...) of PyTorch; both empty without it."""
     ask = "from importlib.metadata import version; print(version('torch'))"
     command = [str(interpreter(folder)), "-c", ask]
     found = subprocess.run(command, capture_output=True, text=True, check=False)

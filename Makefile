@@ -1,15 +1,17 @@
 # make demo | browser | test | lint. Needs python3 (3.10 or later) and a package index; everything
-# else goes into .venv. PYTHON=python3.12 chooses another interpreter.
+# else goes into .venv. PYTHON=python3.12 chooses another interpreter, TORCH=cuda PyTorch for a GPU.
+# Without make: python Resources/set_up.py demo | browser | test.
 PYTHON ?= python3
 VENV ?= .venv
+TORCH ?= cpu
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SET_UP := $(PYTHON) Resources/set_up.py --venv $(VENV) --torch $(TORCH) --only-install
 
-.PHONY: demo browser test lint tutorial clean
+.PHONY: demo browser test lint tutorial clean always
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m model_server demo --output demo-output
-	@echo "To draw it yourself in the browser: make browser"
+	@echo "Next, drawn by yourself in the browser: make browser"
 
 # 3D Slicer's views in the browser; on Linux without a display: apt-get install libegl1
 # libgl1-mesa-dri.
@@ -29,21 +31,9 @@ tutorial: $(VENV)/.test
 	PYTHONPATH=ShapePriorSlicer:. $(BIN)/python Testing/make_tutorial.py
 	PYTHONPATH=ShapePriorSlicer:. $(BIN)/python Testing/make_panel_picture.py
 
-$(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
-
-# A stamp for each set of packages: a second run installs nothing.
-$(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) --editable .
-	touch $@
-
-$(VENV)/.browser: $(VENV)/.demo
-	$(PIP) --editable '.[browser]'
-	touch $@
-
-$(VENV)/.test: $(VENV)/.demo
-	$(PIP) --editable '.[test]'
-	touch $@
+# A set of packages; a second run installs only what changed.
+$(VENV)/.demo $(VENV)/.browser $(VENV)/.test: always
+	@$(SET_UP) $(subst .,,$(notdir $@))
 
 clean:
 	rm -rf $(VENV) demo-output build *.egg-info

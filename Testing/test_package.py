@@ -452,6 +452,32 @@ def test_the_icon_is_as_the_index_asks():
     assert struct.unpack(">II", header[16:24]) == (128, 128)
 
 
+def test_the_entry_of_the_extensions_index_is_that_of_the_build():
+    """Keys and values as the schema 1.0.1 of Slicer's catalog has them."""
+    entry = json.loads((REPOSITORY / "Resources" / "ShapePriorSlicer.json").read_text())
+    assert entry["$schema"].endswith("slicer-extension-catalog-entry-schema-v1.0.1.json#")
+    assert set(entry) <= {
+        *("$schema", "category", "scm_url", "scm_revision", "scm_type", "build_dependencies"),
+        *("build_subdirectory", "enabled", "tier"),
+    }
+    assert entry["category"] == setting("EXTENSION_CATEGORY")
+    assert entry["build_dependencies"] == setting("EXTENSION_DEPENDS").split()
+    assert entry["scm_url"] == setting("EXTENSION_HOMEPAGE")
+    assert entry["tier"] in (1, 3, 5)
+    for name in ("EXTENSION_ICONURL", "EXTENSION_SCREENSHOTURLS"):
+        (owner,) = re.findall(r"//raw.githubusercontent.com/([\w-]+/[\w-]+)/", setting(name))
+        assert entry["scm_url"] == f"https://github.com/{owner}"
+        assert f"/{entry['scm_revision']}/" in setting(name)
+
+
+def test_the_description_is_for_everybody():
+    """One or two sentences, the first of which needs no knowledge of shape priors."""
+    sentences = re.split(r"(?<=\.) (?=[A-Z])", setting("EXTENSION_DESCRIPTION"))
+    assert len(sentences) <= 2
+    assert "prior" not in sentences[0]
+    assert "Apache-2.0" in setting("EXTENSION_DESCRIPTION")
+
+
 # --- make and CI --------------------------------------------------------------------------------
 
 

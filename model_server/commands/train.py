@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    method: Annotated[str, typer.Argument(help="pca, dals, implicit-atlas or deepsdf.")] = "",
+    method: Annotated[str, typer.Argument(help="dals, atlas, pca or deepsdf.")] = "",
     organ: Annotated[str, typer.Option(help="Names the prior, e.g. liver.")] = "",
     data: Annotated[
         Path | None, typer.Option(help="Folder of label volumes; every tenth validates.")
@@ -107,7 +107,7 @@ def _label_values(text: str, labels: Path | None) -> tuple[int, ...]:
 def _training_choices(method: str, organ: str, data: Path | None, labels: Path | None) -> str:
     """The method, if what is needed to train was given."""
     if not method:
-        raise ShapePriorError("No method was named.", "Give --method implicit-atlas, dals or pca.")
+        raise ShapePriorError("No method was named.", "Give --method dals, atlas or pca.")
     if not organ:
         raise ShapePriorError("The organ has no name.", "Give --organ, e.g. --organ liver.")
     if (data is None) == (labels is None):

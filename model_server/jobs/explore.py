@@ -18,6 +18,7 @@ from model_server.geometry.labels import voxelize
 from model_server.io.outputs import make_folder, write_together
 from model_server.io.surfaces import surface_file
 from model_server.io.volumes import read_volume
+from model_server.jobs.shape_modes import shape_modes
 from model_server.observations import Observations
 from model_server.pictures.shape_space import Row, Tile, draw
 from model_server.pose import Pose
@@ -61,11 +62,10 @@ class _Space:
 
     prior: ShapePrior
     mean: Array = field(init=False)
-    root: Array = field(init=False)
     scale: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.mean, self.root = self.need("latent_mean"), self.need("latent_root")
+        self.mean = self.need("latent_mean")
         low, high = self.prior.card.hyperparameters.get("radius_mm", (1.0, 1.0))
         self.scale = float(np.sqrt(low * high)) / float(self.need("rms_radius"))
 
@@ -79,7 +79,7 @@ class _Space:
         if found is None:
             raise ShapePriorError(
                 f"'{self.prior.card.name}' has no latent space to explore.",
-                "Choose a prior of the method implicit-atlas, dals or pca.",
+                "Choose a prior of the method dals, atlas or pca.",
             )
         return found
 
@@ -166,7 +166,7 @@ def explore_templates(prior: ShapePrior, folder: Path) -> Exploration:
     if not rows:
         raise ShapePriorError(
             f"'{prior.card.name}' has no learned templates.",
-            "Choose a prior of the method implicit-atlas.",
+            "Choose a prior of the method atlas.",
         )
     return _written(prior, folder, rows, "templates.png", _template_sentences(rows))
 
@@ -215,23 +215,16 @@ def signed_gaps(surface: Surface, reference: Surface) -> Array:
 
 
 def _mode_rows(space: _Space) -> list[Row]:
-    """Each main mode at several standard deviations, the mean in the middle."""
+    """Each main mode of the shapes at several standard deviations, the mean in the middle."""
     mean = space.surface(space.mean)
-    variance = (space.root**2).sum(axis=0)
-    if space.prior.card.method == "pca":  # its latents are whitened: the fields tell
-        fields = space.need("modes").fields[:, 1:]
-        variance = (fields.astype(np.float64) ** 2).sum(axis=0)
+    modes = shape_modes(space.prior, MODES)
     rows = []
-    for k in range(min(MODES, space.root.shape[1])):
+    for k, (direction, share) in enumerate(zip(modes.directions, modes.shares, strict=True)):
+        steps = {d: space.surface(space.mean + d * direction) for d in DEVIATIONS if d}
         tiles = [
-            _tile("mean", mean, mean)
-            if deviation == 0
-            else _tile(
-                f"{deviation:+g} SD", space.surface(space.mean + deviation * space.root[:, k]), mean
-            )
-            for deviation in DEVIATIONS
+            _tile(f"{d:+g} SD", steps[d], mean) if d else _tile("mean", mean, mean)
+            for d in DEVIATIONS
         ]
-        share = variance[k] / variance.sum()
         label = f"mode {k + 1}\n{share:.0%} of\nvariance"
         rows.append(Row(f"mode{k + 1}", label, tuple(tiles), "to the mean"))
     return rows

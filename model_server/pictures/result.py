@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from model_server.observations import Observations, PlanarOutline, Volume
 from model_server.pictures.marks import INK, PAPER, draw_compass, draw_scale
 from model_server.pictures.rendering import PIXELS, Camera, camera_for, halved, render
-from model_server.pictures.slices import DRAWN, draw_slice
+from model_server.pictures.slices import Slice, draw_slice, half_width
 from model_server.reconstruction import Reconstruction, Surface
 
 Array = NDArray[np.float64]
-OUTLINE_COLORS = ("#e11d48", "#15803d", "#1d4ed8", "#a16207", "#7e22ce", "#0f766e")
+# Okabe and Ito's: told apart by color-blind readers, too.
+OUTLINE_COLORS = ("#d55e00", "#009e73", "#0072b2", "#cc79a7", "#e69f00", "#56b4e9")
+CLICKED = "#f0e442"
 
 
 def save_picture(
@@ -55,8 +57,10 @@ def save_picture(
     figure.text(0.02, 0.945, title or _title(reconstruction), fontsize=17, color=INK, weight="bold")
     _draw_surface(figure.add_subplot(grid[:, 0]), reconstruction.surface, observations)
     cells = [grid[0, 1], grid[0, 2], grid[1, 1]]
-    for cell, outlines in zip(cells, _chosen_planes(observations), strict=False):
-        draw_slice(figure.add_subplot(cell), outlines, reconstruction, image)
+    slices = _slices(observations, reconstruction)
+    half = half_width(slices)
+    for cell, shown in zip(cells, slices, strict=False):
+        draw_slice(figure.add_subplot(cell), shown, half, reconstruction, image)
     _draw_facts(figure.add_subplot(grid[1, 2]), reconstruction)
     figure.savefig(path, facecolor=PAPER)
 
@@ -68,6 +72,15 @@ def _title(reconstruction: Reconstruction) -> str:
     parts = [f"{outlines} drawn outline{'s' * (outlines > 1)}"] if outlines else []
     parts += ["boundary points"] if "boundary points" in kinds else []
     return f"{organ.capitalize()} from {' and '.join(parts) or 'a mask'}"
+
+
+def _slices(observations: Observations, reconstruction: Reconstruction) -> list[Slice]:
+    """The planes that are shown; each outline in the color that it has on the surface."""
+    color = {id(outline): _color(k) for k, outline in enumerate(observations.outlines)}
+    return [
+        Slice.of(outlines, [color[id(outline)] for outline in outlines], reconstruction)
+        for outlines in _chosen_planes(observations)
+    ]
 
 
 def _chosen_planes(observations: Observations) -> list[list[PlanarOutline]]:
@@ -97,7 +110,7 @@ def _draw_surface(axes: Any, surface: Surface, observations: Observations) -> No
             _draw_on_surface(axes, loop, depth, camera, _color(number), label)
     for points in observations.boundary:
         at = camera.project(points.points)
-        axes.scatter(at[:, 0], at[:, 1], s=22, color=DRAWN, edgecolor=INK, lw=0.6, zorder=5)
+        axes.scatter(at[:, 0], at[:, 1], s=22, color=CLICKED, edgecolor=INK, lw=0.6, zorder=5)
     _draw_marks(axes, camera)
     axes.set_axis_off()
     # Room below for the compass.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,6 @@ from model_server.reconstruction import Reconstruction
 Array = NDArray[np.float64]
 SLICE_MARGIN_MM = 8.0
 SLICE_STEP_MM = 0.2
-DRAWN = "#ffb000"
-FOUND = "#22d3ee"
 DASHES = (0, (3.0, 2.4))
 
 
@@ -36,36 +35,77 @@ def viewing_axes(normal: Array) -> Array:
     return np.stack([across if across @ right > 0 else -across, up])
 
 
+@dataclass(frozen=True)
+class Slice:
+    """What is seen in one plane.
+
+    Attributes:
+        outlines: drawn in it, RAS mm.
+        colors: of each of them.
+        found: loops (N, 3) of the surface in it, RAS mm.
+    """
+
+    outlines: Sequence[PlanarOutline]
+    colors: Sequence[str]
+    found: Sequence[Array]
+
+    @classmethod
+    def of(
+        cls,
+        outlines: Sequence[PlanarOutline],
+        colors: Sequence[str],
+        reconstruction: Reconstruction,
+    ) -> Slice:
+        """The plane of outlines, cut out of a surface."""
+        surface, first = reconstruction.surface, outlines[0]
+        found = section_loops(surface.points, surface.triangles, first.origin, first.normal)
+        return cls(outlines, colors, found)
+
+    def box(self) -> tuple[Array, float]:
+        """The middle (2,) of all that is drawn, on the screen, and half its longer side; mm."""
+        first = self.outlines[0]
+        loops = [*(loop for outline in self.outlines for loop in outline.loops), *self.found]
+        flat = np.concatenate([loop - first.origin for loop in loops])
+        flat = flat @ viewing_axes(first.normal).T
+        low, high = flat.min(axis=0), flat.max(axis=0)
+        return 0.5 * (low + high), 0.5 * float((high - low).max())
+
+
+def half_width(slices: Sequence[Slice]) -> float:
+    """Mm from the middle of a slice to its edge: enough for each, so that all have one scale."""
+    return max((one.box()[1] for one in slices), default=0.0) + SLICE_MARGIN_MM
+
+
 def draw_slice(
-    axes: Any,
-    outlines: Sequence[PlanarOutline],
-    reconstruction: Reconstruction,
-    image: Volume | None,
+    axes: Any, shown: Slice, half: float, reconstruction: Reconstruction, image: Volume | None
 ) -> None:
     """Draw the slice of one plane.
 
     Args:
         axes: of matplotlib.
-        outlines: drawn in this plane, RAS mm.
+        shown: what is in the plane.
+        half: mm from its middle to its edges; square, so that slices of one value are of one scale
+            and of one height on the page.
         reconstruction: RAS mm.
         image: shown behind; without it the slice stays blank.
     """
-    first = outlines[0]
+    outlines, first = shown.outlines, shown.outlines[0]
     screen = viewing_axes(first.normal)
-    surface = reconstruction.surface
-    loops = section_loops(surface.points, surface.triangles, first.origin, first.normal)
-    drawn = [loop for outline in outlines for loop in outline.loops]
-    flat = np.concatenate([(loop - first.origin) @ screen.T for loop in [*drawn, *loops]])
-    center = 0.5 * (flat.min(axis=0) + flat.max(axis=0))
-    # Square, so that all slices have the same height on the page.
-    half = 0.5 * float(np.ptp(flat, axis=0).max()) + SLICE_MARGIN_MM
+    center, _ = shown.box()
     frame = (center[0] - half, center[0] + half, center[1] - half, center[1] + half)
-    axes.set_facecolor(NIGHT if image is not None else "#f3f4f6")
+    dark = image is not None
+    axes.set_facecolor(NIGHT if dark else "#f3f4f6")
     if image is not None:
         _show_image(axes, image, first.origin, screen, frame)
+    ink = "white" if dark else INK
     # Dashes on top: where both agree, both are seen.
-    _plot_loops(axes, loops, first.origin, screen, FOUND, "reconstructed", "solid")
-    _plot_loops(axes, drawn, first.origin, screen, DRAWN, "drawn", DASHES)
+    for index, loop in enumerate(shown.found):
+        label = "reconstructed" if index == 0 else None
+        _plot_loop(axes, loop, first.origin, screen, ink, label, path_effects=halo(dark, 3.4))
+    for outline, color in zip(outlines, shown.colors, strict=True):
+        for index, loop in enumerate(outline.loops):
+            label = "drawn" if outline is first and index == 0 else None
+            _plot_loop(axes, loop, first.origin, screen, color, label, ls=DASHES)
     axes.set_xlim(frame[0], frame[1])
     axes.set_ylim(frame[2], frame[3])
     axes.set_aspect("equal")
@@ -73,18 +113,17 @@ def draw_slice(
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_color("#9aa5b1")
-    ink = "white" if image is not None else INK
-    _letters(axes, screen, ink, image is not None)
+    _letters(axes, screen, ink, dark)
     draw_scale(
-        axes, (frame[1] - 0.07 * half, frame[2] + 0.07 * half), 0.35 * half, 1.0, 0.04 * half,
-        width=2.5, size=9, color=ink, dark=image is not None, leftward=True, foot="baseline",
+        axes, (frame[1] - 0.07 * half, frame[2] + 0.07 * half), 0.5 * half, 1.0, 0.04 * half,
+        width=2.5, size=9, color=ink, dark=dark, leftward=True, foot="baseline",
     )  # fmt: skip
     axes.set_title(_slice_title(outlines, reconstruction), fontsize=11.5, color=INK)
     axes.legend(
         loc="upper left",
         fontsize=8.5,
         framealpha=0.55,
-        facecolor=NIGHT if image is not None else PAPER,
+        facecolor=NIGHT if dark else PAPER,
         edgecolor="none",
         labelcolor=ink,
         handlelength=2.2,
@@ -129,18 +168,11 @@ def _show_image(
     )
 
 
-def _plot_loops(
-    axes: Any,
-    loops: Sequence[Array],
-    origin: Array,
-    screen: Array,
-    color: str,
-    label: str,
-    style: Any,
+def _plot_loop(
+    axes: Any, loop: Array, origin: Array, screen: Array, color: str, label: str | None, **how: Any
 ) -> None:
-    for index, loop in enumerate(loops):
-        at = (np.vstack([loop, loop[:1]]) - origin) @ screen.T
-        axes.plot(*at.T, color=color, lw=1.8, ls=style, label=label if index == 0 else None)
+    at = (np.vstack([loop, loop[:1]]) - origin) @ screen.T
+    axes.plot(*at.T, color=color, lw=1.8, label=label, **how)
 
 
 def _letters(axes: Any, screen: Array, ink: str, dark: bool) -> None:

@@ -50,7 +50,7 @@ def _poisson(observations: Observations) -> Surface:
     except ImportError as error:
         raise ShapePriorError(
             "Screened Poisson needs pymeshlab, which is not installed.",
-            "Install the extra: pip install 'shape-prior-slicer[evaluate]'.",
+            "Install it with: pip install pymeshlab",
         ) from error
     extent = observations.extent_mm() or 100.0
     samples = oriented_samples(observations, extent / SAMPLES)

@@ -44,12 +44,14 @@ def imported_ray() -> Any:
     Raises:
         ShapePriorError: it is not installed.
     """
+    # Ray reports its use to its makers unless told not to; names of cases are nobody's business.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
     except ImportError as error:
         raise ShapePriorError(
             "Ray is not installed.",
-            "Install the extra: pip install 'shape-prior-slicer[cluster]'.",
+            "Install it with: pip install 'ray[serve]'",
             "no-ray",
         ) from error
     return ray

@@ -264,7 +264,7 @@ def add_parts(
     if not hasattr(prior, "part_nodes"):
         raise ShapePriorError(
             f"'{card.name}' has no correspondences to keep parts on.",
-            "Choose a prior of the method dals or implicit-atlas.",
+            "Choose a prior of the method dals or atlas.",
         )
     split = split_cases(data)
     known = set(card.splits.get("training", ()))

@@ -79,9 +79,12 @@ def main() -> int:
     folder = CHECKOUT / given.venv
     try:
         install(given.task, folder, given.torch)
-    except (SetUpError, OSError) as error:
+    except (SetUpError, OSError, subprocess.CalledProcessError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Interrupted: the same command goes on from here.", file=sys.stderr)
+        return 130
     return 0 if given.only_install else run(TASKS[given.task], folder)
 
 
@@ -158,10 +161,10 @@ def install_torch(folder: Path, torch: str) -> None:
     Raises:
         SetUpError: pip failed, or it is not told where that build is.
     """
-    present = installed_torch(folder)
-    if present == kind_of(torch):
-        return
     version = pinned("torch")
+    there, build = installed_torch(folder)
+    if (there, build) == (version, kind_of(torch)):
+        return
     if torch not in ("cpu", "cuda"):
         fetch_torch(folder, f"torch=={version}", torch, "of the size that index tells")
     elif torch == "cuda" and sys.platform != "linux":
@@ -174,7 +177,7 @@ def install_torch(folder: Path, torch: str) -> None:
         say(f"PyTorch {version} with CUDA comes with the other packages: {TORCH_CUDA} more.")
     elif sys.platform == "linux" and has_cpu_torch(folder, version):
         fetch_torch(folder, f"torch=={version}+cpu", CPU_INDEX, f"{TORCH_CPU}; CUDA: TORCH=cuda")
-    elif sys.platform == "linux" and not present:
+    elif sys.platform == "linux" and there != version:
         say(
             f"{CPU_INDEX} cannot be reached, or has no PyTorch {version} for this Python: it comes "
             f"with the other packages from your package index, with CUDA, {TORCH_CUDA} more."
@@ -190,7 +193,7 @@ def fetch_torch(folder: Path, requirement: str, index: str, size: str) -> None:
 
 def drop_torch(folder: Path) -> None:
     """Make room for another build: pip takes every build of a version for the same."""
-    if installed_torch(folder):
+    if any(installed_torch(folder)):
         subprocess.run([*pip_of(folder), "uninstall", "--yes", "--quiet", "torch"], check=True)
 
 
@@ -202,15 +205,15 @@ def has_cpu_torch(folder: Path, version: str) -> bool:
     return re.search(rf"\b{re.escape(version)}\+cpu(?![\w.])", found.stdout) is not None
 
 
-def installed_torch(folder: Path) -> str:
-    """What PyTorch the environment has: "cpu", "cuda", another build's name, or "" for none."""
+def installed_torch(folder: Path) -> tuple[str, str]:
+    """Version and build ("cpu", "cuda", "cu130", ...) of PyTorch; both empty without it."""
     ask = "from importlib.metadata import version; print(version('torch'))"
     command = [str(interpreter(folder)), "-c", ask]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
-    if found.returncode:
-        return ""
-    build = found.stdout.strip().partition("+")[2]
-    return build or ("cuda" if sys.platform == "linux" else "cpu")
+    version, _, build = found.stdout.strip().partition("+")
+    if not version:
+        return "", ""
+    return version, build or ("cuda" if sys.platform == "linux" else "cpu")
 
 
 def kind_of(torch: str) -> str:
@@ -242,9 +245,8 @@ def pip(folder: Path, *arguments: str) -> None:
     """
     command = [*pip_of(folder), "install", "--progress-bar", "off"]
     command += ["--constraint", "constraints.txt", *arguments]
-    with subprocess.Popen(
-        command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as running:
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"}
+    with subprocess.Popen(command, cwd=CHECKOUT, **output) as running:
         assert running.stdout
         seen = list(told(running.stdout))
     if running.returncode:

@@ -22,6 +22,8 @@ from chromium import VIEWS, Person, openedPage, servedExample, whyNot  # noqa: E
 PICTURES = REPOSITORY / "Resources" / "Documentation" / "tutorial"
 WIDTH = 1200
 QUALITY = 85
+TURN = 0.35  # of the 3D view's width: about 70 degrees
+STEPS_BACK = 2  # of the wheel: from the side it is longer than the view
 
 
 def main() -> int:
@@ -47,7 +49,7 @@ def _work(person: Person) -> None:
     for name in ("coronal", "sagittal"):
         person.draw(name)
     person.untilDone()
-    person.page.wait_for_timeout(1000)
+    _turn(person)
     person.shot("step-3-surface")
     _drag(person)
     _color(person, "Uncertainty (mm)")
@@ -74,6 +76,24 @@ def _drawHalf(person: Person, name: str) -> None:
         person.page.mouse.click(x, y)
     person.page.mouse.click(*places[-1], button="right")
     person.until(lambda: not person.page.locator(".sp-hint").count(), "drawing ends")
+
+
+def _turn(person: Person) -> None:
+    """Look at the organ from the side: from the front a long one is seen end on."""
+    box = person.picture("ThreeD")
+    # From a corner, where there is no point that would be dragged.
+    y, left = box["y"] + 0.1 * box["height"], box["x"] + 0.05 * box["width"]
+    person.page.mouse.move(left, y)
+    person.page.mouse.down()
+    for share in np.linspace(0.0, TURN, 12):
+        person.page.mouse.move(left + share * box["width"], y + 0.3 * share * box["height"])
+        person.page.wait_for_timeout(200)
+    person.page.wait_for_timeout(1000)
+    person.page.mouse.up()
+    for _ in range(STEPS_BACK):
+        person.page.mouse.wheel(0, 100)
+        person.page.wait_for_timeout(300)
+    person.page.wait_for_timeout(1500)
 
 
 def _drag(person: Person) -> None:

@@ -100,6 +100,14 @@ def test_what_came_instead_stays(set_up, environment, capsys):
     assert set_up.TORCH_CUDA not in capsys.readouterr().out
 
 
+def test_another_version_of_the_pins_comes_from_the_same_place(set_up, environment):
+    version = available(set_up, environment)
+    environment.present.write_text("1.0+cpu")
+    set_up.install("demo", environment.folder, "cpu")
+    assert environment.asked("uninstall")
+    assert environment.asked(" install ")[0].endswith(f"{set_up.CPU_INDEX} torch=={version}+cpu")
+
+
 def test_cuda_is_taken_when_it_is_asked_for(set_up, environment, capsys):
     environment.present.write_text(f"{set_up.pinned('torch')}+cpu")
     set_up.install("demo", environment.folder, "cuda")

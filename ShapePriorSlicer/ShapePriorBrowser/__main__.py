@@ -48,7 +48,7 @@ async def run(chosen: argparse.Namespace) -> None:
     except ImportError as error:
         raise ShapePriorError(
             f"{error.name} is not installed.",
-            "Run: pip install 'shape-prior-slicer[browser]'",
+            "In the checkout, run: python Resources/set_up.py browser",
             "no-package",
         ) from error
     app = App(LocalBackend)

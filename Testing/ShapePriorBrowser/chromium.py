@@ -48,7 +48,7 @@ def whyNot() -> str:
         import trame_slicer  # noqa: F401
         from ShapePriorBrowser.rendering import canRender
     except ImportError as error:
-        return f"{error.name} is not installed: pip install 'shape-prior-slicer[test]'"
+        return f"{error.name} is not installed: python Resources/set_up.py test"
     del playwright
     if browserFile() is None:
         return "no Chromium: apt-get install chromium, or set SHAPE_PRIOR_CHROMIUM"

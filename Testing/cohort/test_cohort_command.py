@@ -124,4 +124,4 @@ def test_without_ray_the_command_to_install_it_is_told(shape_prior, folder, monk
     path = table(folder, f"A,{PRIOR},{FILES}")
     done = shape_prior("fit-cohort", path, "--output", folder / "out", "--ray", "local")
     assert done.returncode == 2
-    assert "pip install 'shape-prior-slicer[cluster]'" in done.stderr
+    assert "pip install 'ray[serve]'" in done.stderr

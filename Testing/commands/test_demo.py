@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 
-from model_server.commands.demo import run_demo
+from model_server.commands.demo import run_demo, told
 from model_server.errors import ShapePriorError
 from model_server.io.markups import read_annotations, read_markups
 from model_server.io.surfaces import read_surface
@@ -97,6 +98,17 @@ def test_the_truth_is_found(done):
     assert content["dice_of_the_example"] >= 0.85
     assert all(r["mean_mm"] < 0.5 for r in content["residuals"])
     assert not content["warnings"]
+
+
+def test_the_end_tells_where_the_picture_is_and_what_is_next(done):
+    folder, content = done
+    summary, picture, _, following = told(content, folder)
+    assert f"{content['volume_ml']:.2f} ml" in summary
+    assert f"{content['dice_of_the_example']:.3f}" in summary
+    assert Path(picture.removeprefix("The picture: ")) == folder / "picture.png"
+    command = following.partition(": ")[2].split()
+    assert command[-2:] == ["fit", "--help"]
+    assert shutil.which(command[0])
 
 
 def test_the_report_is_the_file(done):

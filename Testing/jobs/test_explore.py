@@ -135,7 +135,7 @@ def test_templates_alone(explored, tmp_path):
         (("--prior", "any-structure"), "has no latent space"),
         (("--prior", "hippocampus-pca", "--templates"), "has no learned templates"),
         (("--prior", "hippocampus-pca", "--second", "x.nrrd"), "--second was given alone"),
-        (("--prior", "hippocampus-pca", "--first", "no.nrrd"), "cannot be read"),
+        (("--prior", "hippocampus-pca", "--first", "no.nrrd"), "does not exist"),
         (("--prior", "hippocampus-pca", "--templates", "--first", "a"), "no label volumes"),
     ],
 )

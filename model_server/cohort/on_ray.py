@@ -12,13 +12,14 @@ from urllib.parse import urlsplit
 from model_server.cohort.case import Settings, failed, fit_case
 from model_server.cohort.table import Case, Outcomes
 from model_server.errors import ShapePriorError
+from model_server.service.cluster import imported_ray
 
 ANSWER_S = 10.0  # within which a cluster has to answer
 
 
 def on_ray(cases: Sequence[Case], settings: Settings, address: str, workers: int) -> Outcomes:
     """Outcomes as they come; a cluster this process has joined already is used and kept."""
-    ray = _ray()
+    ray = imported_ray()
     mine = not ray.is_initialized()
     if mine:
         _join(ray, address, workers)
@@ -36,20 +37,6 @@ def on_ray(cases: Sequence[Case], settings: Settings, address: str, workers: int
     finally:
         if mine:
             ray.shutdown()
-
-
-def _ray() -> Any:
-    # Ray reports its use to its makers unless told not to; names of cases are nobody's business.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise ShapePriorError(
-            "Ray is not installed.",
-            "Install it with: pip install 'shape-prior-slicer[cluster]'",
-            "no-ray",
-        ) from error
-    return ray
 
 
 def _join(ray: Any, address: str, workers: int) -> None:

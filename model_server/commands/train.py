@@ -14,8 +14,10 @@ from rich.table import Table
 from model_server.commands.terminal import (
     EXIT_INTERRUPTED,
     TrainingProgress,
+    cells,
     check_device,
     errors,
+    label_numbers,
     output,
     print_table,
 )
@@ -90,23 +92,16 @@ def _score_table(card: PriorCard) -> Table:
         table.add_column(column, justify="left" if column == "annotations" else "right")
     for name, score in card.scores.items():
         figures = (score["quick_look_dice"], score["dice"], score["mean_distance_mm"])
-        shown = ["-" if f is None else f"{f:.3f}" for f in figures]
-        table.add_row(name, str(score["cases"]), *shown, str(score["failed"]))
+        told = ["-" if f is None else f"{f:.3f}" for f in figures]
+        table.add_row(*cells(name, score["cases"], *told, score["failed"]))
     return table
 
 
 def _label_values(text: str, labels: Path | None) -> tuple[int, ...]:
     """ "1,2" -> (1, 2)."""
-    if not text:
-        return ()
-    if labels is None:
+    if text and labels is None:
         raise ShapePriorError("--label goes with --labels only.", "Give --labels, or no --label.")
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isdigit() and int(word) > 0 for word in words):
-        raise ShapePriorError(
-            f"--label '{text}' is not a list of label values.", "Write e.g. --label 1 or 1,2."
-        )
-    return tuple(sorted({int(word) for word in words}))
+    return label_numbers(text)
 
 
 def _training_choices(method: str, organ: str, data: Path | None, labels: Path | None) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from model_server import __version__
 from model_server.errors import ShapePriorError
-from model_server.service.server import ServeOptions, chosen_token
+from model_server.service.server import ServeOptions, check_options, chosen_token
 from model_server.service.wire import READY, TOKEN_VARIABLE, VERSION
 
 if TYPE_CHECKING:
@@ -44,12 +44,14 @@ def imported_ray() -> Any:
     Raises:
         ShapePriorError: it is not installed.
     """
+    # Ray reports its use to its makers unless told not to; names of cases are nobody's business.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
     except ImportError as error:
         raise ShapePriorError(
             "Ray is not installed.",
-            "Install the extra: pip install 'shape-prior-slicer[cluster]'.",
+            "Install it with: pip install 'ray[serve]'",
             "no-ray",
         ) from error
     return ray
@@ -99,6 +101,19 @@ def serve_on_ray(options: ServeOptions, cluster: ClusterOptions) -> None:
     Raises:
         ShapePriorError: no Ray, or an interface without a token (``chosen_token``).
     """
+    check_options(options)
+    if options.certificate is not None:
+        raise ShapePriorError(
+            "Ray's own proxy serves without TLS.",
+            "Leave --certificate out, and put a proxy with TLS before it.",
+            "no-tls",
+        )
+    if cluster.replicas < 1 or not 0.0 <= cluster.gpus < float("inf"):
+        raise ShapePriorError(
+            f"{cluster.replicas} replicas with {cluster.gpus:g} GPUs each cannot be started.",
+            "Choose --replicas 1 or more and --gpus 0 or more.",
+            "out-of-range",
+        )
     given = os.environ.pop(TOKEN_VARIABLE, None)
     token = chosen_token(options, given)
     deploy(options, cluster, token)

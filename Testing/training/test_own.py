@@ -133,7 +133,7 @@ def assert_fits(shape_prior, name, zoo, shapes, tmp_path, monkeypatch) -> None:
     done = shape_prior("fit", "--prior", name, "--annotations", path, "--output", out, "--quiet")
     assert done.returncode == 0, done.stderr
     assert dice(read_surface(out)[0], label) > 0.8
-    assert name in [card["name"] for card in prior_cards()]
+    assert name in [card["name"] for card in prior_cards()["priors"]]
     served = list(Priors("cpu").get(name).fit(points))
     assert dice(served[-1].surface, label) > 0.8
 

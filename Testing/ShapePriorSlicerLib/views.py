@@ -12,6 +12,7 @@ import numpy as np
 import slicer
 import vtk
 from scenes import CENTER, Application
+from vtk.util.numpy_support import vtk_to_numpy
 
 SIZE = 400  # pixels
 FIELD = 100.0  # mm across
@@ -142,3 +143,59 @@ class View:
             self.move(*at)
             yield at
         self.event("LeftButtonReleaseEvent", *end)
+
+
+class Space:
+    """A 3D view, off screen, with Slicer's camera, models and color legends.
+
+    Args:
+        application: whose scene it shows.
+        size: pixels.
+    """
+
+    MANAGERS = (
+        "vtkMRMLCameraDisplayableManager",
+        "vtkMRMLModelDisplayableManager",
+        "vtkMRMLColorLegendDisplayableManager",
+    )
+
+    def __init__(self, application: Application, size=(450, 450)) -> None:
+        factory = slicer.vtkMRMLThreeDViewDisplayableManagerFactory.GetInstance()
+        factory.SetMRMLApplicationLogic(application.logic)
+        for manager in self.MANAGERS:
+            if not factory.IsDisplayableManagerRegistered(manager):
+                factory.RegisterDisplayableManager(manager)
+        scene, self.size = application.scene, size
+        scene.RegisterNodeClass(slicer.vtkMRMLColorLegendDisplayNode())
+        self.renderer, self._window = vtk.vtkRenderer(), vtk.vtkRenderWindow()
+        self._window.SetOffScreenRendering(1)
+        self._window.SetMultiSamples(0)
+        self._window.SetSize(*size)
+        self._window.AddRenderer(self.renderer)
+        self._interactor = vtk.vtkRenderWindowInteractor()
+        self._interactor.SetRenderWindow(self._window)
+        self._interactor.Initialize()
+        self._managers = slicer.vtkMRMLDisplayableManagerGroup()
+        self._managers.SetRenderer(self.renderer)
+        self._managers.Initialize(factory, self.renderer)
+        node = scene.CreateNodeByClass("vtkMRMLViewNode")
+        node.SetLayoutName("1")
+        node.SetSingletonTag("1")
+        self.node = scene.AddNode(node)
+        node.UnRegister(None)
+        self._managers.SetMRMLDisplayableNode(self.node)
+
+    def picture(self) -> np.ndarray:
+        """(height, width, 3) of what is seen now, from below."""
+        self._window.Render()
+        shot = vtk.vtkWindowToImageFilter()
+        shot.SetInput(self._window)
+        shot.Update()
+        width, height = self.size
+        values = vtk_to_numpy(shot.GetOutput().GetPointData().GetScalars())
+        return values.reshape(height, width, -1).copy()
+
+    def close(self) -> None:
+        """Let go of the window."""
+        self._managers.SetMRMLDisplayableNode(None)
+        self._window.Finalize()

@@ -11,6 +11,7 @@ from typing import Any
 from ShapePriorSlicerLib.files.labelmaps import LABELMAP_FORMATS, writeLabelmap
 from ShapePriorSlicerLib.files.surfaces import SURFACE_FORMATS, writeSurface
 from ShapePriorSlicerLib.files.tables import writeCorrespondences
+from ShapePriorSlicerLib.scene.cameras import shownPoints
 from ShapePriorSlicerLib.scene.parameters import organOf
 from ShapePriorSlicerLib.scene.slice_views import jumpTo
 from ShapePriorSlicerLib.server.backend import Backend
@@ -68,7 +69,6 @@ class App:
         self.views = Views(self.server, self.slicer)
         self.workspace = Workspace(self.slicer.scene, makeBackend)
         self.drawing = self.workspace.drawing
-        self._centered = 0
         self._prepare()
 
     @property
@@ -120,15 +120,8 @@ class App:
             self.state.update(values)
             self.state.update(shown.structureValues(self.workspace))
             self.state.update(shown.drawingValues(self.drawing))
-        if session is not None:
-            self._center(session)
-
-    def _center(self, session: Session) -> None:
-        """Turn the 3D view to the first surface and to the first final one, and then no more."""
-        seen = (session.reconstruction is not None) + (session.status.phase == "done")
-        if seen > self._centered:
-            self._centered = seen
-            self.views.center()
+        if session is not None and session.takeFirstSurface():
+            self.views.center(shownPoints(session.structure))
 
     @contextmanager
     def telling(self) -> Iterator[None]:
@@ -160,7 +153,6 @@ class App:
         prior = FIRST_PRIOR if self.session is None else self.session.parameters.prior
         self._closeAll()
         self.workspace.create(prior, volume)
-        self._centered = 0
         self.views.show(volume)
         self.state.problem = ""
         self.refresh()

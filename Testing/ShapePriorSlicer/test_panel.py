@@ -216,7 +216,10 @@ def test_a_segment_is_kept_replaced_and_taken_back(drawn, ui):
     assert segmentation.GetSegmentation().GetNumberOfSegments() == 3  # with two parts
     click(ui.undoButton)
     click(ui.undoButton)
-    assert segmentation.GetSegmentation().GetNumberOfSegments() == 0
+    assert not slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    click(ui.redoButton)
+    (segmentation,) = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    assert ui.segmentationSelector.currentNode() is segmentation
 
 
 @pytest.mark.parametrize("suffix", [".ply", ".obj", ".vtp", ".seg.nrrd", ".correspondences.csv"])

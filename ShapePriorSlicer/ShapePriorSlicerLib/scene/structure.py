@@ -364,16 +364,6 @@ class Structure:
         return node
 
 
-def freeName(scene: Node, name: str) -> str:
-    """A name that no node has: with a number from 2 on, where one has it.
-
-    ``GenerateUniqueName`` counts on from every name it ever gave: the first outline that is kept
-    would be the third.
-    """
-    numbered = (f"{name} {i}" for i in range(2, 10_000))
-    return next(n for n in (name, *numbered) if scene.GetFirstNodeByName(n) is None)
-
-
 def addedMarkups(scene: Node, className: str, name: str) -> Node:
     """A new markups node; whoever is placing points goes on with the node they had.
 

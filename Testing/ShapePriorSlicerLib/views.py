@@ -43,12 +43,18 @@ class View:
         field: mm across.
     """
 
+    MANAGERS = (
+        "vtkMRMLCrosshairDisplayableManager",
+        "vtkMRMLMarkupsDisplayableManager",
+        "vtkMRMLModelSliceDisplayableManager",
+    )
+
     def __init__(
         self, application: Application, name: str, orientation, center=CENTER, field=FIELD
     ) -> None:
         factory = slicer.vtkMRMLSliceViewDisplayableManagerFactory.GetInstance()
         factory.SetMRMLApplicationLogic(application.logic)
-        for manager in ("vtkMRMLCrosshairDisplayableManager", "vtkMRMLMarkupsDisplayableManager"):
+        for manager in self.MANAGERS:
             if not factory.IsDisplayableManagerRegistered(manager):
                 factory.RegisterDisplayableManager(manager)
         if application.logic.GetSliceLogics() is None:
@@ -86,6 +92,10 @@ class View:
         self.node.SetFieldOfView(field, field, 1)
         self.node.JumpSliceByCentering(*center)
         self._window.Render()
+
+    def picture(self) -> np.ndarray:
+        """(SIZE, SIZE, 3) of what is seen now, from below."""
+        return _picture(self._window)
 
     def close(self) -> None:
         """Let go of the window."""
@@ -165,8 +175,9 @@ class Space:
         for manager in self.MANAGERS:
             if not factory.IsDisplayableManagerRegistered(manager):
                 factory.RegisterDisplayableManager(manager)
-        scene, self.size = application.scene, size
-        scene.RegisterNodeClass(slicer.vtkMRMLColorLegendDisplayNode())
+        scene = application.scene
+        if not scene.IsNodeClassRegistered("vtkMRMLColorLegendDisplayNode"):
+            scene.RegisterNodeClass(slicer.vtkMRMLColorLegendDisplayNode())
         self.renderer, self._window = vtk.vtkRenderer(), vtk.vtkRenderWindow()
         self._window.SetOffScreenRendering(1)
         self._window.SetMultiSamples(0)
@@ -187,15 +198,19 @@ class Space:
 
     def picture(self) -> np.ndarray:
         """(height, width, 3) of what is seen now, from below."""
-        self._window.Render()
-        shot = vtk.vtkWindowToImageFilter()
-        shot.SetInput(self._window)
-        shot.Update()
-        width, height = self.size
-        values = vtk_to_numpy(shot.GetOutput().GetPointData().GetScalars())
-        return values.reshape(height, width, -1).copy()
+        return _picture(self._window)
 
     def close(self) -> None:
         """Let go of the window."""
         self._managers.SetMRMLDisplayableNode(None)
         self._window.Finalize()
+
+
+def _picture(window) -> np.ndarray:
+    window.Render()
+    shot = vtk.vtkWindowToImageFilter()
+    shot.SetInput(window)
+    shot.Update()
+    width, height = window.GetSize()
+    values = vtk_to_numpy(shot.GetOutput().GetPointData().GetScalars())
+    return values.reshape(height, width, -1).copy()

@@ -42,7 +42,7 @@ def onVolume(application, fitted):
     volume.SetAndObserveImageData(image)
     volume.SetOrigin(*(CENTER - 30.0))
     fitted.volume = volume
-    yield fitted
+    return fitted
 
 
 def refit(session, **changes):

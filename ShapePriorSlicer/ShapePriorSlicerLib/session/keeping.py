@@ -19,6 +19,7 @@ from ..scene.structure import MODEL, SAVED_PARAMETER, SEGMENTATION, VOLUME, Stru
 
 Node = Any
 States = Mapping[str, SegmentState]  # of segments by their IDs
+Texts = Mapping[str, str]  # the same as text
 
 SEGMENT_PARAMETER = "segment"  # ID of the segment the structure was kept in last
 KEPT_PARAMETER = "kept"  # what undo has to know of every time it was kept
@@ -35,6 +36,7 @@ class _Kept:
         name: of the segmentation.
         made: whether it was made for that; then undo takes it away with its last segment.
         before, after: the segments of the organ and its parts.
+        texts: the same for a saved scene; made once, it takes a while.
     """
 
     segmentationId: str
@@ -42,6 +44,7 @@ class _Kept:
     made: bool
     before: States
     after: States
+    texts: Mapping[str, Texts]
 
 
 class Keeper:
@@ -91,9 +94,11 @@ class Keeper:
         number = structure.saved + 1
         after = segmentStates(segmentation, segmentId)
         absent = dict.fromkeys((*before, *after), SegmentState())
+        states = {"before": absent | before, "after": absent | after}
+        texts = {when: {k: segmentText(s) for k, s in states[when].items()} for when in states}
         self._kept = {n: kept for n, kept in self._kept.items() if n < number}
         self._kept[number] = _Kept(
-            segmentation.GetID(), segmentation.GetName(), made, absent | before, absent | after
+            segmentation.GetID(), segmentation.GetName(), made, **states, texts=texts
         )
         structure.refer(SEGMENTATION, segmentation)
         structure.node.SetParameter(SEGMENT_PARAMETER, segmentId)
@@ -173,8 +178,7 @@ class Keeper:
                 "segmentation": kept.segmentationId,
                 "name": kept.name,
                 "made": kept.made,
-                "before": {key: segmentText(state) for key, state in kept.before.items()},
-                "after": {key: segmentText(state) for key, state in kept.after.items()},
+                **kept.texts,
             }
         node.SetParameter(KEPT_PARAMETER, json.dumps(texts))
 
@@ -188,12 +192,13 @@ class Keeper:
 
     def _read(self, number: int, values: dict[str, Any]) -> _Kept:
         node = self._structure.refers(f"{KEPT_ROLE}{number}")
+        texts = {when: values[when] for when in ("before", "after")}
         return _Kept(
             values["segmentation"] if node is None else node.GetID(),
             str(values["name"]),
             bool(values["made"]),
-            {key: readSegment(text) for key, text in values["before"].items()},
-            {key: readSegment(text) for key, text in values["after"].items()},
+            **{when: {k: readSegment(t) for k, t in texts[when].items()} for when in texts},
+            texts=texts,
         )
 
 

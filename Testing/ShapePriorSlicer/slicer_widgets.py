@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import slicer
 from PySide6 import QtCore, QtGui, QtWidgets
 
 Property, Signal = QtCore.Property, QtCore.Signal

@@ -171,30 +171,29 @@ class LiveModel:
         )
 
     def _cut(self, node: Node, isShown: bool) -> None:
-        """Show or hide the surface's cuts in the structure's color, whatever 3D views show."""
+        """Show or hide the surface's cuts in its plain color, whatever 3D views show."""
         displays = [node.GetNthDisplayNode(i) for i in range(node.GetNumberOfDisplayNodes())]
         found = next((d for d in displays if d is not None and d.GetAttribute(CUT_ATTRIBUTE)), None)
         if found is None and isShown:
             found = node.GetScene().AddNewNodeByClass("vtkMRMLModelDisplayNode")
             found.SetAttribute(CUT_ATTRIBUTE, "1")
             found.SetVisibility3D(False)
-            self._paint(found)
+            found.SetSliceIntersectionThickness(CUT_THICKNESS)
             node.AddAndObserveDisplayNodeID(found.GetID())
         if found is not None:
+            found.SetColor(*node.GetDisplayNode().GetColor())
             found.SetVisibility2D(isShown)
 
     def _made(self) -> Node:
         name = self._structure.name + self._suffix
         node = self._structure.scene.AddNewNodeByClass("vtkMRMLModelNode", name)
         node.CreateDefaultDisplayNodes()
-        self._paint(node.GetDisplayNode())
+        display = node.GetDisplayNode()
+        display.SetColor(*(self._plain or self._structure.colors.surface))
+        display.SetSliceIntersectionThickness(CUT_THICKNESS)
         self._structure.refer(self._role, node)
         self._structure.file(node)
         return node
-
-    def _paint(self, display: Node) -> None:
-        display.SetColor(*(self._plain or self._structure.colors.surface))
-        display.SetSliceIntersectionThickness(CUT_THICKNESS)
 
 
 def _arrays(

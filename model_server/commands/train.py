@@ -16,6 +16,7 @@ from model_server.commands.terminal import (
     TrainingProgress,
     check_device,
     errors,
+    label_numbers,
     output,
     print_table,
 )
@@ -97,16 +98,9 @@ def _score_table(card: PriorCard) -> Table:
 
 def _label_values(text: str, labels: Path | None) -> tuple[int, ...]:
     """ "1,2" -> (1, 2)."""
-    if not text:
-        return ()
-    if labels is None:
+    if text and labels is None:
         raise ShapePriorError("--label goes with --labels only.", "Give --labels, or no --label.")
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isdigit() and int(word) > 0 for word in words):
-        raise ShapePriorError(
-            f"--label '{text}' is not a list of label values.", "Write e.g. --label 1 or 1,2."
-        )
-    return tuple(sorted({int(word) for word in words}))
+    return label_numbers(text)
 
 
 def _training_choices(method: str, organ: str, data: Path | None, labels: Path | None) -> str:

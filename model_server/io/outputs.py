@@ -18,7 +18,7 @@ from model_server.io.volumes import (
     require_contains,
     write_labelmap,
 )
-from model_server.observations import Volume
+from model_server.observations import Grid, Volume
 from model_server.reconstruction import Reconstruction
 
 TABLE_FORMAT = ".csv"  # of correspondences
@@ -116,7 +116,7 @@ def check_writable(path: Path) -> None:
 def write_outputs(
     reconstruction: Reconstruction,
     paths: Sequence[Path],
-    reference: Volume | None = None,
+    reference: Volume | Grid | None = None,
     organ: str = "organ",
     others: Mapping[Path, str] | None = None,
     names: Mapping[int, str] | None = None,
@@ -148,7 +148,7 @@ def write_outputs(
 def _writer(
     reconstruction: Reconstruction,
     suffix: str,
-    reference: Volume | None,
+    reference: Volume | Grid | None,
     organ: str,
     names: Mapping[int, str],
 ) -> Write:

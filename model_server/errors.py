@@ -17,3 +17,14 @@ class ShapePriorError(ValueError):
         self.what = what
         self.remedy = remedy
         self.code = code
+
+
+def counted(count: int, one: str, more: str = "") -> str:
+    """ "1 point", "2 points": a number of things, as it is said.
+
+    Args:
+        count: how many.
+        one: the word for one of them.
+        more: the word for several; by default with an s.
+    """
+    return f"{count} {one if count == 1 else more or one + 's'}"

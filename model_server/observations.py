@@ -1,4 +1,4 @@
-"""What the user gave: outlines, points and volumes in world RAS millimetres.
+"""What the user gave: outlines, points and volumes in world RAS millimeters.
 
 Everything is validated once, here at the border; the rest of the backend trusts it.
 """
@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from model_server.errors import ShapePriorError
+from model_server.errors import ShapePriorError, counted
 
 Array = NDArray[np.float64]
 LEAST_SIDE_GAP_MM = 0.5  # between a point inside and a point outside
@@ -41,7 +41,8 @@ def checked_points(points: object, name: str, least: int) -> Array:
         )
     if len(array) < least:
         raise ShapePriorError(
-            f"'{name}' has {len(array)} point(s), fewer than {least}.", "Place more points."
+            f"'{name}' has {counted(len(array), 'point')}, fewer than {least}.",
+            "Place more points.",
         )
     return array
 
@@ -265,7 +266,8 @@ class Observations:
             )
         if not self.outlines and clicks < 4:
             raise ShapePriorError(
-                f"{clicks} boundary point(s) are too few to place the organ.",
+                f"{counted(clicks, 'boundary point is', 'boundary points are')} too few to place "
+                "the organ.",
                 "Click at least four points, spread over its boundary.",
                 "too-few",
             )

@@ -195,7 +195,7 @@ def test_what_a_hand_slips_in_is_mended_and_told(shape_prior, draw, tmp_path):
     assert said["right"] == said["off"]
     assert "repeated" not in said["right"]
     assert said["again"].startswith(said["right"])
-    assert said["again"].count("Warning: 1 repeated point(s) of '") == 3
+    assert said["again"].count("Warning: 1 repeated point of '") == 3
     for name in ("again", "off"):
         assert (tmp_path / f"{name}.stl").read_bytes() == (tmp_path / "right.stl").read_bytes()
 
@@ -280,11 +280,11 @@ BAD_DRAWINGS: dict[str, tuple[Callable[[Draw], list[Markup]], str]] = {
     "line": (lambda draw: [replace(draw(2), kind="Line")], "a markup of type 'Line'"),
     "two control points": (
         lambda draw: [draw(0), with_points(draw(2), draw(2).points[:2])],
-        "'axial' has 2 control point(s)",
+        "'axial' has 2 control points",
     ),
     "two clicks": (
         lambda draw: [Markup("edge", "Fiducial", draw(2).points[:2])],
-        "2 boundary point(s) are too few",
+        "2 boundary points are too few",
     ),
     "coincident control points": (
         lambda draw: [draw(0), with_points(draw(2), np.ones((6, 3)))],

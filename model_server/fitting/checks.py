@@ -41,7 +41,7 @@ def check_size(observations: Observations, card: PriorCard) -> None:
     """Refuse annotations whose size no organ of this kind can have.
 
     Raises:
-        ShapePriorError: far smaller or larger than every training shape, as metres are.
+        ShapePriorError: far smaller or larger than every training shape, as meters are.
     """
     limits = card.hyperparameters.get("annotation_extent_mm")
     extent = observations.extent_mm()
@@ -50,8 +50,8 @@ def check_size(observations: Observations, card: PriorCard) -> None:
     low, high = limits
     if low / SIZE_FACTOR <= extent <= high * SIZE_FACTOR:
         return
-    in_metres = low / SIZE_FACTOR <= extent * 1000 <= high * SIZE_FACTOR
-    if extent < low and not observations.outlines and not in_metres:
+    in_meters = low / SIZE_FACTOR <= extent * 1000 <= high * SIZE_FACTOR
+    if extent < low and not observations.outlines and not in_meters:
         raise ShapePriorError(
             f"All boundary points lie in one spot of {extent:.3g} mm; for a {card.organ} they span "
             f"{low:.0f} to {high:.0f} mm.",
@@ -59,9 +59,9 @@ def check_size(observations: Observations, card: PriorCard) -> None:
             "one-spot",
         )
     hint = (
-        "They may be in metres: scale them by 1000."
-        if in_metres
-        else "Check that they are in millimetres and that the prior is of the right organ."
+        "They may be in meters: scale them by 1000."
+        if in_meters
+        else "Check that they are in mm and that the prior is of the right organ."
     )
     raise ShapePriorError(
         f"The annotations span {extent:.3g} mm; for a {card.organ} between {low:.0f} and "
@@ -158,8 +158,9 @@ def _wrong_sides(observations: Observations, surface: Surface) -> list[str]:
             if len(wrong):
                 side = "inside" if inside else "outside"
                 warnings.append(
-                    f"Point(s) {_numbers(wrong)} of '{points.name}' shall be {side}, but the "
-                    "surface says otherwise: check them, or add boundary points nearby."
+                    f"{_numbered(wrong)} of '{points.name}' shall be {side}, but the "
+                    f"surface says otherwise: check {'it' if len(wrong) == 1 else 'them'}, or add "
+                    "boundary points nearby."
                 )
     return warnings
 
@@ -171,8 +172,8 @@ def _far_clicks(observations: Observations, surface: Surface, radius: float) -> 
         far = np.flatnonzero(gap > FAR * radius)
         if len(far):
             warnings.append(
-                f"Point(s) {_numbers(far)} of '{points.name}' are up to {gap.max():.1f} mm off the "
-                "surface: check them."
+                f"{_numbered(far)} of '{points.name}' {'is' if len(far) == 1 else 'are up to'} "
+                f"{gap.max():.1f} mm off the surface: check {'it' if len(far) == 1 else 'them'}."
             )
     return warnings
 
@@ -202,8 +203,10 @@ def _one_sided(clicks: Array, center: Array, radius: float) -> bool:
     return bool(nnls(rows, np.array([0.0, 0.0, 0.0, 1.0]))[1] > ONE_SIDED)
 
 
-def _numbers(indices: NDArray[np.int64]) -> str:
-    return ", ".join(str(i + 1) for i in indices[:5])
+def _numbered(indices: NDArray[np.int64]) -> str:
+    """ "Point 2", "Points 2, 3"; at most five of them."""
+    named = ", ".join(str(i + 1) for i in indices[:5])
+    return f"Point {named}" if len(indices) == 1 else f"Points {named}"
 
 
 def _plausible_radius(card: PriorCard, radius: float) -> float:

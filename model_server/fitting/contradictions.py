@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 
-from model_server.errors import ShapePriorError
+from model_server.errors import ShapePriorError, counted
 from model_server.fitting.clicks import distinct_clicks, in_one_plane
 from model_server.fitting.drawn_planes import (
     DrawnLoop,
@@ -78,8 +78,8 @@ def require_depth(observations: Observations) -> None:
     distinct = distinct_clicks(clicks)[0]
     if not observations.outlines and len(distinct) < 4:
         raise ShapePriorError(
-            f"The {len(clicks)} boundary points mark {len(distinct)} place(s), too few to place "
-            "the organ.",
+            f"The {len(clicks)} boundary points mark {counted(len(distinct), 'place')}, too few "
+            "to place the organ.",
             "Click at least four places, spread over its boundary.",
             "too-few",
         )
@@ -205,7 +205,9 @@ def _crossings(planes: Sequence[DrawnPlane], radius: float) -> list[str]:
     found.sort(reverse=True)
     more = len(found) - MOST_NAMED
     return [sentence for _, sentence in found[:MOST_NAMED]] + (
-        [f"Outlines disagree at {more} more place(s) where planes cross."] if more > 0 else []
+        [f"Outlines disagree at {counted(more, 'more place', 'more places')} where planes cross."]
+        if more > 0
+        else []
     )
 
 

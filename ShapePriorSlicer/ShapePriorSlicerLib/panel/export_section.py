@@ -72,7 +72,7 @@ class ExportSection(Section):
             (ui.exportOtherButton, surface),
         )
         self._offerSegmentation(session)
-        self.say("exportLabel", *texts.exportText(session))
+        self.say("exportLabel", "")
 
     def _offerSegmentation(self, session: Session | None) -> None:
         """Choose where the structure was kept last, once; another choice is the user's."""

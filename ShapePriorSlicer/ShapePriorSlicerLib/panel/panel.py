@@ -14,6 +14,7 @@ from .parameter_widgets import ParameterWidgets
 from .reconstruct_section import ReconstructSection
 from .section import Shared
 from .see_section import SeeSection
+from .steps import Steps
 from .structure_section import StructureSection
 
 
@@ -41,6 +42,7 @@ class Panel:
             self.export,
             BackendSection(shared),
         )
+        self._steps = Steps(ui)
         self.keys = Keys(shared, self.annotate, self.export)
         shared.update = logic.onChanged = self.update
 
@@ -50,10 +52,12 @@ class Panel:
             return
         self.shared.updating = True
         try:
+            self.shared.forget()
             session = self._logic.workspace.current
             self.parameters.connect(session)
             for section in self._sections:
                 section.update(session)
+            self._steps.update(session, [s.structure.node for s in self._logic.workspace.sessions])
         finally:
             self.shared.updating = False
 

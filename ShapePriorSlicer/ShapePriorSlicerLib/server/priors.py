@@ -75,6 +75,11 @@ class PriorInfo:
             told.append(f"Tells parts: {', '.join(self.parts)}.")
         return " ".join([*told, *filter(None, [self._accuracy()])])
 
+    @property
+    def limits(self) -> str:
+        """What its license forbids, if anything."""
+        return f"For non-commercial use only ({self.licence})." if "-NC" in self.licence else ""
+
     def _accuracy(self) -> str:
         """Mean overlap with true organs, of the first protocol that was measured."""
         for protocol, given in GIVEN.items():
@@ -161,7 +166,7 @@ def listRemotePriors(url: str, token: str) -> list[PriorInfo]:
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ShapePriorError(
-            f"No ShapePriorSlicer server answers at {base}.",
+            f"No ShapePriorSlicer server answers at {url.strip()}.",
             "Check the address and that the server runs there.",
             "no-server",
         ) from error

@@ -285,8 +285,8 @@ def _reconstruct(actions: Actions) -> None:
             **COMPACT,
         )
         with html.Div(classes="sp-ends sp-small"):
-            html.Span("Follow my annotations")
-            html.Span("Follow the prior")
+            html.Span("Annotations")
+            html.Span("Prior")
 
 
 def _surface(actions: Actions) -> None:

@@ -139,6 +139,7 @@ def test_enter_in_a_text_field_keeps_nothing(drawn, ui):
     drawn.app.processEvents()
     assert session(drawn).name == "Left one"
     assert ui.structureSelector.currentText == "Left one"
+    field.setFocus()
     field.setText(" ")
     QtTest.QTest.keyClick(field, QtCore.Qt.Key_Return)
     drawn.app.processEvents()

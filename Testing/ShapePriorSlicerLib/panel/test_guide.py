@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("slicer", reason="slicer-core is not installed")
-from scenes import CENTER, FakeConnection, curve, draw, ellipse, move, outline
+from scenes import CENTER, FakeConnection, curve, ellipse, move, outline
 from ShapePriorSlicerLib.panel.guide import Around, stateLine
 from ShapePriorSlicerLib.scene.structure import BOUNDARY, OUTLINE, VIEW_ATTRIBUTE
 from ShapePriorSlicerLib.server.events import Connected, Failed, Starting
 
+REPOSITORY = Path(__file__).resolve().parents[3]
 SENTENCE = re.compile(r"[A-Z'0-9].*\.$")
 
 
@@ -220,6 +223,24 @@ def test_another_server_is_no_error(fitted, said):
     assert said() == ("The surface is not up to date. Press Reconstruct.", False)
 
 
-def test_nobody_says_point_s(session, said):
-    draw(session)
-    assert "(s)" not in said()[0]
+# --- every message --------------------------------------------------------------------------------
+
+
+def strings(folder):
+    """All texts of a folder's source, without what is said to programmers."""
+    for path in sorted((REPOSITORY / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield path.name, node.value
+
+
+@pytest.mark.parametrize("folder", ["model_server", "ShapePriorSlicer"])
+def test_one_thing_is_one_and_units_are_spelled_as_slicer_does(folder):
+    """ "1 point", never "1 point(s)"; millimeters, never millimetres."""
+    given = {"millimetre", "millimetres"}  # units that files may name
+    found = [
+        (name, text)
+        for name, text in strings(folder)
+        if re.search(r"\w\(s\)|metres?\b", text) and text not in given
+    ]
+    assert found == []

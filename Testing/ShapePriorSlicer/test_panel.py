@@ -189,6 +189,11 @@ def test_the_lists_offer_what_the_library_knows(application):
     assert [coloring.value for coloring in application.python.Coloring] == list(COLORINGS)
 
 
+def test_names_are_shown_as_they_are(application, ui):
+    label = unwrap(ui.priorInfoLabel)
+    assert label.textFormat() == QtCore.Qt.TextFormat.PlainText
+
+
 def enabled(ui, index):
     return bool(unwrap(ui.coloringSelector).model().item(index).isEnabled())
 

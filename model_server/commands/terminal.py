@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from model_server import __version__
-from model_server.errors import ShapePriorError
+from model_server.errors import ShapePriorError, shown, shown_lines
 
 if TYPE_CHECKING:
     from model_server.jobs.session import Progress
@@ -26,8 +27,21 @@ DEVICES = ("auto", "cpu", "cuda")
 P = ParamSpec("P")
 R = TypeVar("R")
 
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
-output = Console(highlight=False)
+
+class PlainConsole(Console):
+    """Prints texts as they are: names of files, curves and priors are neither read as markup, nor
+    do they steer the terminal."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """See ``Console``."""
+        super().print(*(shown_lines(o) if isinstance(o, str) else o for o in objects), **options)
+
+
+errors = PlainConsole(stderr=True, soft_wrap=True)
+output = PlainConsole()
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
@@ -115,10 +129,15 @@ def check_device(device: str) -> None:
 # --- tables and progress ------------------------------------------------------------------------
 
 
+def cells(*values: object) -> list[str]:
+    """A row of a table: empty for None."""
+    return ["" if value is None else shown(value) for value in values]
+
+
 def print_table(table: Table) -> None:
     """Print a table whole: in a pipe or a narrow window rich would cut its columns off."""
-    needed = Console(width=10_000).measure(table).maximum
-    Console(highlight=False, width=max(output.width, needed)).print(table)
+    needed = PlainConsole(width=10_000).measure(table).maximum
+    PlainConsole(width=max(output.width, needed)).print(table)
 
 
 @contextmanager
@@ -127,7 +146,7 @@ def fit_progress(prior: str, quiet: bool) -> Iterator[Progress | None]:
     if quiet:
         yield None
         return
-    with errors.status(f"Fitting {prior} ..."):
+    with errors.status(Text(shown(f"Fitting {prior} ..."))):
         yield lambda result, seconds: errors.print(_progress_line(result, seconds), markup=False)
 
 
@@ -151,13 +170,13 @@ class TrainingProgress:
         )
 
         columns = (
-            TextColumn("{task.description:<24}"),
+            TextColumn("{task.description:<24}", markup=False),
             BarColumn(24),
             TaskProgressColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
         )
         self._bar = Progress(*columns, console=errors, disable=quiet)
         self._stage = ""
@@ -181,9 +200,9 @@ class TrainingProgress:
         if stage != self._stage:
             self._finish()
             self._stage = stage
-            self._task = self._bar.add_task(stage, total=1.0, figures="")
-        shown = "  ".join(f"{k} {_short(v)}" for k, v in figures.items())
-        self._bar.update(self._task, completed=share, figures=shown)
+            self._task = self._bar.add_task(shown(stage), total=1.0, figures="")
+        told = shown("  ".join(f"{k} {_short(v)}" for k, v in figures.items()))
+        self._bar.update(self._task, completed=share, figures=told)
 
     def tell(self, sentence: str) -> None:
         """Print a sentence above the bars, also when quiet."""

@@ -21,6 +21,7 @@ from model_server.fitting.drawn_planes import (
     near,
     overlapping,
 )
+from model_server.fitting.interrupt import check
 from model_server.observations import Observations, in_plane_axes
 from model_server.priors.card import PriorCard
 
@@ -102,6 +103,7 @@ def _groups(planes: Sequence[DrawnPlane]) -> list[list[DrawnLoop]]:
     number = {id(loop): index for index, loop in enumerate(loops)}
     touching = np.zeros((len(loops), len(loops)), dtype=bool)
     for first, second in combinations(planes, 2):
+        check()
         if not first.parallel_to(second):
             for meeting in meetings(first, second):
                 index = [number[id(c.loop)] for c in (*meeting.first, *meeting.second)]
@@ -185,20 +187,28 @@ def _holes(planes: Sequence[DrawnPlane]) -> Iterator[str]:
 
 
 def _drafts(planes: Sequence[DrawnPlane]) -> Iterator[str]:
+    told = 0
     for plane in planes:
         for first, second in combinations(plane.loops, 2):
+            check()
             place = overlapping(first, second, plane.normal)
-            if place is not None:
-                yield (
-                    f"{first.name} and {second.name} are drawn over each other in one plane, "
-                    f"{near(place)}: keep one of them."
-                )
+            if place is None:
+                continue
+            told += 1
+            if told > MOST_NAMED:
+                yield "More loops are drawn over each other in one plane: keep one of each."
+                return
+            yield (
+                f"{first.name} and {second.name} are drawn over each other in one plane, "
+                f"{near(place)}: keep one of them."
+            )
 
 
 def _crossings(planes: Sequence[DrawnPlane], radius: float) -> list[str]:
     """Of outlines that disagree where their planes cross, the worst first."""
     found = []
     for first, second in combinations(planes, 2):
+        check()
         if first.parallel_to(second):
             continue
         found += list(_between(first, second, radius))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from model_server.errors import ShapePriorError
 from model_server.fitting.calibration import Calibration
 from model_server.fitting.checks import check_drawn, check_fit
 from model_server.fitting.gauss_newton import Prior, settle, solve
@@ -29,6 +30,7 @@ from model_server.fitting.pose_prior import (
 from model_server.fitting.residuals import residuals
 from model_server.fitting.sides import stack_energy
 from model_server.fitting.terms import Evidence, GuideTerm, evidence_of
+from model_server.fitting.thinning import taken
 from model_server.geometry.remesh import MOST_TRIANGLES, remesh
 from model_server.geometry.sampling import sample_surface
 from model_server.observations import Observations, Volume
@@ -65,8 +67,15 @@ def fit(
     """
     stages = _stages(model, observations, start, settings)
     while True:
-        with few_threads():
-            found = next(stages, None)
+        try:
+            with few_threads():
+                found = next(stages, None)
+        except np.linalg.LinAlgError as error:
+            raise ShapePriorError(
+                f"The annotations and the prior '{model.card.name}' determine no surface.",
+                "Check the annotations, or install the prior again.",
+                "no-surface",
+            ) from error
         if found is None:
             return
         yield found
@@ -75,7 +84,7 @@ def fit(
 def _stages(
     model: FitModel, observations: Observations, start: Reconstruction | None, settings: FitSettings
 ) -> Iterator[Reconstruction]:
-    observations.require_enough()
+    observations = taken(observations)
     check_drawn(observations, model.card)
     observations = _likely(model, observations, settings)
     warm = start if start is not None and accepts(model, start, settings) else None
@@ -152,7 +161,7 @@ def place(model: FitModel, observations: Observations, settings: FitSettings) ->
     Raises:
         ShapePriorError: the annotations cannot determine a surface.
     """
-    observations.require_enough()
+    observations = taken(observations)
     return _place(model, _likely(model, observations, settings), settings)
 
 

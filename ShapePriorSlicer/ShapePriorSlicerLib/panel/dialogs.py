@@ -63,6 +63,7 @@ class InstallDialog:
             return CANCEL
         box = qt.QMessageBox(slicer.util.mainWindow())
         box.setWindowTitle(_("Shape Prior Slicer"))
+        box.setTextFormat(qt.Qt.PlainText)
         box.setText(question.text)
         box.setDetailedText("\n".join((question.details, "", *question.packages)))
         for answer, words in question.choices:

@@ -28,6 +28,7 @@ class Panel:
     """
 
     def __init__(self, ui: Any, logic: PanelLogic, typed: Callable[[Any], Any]) -> None:
+        _showPlain(ui)
         self._logic = logic
         self.parameters = ParameterWidgets(ui, typed)
         self.shared = shared = Shared(ui, logic, self.parameters)
@@ -76,3 +77,12 @@ class Panel:
         """Another scene is there."""
         self.structure.chooseVolume()
         self.update()
+
+
+def _showPlain(ui: Any) -> None:
+    """Labels show names of priors and structures as they are: Qt would read HTML in them."""
+    import qt
+
+    for name, widget in vars(ui).items():
+        if name.endswith("Label"):
+            widget.textFormat = qt.Qt.PlainText

@@ -67,13 +67,13 @@ class ServerChoice:
     # --- priors -------------------------------------------------------------------------------
 
     def problem(self) -> str:
-        """Whether the folder of the user's own priors has gone since the last time."""
+        """Whether the folder of the user's own priors has gone since the last time, or which of
+        them is left out."""
         try:
-            if self.priorsFolder:
-                requirePriors(self.priorsFolder)
+            broken = requirePriors(self.priorsFolder) if self.priorsFolder else []
         except ShapePriorError as error:
-            return f"{error.what} {error.remedy}"
-        return ""
+            return str(error)
+        return str(broken[0]) if broken else ""
 
     def localPriors(self) -> list[PriorInfo]:
         """The bundled priors and the user's own."""

@@ -18,7 +18,7 @@ import SimpleITK as sitk
 import torch
 
 from model_server.cases import simulate
-from model_server.commands.terminal import TrainingProgress
+from model_server.commands.training_progress import TrainingProgress
 from model_server.errors import ShapePriorError
 from model_server.evaluation.metrics import dice
 from model_server.geometry.labels import surface_from_label

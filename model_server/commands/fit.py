@@ -37,9 +37,11 @@ def fit(
     check_device(device)
     from model_server.io.outputs import check_outputs
     from model_server.jobs.report import plausibility
+    from model_server.priors.registry import files_of
 
     paths = output_files or []
-    check_outputs(paths, [report] if report else [])
+    inputs = (*(annotations or []), mask, reference, *files_of(prior))
+    check_outputs(paths, [report] if report else [], inputs)
     session = Session.opened(prior, annotations or [], mask, reference, device)
     with fit_progress(session.prior.card.name, quiet) as progress:
         result = session.fit(side, progress)

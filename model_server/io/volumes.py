@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 VOLUME_FORMATS = (".seg.nrrd", ".nrrd", ".nii.gz")
 DEFAULT_SPACING_MM = 1.0
 MARGIN_MM = 5.0  # around the shape where there is no reference
+CHUNK_BYTES = 1 << 20
 MOST_OUTSIDE = 0.01  # share of the shape that may lie outside the reference
 # What lies toward - and + along R, A, S.
 SIDES = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
@@ -201,7 +204,7 @@ def write_labelmap(
 
 
 def write_image(path: Path, image: sitk.Image) -> None:
-    """Write any image, compressed.
+    """Write any image, compressed; through ``write_together``, as all writers.
 
     Raises:
         OSError: the file cannot be written.
@@ -210,7 +213,27 @@ def write_image(path: Path, image: sitk.Image) -> None:
     try:
         sitk.WriteImage(image, str(path), True)
     except RuntimeError as error:
-        raise OSError(f"ITK could not write '{path}'") from error
+        raise OSError(0, "ITK could not write it: the disk may be full") from error
+    if path.name.lower().endswith(".nii.gz"):
+        voxel = image.GetSizeOfPixelComponent() * image.GetNumberOfComponentsPerPixel()
+        _require_unpacked(path, voxel * image.GetNumberOfPixels())
+
+
+def _require_unpacked(path: Path, count: int) -> None:
+    """Unpack a file to nowhere: ITK's NIfTI writer does not tell of a full disk.
+
+    Raises:
+        OSError: less than ``count`` bytes, or a broken stream.
+    """
+    found = 0
+    try:
+        with gzip.open(path) as file:
+            while chunk := file.read(CHUNK_BYTES):
+                found += len(chunk)
+    except (EOFError, OSError, zlib.error) as error:
+        raise OSError(0, "it came out incomplete: the disk may be full") from error
+    if found < count:
+        raise OSError(0, "it came out incomplete: the disk may be full")
 
 
 def segmentation_header(

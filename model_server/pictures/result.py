@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model_server.io.writing import write_together
 from model_server.observations import Observations, PlanarOutline, Volume
 from model_server.pictures.marks import INK, PAPER, draw_compass, draw_scale
 from model_server.pictures.rendering import PIXELS, Camera, camera_for, halved, render
@@ -35,7 +36,7 @@ def save_picture(
         title: above all.
 
     Raises:
-        OSError: the file cannot be written.
+        ShapePriorError: the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -58,7 +59,7 @@ def save_picture(
     for cell, outlines in zip(cells, _chosen_planes(observations), strict=False):
         draw_slice(figure.add_subplot(cell), outlines, reconstruction, image)
     _draw_facts(figure.add_subplot(grid[1, 2]), reconstruction)
-    figure.savefig(path, facecolor=PAPER)
+    write_together({path: lambda part: figure.savefig(part, facecolor=PAPER)})
 
 
 def _title(reconstruction: Reconstruction) -> str:

@@ -6,16 +6,19 @@ would leave half a file.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from types import FrameType
 from typing import Any
+
+from model_server.threads import begin_with_few
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 AGAIN_S = 0.05  # a signal that came during an import is tried again after it
@@ -57,19 +60,16 @@ def end_at_once() -> None:
 
 
 @contextmanager
-def worker_pool(
-    count: int, begin: Callable[[], None] | None = None
-) -> Iterator[ProcessPoolExecutor]:
-    """Processes that work for this one, and end at once when it is interrupted.
+def worker_pool(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that work for this one, with few threads each, and end when it does.
+
+    They end at once when this one is interrupted.
 
     Args:
-        count: how many.
-        begin: what each begins with.
+        count: of the processes.
     """
     # A fork beside torch's threads may hang.
-    pool = ProcessPoolExecutor(
-        count, get_context("spawn"), initializer=_begin_worker, initargs=(begin,)
-    )
+    pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=_begin_worker)
     try:
         yield pool
     except KeyboardInterrupt:
@@ -80,12 +80,21 @@ def worker_pool(
         pool.shutdown(cancel_futures=True)
 
 
-def _begin_worker(begin: Callable[[], None] | None) -> None:
-    """It ends without a word: Ctrl-C reaches both processes."""
+def _begin_worker() -> None:
+    # As many threads as cores in each of as many processes mostly wait for each other.
+    begin_with_few()
+    # Ctrl-C reaches all processes of a terminal: this one ends without a word.
     for each in SIGNALS:
         signal.signal(each, lambda caught, frame: sys.exit(128 + caught))
-    if begin:
-        begin()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """However the parent dies: its workers would wait for it forever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _importing(frame: FrameType | None) -> bool:

@@ -10,7 +10,6 @@ from concurrent.futures.process import BrokenProcessPool
 from model_server.cohort.case import Settings, failed, fit_case
 from model_server.cohort.table import Case, Outcome, Outcomes
 from model_server.interrupts import worker_pool
-from model_server.threads import begin_with_few
 
 DIED = "The process that fitted this case died twice (killed, or out of memory)."
 
@@ -25,7 +24,7 @@ def in_processes(cases: Sequence[Case], settings: Settings, workers: int) -> Out
     waiting = deque(cases)
     while waiting:
         suspects: list[Case] = []
-        with worker_pool(min(workers, len(waiting)), begin_with_few) as pool:
+        with worker_pool(min(workers, len(waiting))) as pool:
             running: dict[Future[Outcome], Case] = {}
             while running or (waiting and not suspects):
                 while waiting and not suspects and len(running) < workers:
@@ -49,7 +48,7 @@ def in_processes(cases: Sequence[Case], settings: Settings, workers: int) -> Out
 def _alone(case: Case, settings: Settings) -> Outcome:
     """In a process of its own, twice if need be: among others it may have been the innocent one."""
     for _ in range(2):
-        with worker_pool(1, begin_with_few) as pool:
+        with worker_pool(1) as pool:
             try:
                 return pool.submit(fit_case, case, settings).result()
             except BrokenProcessPool:

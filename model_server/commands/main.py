@@ -26,7 +26,7 @@ from model_server.commands.serve import serve
 from model_server.commands.terminal import guarded
 from model_server.commands.train import train
 from model_server.interrupts import end_at_once, end_in_order
-from model_server.threads import begin_with_few
+from model_server.threads import begin_with_few, wait_asleep
 
 # In the order of the help.
 COMMANDS: tuple[Callable[..., Any], ...] = (
@@ -60,8 +60,11 @@ for command in COMMANDS:
 def main() -> None:
     """Entry point."""
     words = split_several(sys.argv[1:])
-    if words and words[0] not in TRAININGS:
-        begin_with_few()  # before anything that computes is imported
+    # Before anything that computes is imported.
+    if words and words[0] in TRAININGS:
+        wait_asleep()
+    else:
+        begin_with_few()
     end_in_order()
     try:
         app(words)

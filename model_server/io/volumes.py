@@ -214,20 +214,23 @@ def write_image(path: Path, image: sitk.Image) -> None:
         sitk.WriteImage(image, str(path), True)
     except RuntimeError as error:
         raise OSError(0, "ITK could not write it: the disk may be full") from error
-    if path.name.lower().endswith(".nii.gz"):
-        voxel = image.GetSizeOfPixelComponent() * image.GetNumberOfComponentsPerPixel()
-        _require_unpacked(path, voxel * image.GetNumberOfPixels())
+    voxel = image.GetSizeOfPixelComponent() * image.GetNumberOfComponentsPerPixel()
+    _require_whole(path, voxel * image.GetNumberOfPixels())
 
 
-def _require_unpacked(path: Path, count: int) -> None:
-    """Unpack a file to nowhere: ITK's NIfTI writer does not tell of a full disk.
+def _require_whole(path: Path, count: int) -> None:
+    """Unpack a .nrrd or .nii.gz to nowhere: of a full disk, ITK's NIfTI writer tells never, that
+    of NRRD not where the file is short.
 
     Raises:
         OSError: less than ``count`` bytes, or a broken stream.
     """
     found = 0
     try:
-        with gzip.open(path) as file:
+        with path.open("rb") as stream, gzip.open(stream) as file:
+            if path.name.lower().endswith(".nrrd"):
+                while stream.readline().strip():
+                    pass  # the header ends with an empty line
             while chunk := file.read(CHUNK_BYTES):
                 found += len(chunk)
     except (EOFError, OSError, zlib.error) as error:

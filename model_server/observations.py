@@ -154,19 +154,10 @@ class PointSet:
         object.__setattr__(self, "points", checked_points(self.points, self.name, 1))
 
 
-@dataclass(frozen=True)
-class Volume:
-    """A voxel array with its geometry.
+class Voxels:
+    """Where voxels lie: what a volume and its bare grid share."""
 
-    Attributes:
-        array: (K, J, I), the order of SimpleITK and of Slicer's ``arrayFromVolume``.
-        ijk_to_ras: (4, 4), voxel indices (i, j, k) -> RAS mm.
-        name: for messages.
-    """
-
-    array: NDArray[np.generic]
-    ijk_to_ras: Array
-    name: str = "volume"
+    ijk_to_ras: Array  # (4, 4)
 
     @property
     def spacing(self) -> Array:
@@ -183,12 +174,53 @@ class Volume:
 
 
 @dataclass(frozen=True)
+class Grid(Voxels):
+    """Where the voxels of a volume lie, without the voxels.
+
+    Attributes:
+        ijk_to_ras: (4, 4), voxel indices (i, j, k) -> RAS mm.
+        shape: (K, J, I).
+        name: of the volume, for messages.
+        notes: what was mended in its geometry, a sentence each.
+    """
+
+    ijk_to_ras: Array
+    shape: tuple[int, ...]
+    name: str = "volume"
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Volume(Voxels):
+    """A voxel array with its geometry.
+
+    Attributes:
+        array: (K, J, I), the order of SimpleITK and of Slicer's ``arrayFromVolume``.
+        ijk_to_ras: (4, 4), voxel indices (i, j, k) -> RAS mm.
+        name: for messages.
+        notes: what was mended in it, a sentence each.
+    """
+
+    array: NDArray[np.generic]
+    ijk_to_ras: Array
+    name: str = "volume"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(K, J, I)."""
+        return self.array.shape
+
+
+@dataclass(frozen=True)
 class Observations:
     """All that the user gave about one structure.
 
     Attributes:
-        outlines, boundary, inside, outside, label_map, image: see there.
-        left_out: what a fit does not take of the label map, a sentence each.
+        outlines, boundary, inside, outside, label_map: see there.
+        image: the volume that was annotated, or its bare grid.
+        left_out: what is not taken as it was given (markups of other kinds, parts of the label
+            map, a crooked geometry), a sentence each.
     """
 
     outlines: tuple[PlanarOutline, ...] = ()
@@ -196,14 +228,14 @@ class Observations:
     inside: tuple[PointSet, ...] = ()
     outside: tuple[PointSet, ...] = ()
     label_map: Volume | None = None
-    image: Volume | None = None
+    image: Volume | Grid | None = None
     left_out: tuple[str, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was mended in the outlines and left out of the label map, a sentence each."""
+        """What was mended in the outlines and left out of all that was given, a sentence each."""
         mended = dict.fromkeys(note for o in self.outlines for note in o.notes)
-        return (*mended, *self.left_out)
+        return tuple(dict.fromkeys((*mended, *self.left_out)))
 
     def boundary_points(self) -> Array:
         """(N, 3) every boundary click, RAS mm."""

@@ -136,6 +136,8 @@ class Reconstruction:
         nearest_training: the training shapes most like it, the nearest first; empty where the
             prior does not know them.
         joint_spread: of the last surface of a fit with uncertainty, or None.
+        misfit: root mean square distance of the annotations from the nearest shape that the prior
+            knows, in RMS radii: how unusual the organ is.
     """
 
     surface: Surface
@@ -152,3 +154,4 @@ class Reconstruction:
     part_names: Mapping[int, str] = field(default_factory=dict)
     nearest_training: tuple[Likeness, ...] = ()
     joint_spread: JointSpread | None = None
+    misfit: float = 0.0

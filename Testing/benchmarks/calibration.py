@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, astuple
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,7 @@ def errors_of(prior: ShapePrior, cases: Sequence[CaseLike], protocol: str) -> li
 
 def trued(cases: Sequence[Errors], known: Calibration) -> list[Errors]:
     """As the calibration would show them."""
-    return [Errors(c.error, known.true(c.spread, c.radius), c.radius) for c in cases]
+    return [Errors(c.error, known.true(c.spread, c.radius, c.misfit), c.radius) for c in cases]
 
 
 def crossed(cases: Sequence[Errors]) -> str:
@@ -92,8 +93,8 @@ def learn(name: str, found: dict[str, Calibration], command: str) -> None:
     path = prior_folders()[name] / CARD_FILE
     card = json.loads(path.read_text())
     both = list(found.values())
-    usual = Calibration(*(max(getattr(c, n) for c in both) for n in ("scale", "floor")))
-    told = {k: {"scale": c.scale, "floor": c.floor} for k, c in {**found, USUAL: usual}.items()}
+    usual = Calibration(*(max(column) for column in zip(*map(astuple, both), strict=True)))
+    told = {kind: asdict(c) for kind, c in {**found, USUAL: usual}.items()}
     card["hyperparameters"]["calibration"] = told | {"command": command}
     path.write_text(json.dumps(card, indent=1) + "\n")
 

@@ -9,6 +9,7 @@ from cohorts import HEADER, table
 
 from model_server.cohort.table import Case, read_cases
 from model_server.errors import ShapePriorError
+from model_server.jobs.session import MaskChoice
 
 
 def test_a_table_is_read_with_paths_relative_to_it(folder, monkeypatch):
@@ -18,6 +19,15 @@ def test_a_table_is_read_with_paths_relative_to_it(folder, monkeypatch):
     (case,) = read_cases(Path(path.name))
     files = (folder / "a.mrk.json", folder / "sub/b.mrk.json")
     assert case == Case("A 1", "rbf", files, None, Path("/far/c.nrrd"), "left")
+
+
+def test_labels_and_segments_of_masks_are_chosen(folder):
+    header = "case,prior,annotations,mask,label,segment"
+    first, second = read_cases(
+        table(folder, "A,rbf,,m.nrrd,5; 2,", "B,rbf,,m.seg.nrrd,,left lobe", header=header)
+    )
+    assert first.choice == MaskChoice((2, 5))
+    assert second.choice == MaskChoice((), "left lobe")
 
 
 def test_a_table_of_excel_is_read(folder):
@@ -49,6 +59,7 @@ BAD_TABLES = {
     "short row": (f"{HEADER}\nA\n", "line 2: no prior is named; line 2: there are no annot"),
     "long row": (f"{HEADER}\nA,rbf,a,b\n", "line 2: it has 4 cells for 3 columns"),
     "bad side": (f"{HEADER},side\nA,rbf,a,up\n", "line 2: the side 'up' is none of auto, left"),
+    "bad label": (f"{HEADER},label\nA,rbf,a,two\n", "line 2: the label 'two' is not a number"),
     "two problems": (f"{HEADER}\n,rbf,a\nA,,a\n", "line 2: the case has no name; line 3: no prior"),
     "many problems": (HEADER + "\n,rbf,a" * 8, "; and 3 more."),
     "open quote": (f'{HEADER}\n"A,rbf,a\n', "is not a text of comma-separated values"),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cohorts import ELLIPSOID_ML, FILES, PRIOR, cases, rows_of, table
+from dicom_series import scan
 
 from model_server.cohort import case as one_case
 from model_server.cohort.case import Settings
@@ -20,6 +21,7 @@ from model_server.errors import ShapePriorError
 from model_server.io.markups import Markup, write_markups
 from model_server.io.surfaces import read_surface
 from model_server.io.volumes import read_volume
+from model_server.jobs.session import MaskChoice
 from model_server.priors.registry import prior_card
 
 # --- fitting --------------------------------------------------------------------------------------
@@ -203,6 +205,28 @@ def test_mask_and_reference_count_by_their_contents(folder):
             voxels.write_bytes(content)
             seen.append(one_case.inputs_of(with_volume, Settings(folder))[kind])
         assert seen[0] == seen[2] != seen[1]
+
+
+def test_all_slices_of_a_scan_count(folder):
+    (case,) = cases(folder, "A")
+    files = scan(folder / "ct")
+
+    def hashed(path: Path) -> str:
+        found = one_case.inputs_of(replace(case, reference=path), Settings(folder))
+        return str(found["reference"])
+
+    seen = [hashed(path) for path in (folder / "ct", files[0], files[3])]
+    scan(folder / "ct", [2.0 * k for k in range(6)])
+    seen.append(hashed(files[0]))
+    assert seen[0] == seen[1] == seen[2] != seen[3]
+
+
+def test_the_label_of_a_mask_counts(folder):
+    (case,) = cases(folder, "A")
+    chosen = replace(case, choice=MaskChoice((2,), "liver"))
+    first, second = (one_case.inputs_of(c, Settings(folder)) for c in (case, chosen))
+    assert (first["label"], first["segment"]) == ([], "")
+    assert (second["label"], second["segment"]) == ([2], "liver")
 
 
 def test_results_are_never_written_over_inputs(folder):

@@ -37,11 +37,11 @@ def ends() -> np.ndarray:
 @pytest.mark.parametrize("prior", ["hippocampus-dals", "hippocampus-atlas"])
 def test_landmarks_go_to_the_template_and_come_back(prior, tmp_path, capsys):
     points, places, back = (tmp_path / n for n in ("a.mrk.json", "b.csv", "c.csv"))
-    write_markups(points, [Markup("end", "Fiducial", ends())])
+    write_markups(points, [Markup("end", "Fiducial", ends(), labels=("head of it", ""))])
     given = ("--prior", prior, "--annotations", *OUTLINES)
     assert run(capsys, *given, "--patient", points, "--output", places) == (0, "")
     found = rows(places)
-    assert [row["label"] for row in found] == ["end-1", "end-2"]
+    assert [row["label"] for row in found] == ["head of it", "end-2"]
     assert [row["part_name"] or row["part"] for row in found] in (
         ["anterior", "posterior"],
         ["1", "2"],

@@ -132,6 +132,45 @@ def test_only_defined_control_points_count(tmp_path):
     np.testing.assert_allclose(found.points, np.array(SQUARE) * [-1.0, -1.0, 1.0])
 
 
+@pytest.mark.parametrize("status", ["preview", "defined"])
+def test_points_that_are_placed_count_whatever_their_status(tmp_path, status):
+    entry = markup()
+    for point in entry["controlPoints"]:
+        point["positionStatus"] = status
+    entry["controlPoints"] += [{"positionStatus": s} for s in ("undefined", "missing")]
+    (found,) = read_markups(written(tmp_path, entry))
+    np.testing.assert_allclose(found.points, np.array(SQUARE) * [-1.0, -1.0, 1.0])
+
+
+def test_markups_of_other_kinds_and_empty_ones_are_left_out_and_told(tmp_path):
+    entries = [
+        markup(name="axial"),
+        *(markup(type=kind, name=kind[0]) for kind in ("ROI", "Plane", "Line")),
+        markup([], name="blank"),
+        markup([], name="none", type="Fiducial"),
+    ]
+    seen = read_annotations([written(tmp_path, *entries, name="all.mrk.json")])
+    assert [o.name for o in seen.outlines] == ["axial"]
+    assert seen.boundary == ()
+    assert seen.notes == (
+        "The curve 'blank' has no placed point, and was left out.",
+        "The point list 'none' has no placed point, and was left out.",
+        "'R' (ROI), 'P' (Plane), 'L' (Line) in 'all.mrk.json' left out: closed curves and point "
+        "lists count.",
+    )
+
+
+def test_names_of_points_are_kept(tmp_path):
+    entry = markup(type="Fiducial", name="lm")
+    for point, name in zip(entry["controlPoints"], ("upper pole", "", "hilum"), strict=False):
+        point["label"] = name
+    (found,) = read_markups(written(tmp_path, entry))
+    assert [found.label(k) for k in range(4)] == ["upper pole", "lm-2", "hilum", "lm-4"]
+    write_markups(tmp_path / "again.mrk.json", [found])
+    (again,) = read_markups(tmp_path / "again.mrk.json")
+    assert again.labels == ("upper pole", "lm-2", "hilum", "lm-4")
+
+
 # --- names and kinds ------------------------------------------------------------------------------
 
 
@@ -219,7 +258,7 @@ def test_folder_is_no_markups_file(tmp_path):
 def test_other_markups_are_refused_by_name(tmp_path, kind):
     said = "an open curve" if kind == "Curve" else f"'{kind}'"
     with pytest.raises(ShapePriorError, match=f"'mine' in 'curve.mrk.json' is .*{said}"):
-        read_markups(written(tmp_path, markup(type=kind, name="mine")))
+        read_annotations([written(tmp_path, markup(type=kind, name="mine"))])
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])

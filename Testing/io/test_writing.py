@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -210,3 +211,25 @@ def test_voxels_of_a_detached_header_are_an_input(tmp_path):
     with pytest.raises(ShapePriorError, match="would be written over"):
         refuse_inputs([tmp_path / "ct.raw"], [tmp_path / "ct.mhd"])
     refuse_inputs([tmp_path / "other.raw"], [tmp_path / "ct.mhd"])
+
+
+def test_the_other_slices_of_a_series_are_inputs(tmp_path):
+    for name in ("1.dcm", "2.dcm"):
+        (tmp_path / name).write_bytes(bytes(128) + b"DICM")
+    with pytest.raises(ShapePriorError, match="would be written over"):
+        refuse_inputs([tmp_path / "2.dcm"], [tmp_path / "1.dcm"])
+
+
+# --- one home -----------------------------------------------------------------------------------
+
+
+def test_nothing_else_writes():
+    """Files are written through this home: by a writer that is given a ``part``, or a name."""
+    calls = re.compile(r"(\w+)\.(?:write_text|write_bytes)\(|savefig\((\w+)|os\.replace\((\w+)")
+    found = [
+        f"{path.name}: {match.group(0)}"
+        for path in Path(writing.__file__).parents[1].rglob("*.py")
+        for match in calls.finditer(path.read_text())
+        if path != Path(writing.__file__) and "part" not in match.groups()
+    ]
+    assert not found

@@ -73,8 +73,8 @@ class _Facts:
     digest: str
 
 
-class _FaultError(Exception):
-    """A volume is unfit: a finding's sentence and remedy."""
+class FaultError(Exception):
+    """A volume is unfit: a finding's sentence and remedy, without full stops."""
 
 
 def label_files(folder: Path) -> list[Path]:
@@ -135,7 +135,7 @@ def _looked_at(
     for index, path in enumerate(files):
         try:
             facts.append(_facts(path, values))
-        except _FaultError as fault:
+        except FaultError as fault:
             found.append(Finding(path.name, *fault.args))
         if told:
             told((index + 1) / len(files))
@@ -149,61 +149,70 @@ def _facts(path: Path, chosen: Sequence[int]) -> _Facts:
     """What is to be known of one file.
 
     Raises:
-        _FaultError: it is unfit.
+        FaultError: it is unfit.
     """
     try:
         label = read_volume(path)
     except ShapePriorError as error:
-        if error.code == "unreadable":
-            raise _FaultError(
-                "cannot be read", "export the segmentation again, or remove the file"
-            ) from error
-        raise _FaultError(
-            "is not a 3-D volume of single values", "export one volume with one segment"
-        ) from error
+        raise _fault_of(path, error) from error
     array = np.asarray(label.array)
-    values = _values(array)
+    values = label_values(array)
     inside = _organ(array, values, chosen)
-    box = tuple(
-        slice(int(i[0]), int(i[-1]) + 1)
-        for i in (np.flatnonzero(inside.any(axis=_others(a))) for a in range(3))
-    )
+    box = content_box(inside)
     crop = inside[box]
-    _check_extent(crop, inside)
+    check_extent(crop, inside)
     kept = tuple(v for v in values if v in chosen or not chosen)
     _check_pieces(crop, array[box], kept)
-    _check_geometry(label)
     voxel = abs(float(np.linalg.det(label.ijk_to_ras[:3, :3])))
     return _Facts(
-        path.name, kept, voxel * int(np.count_nonzero(crop)), _borders(label, box),
+        path.name, kept, voxel * int(np.count_nonzero(crop)), borders_reached(label, box),
         _digest(label, crop),
     )  # fmt: skip
+
+
+def _fault_of(path: Path, error: ShapePriorError) -> FaultError:
+    """Why a file cannot be read, as a finding."""
+    if error.code == "not-3d":
+        return FaultError(
+            "is not a 3-D volume of single values", "export one volume with one segment"
+        )
+    if "cannot be read as a volume" in error.what:
+        return FaultError("cannot be read", "export the segmentation again, or remove the file")
+    sentence, remedy = error.what.removeprefix(f"'{path}' ").rstrip("."), error.remedy.rstrip(".")
+    return FaultError(sentence, f"{remedy[:1].lower()}{remedy[1:]}")
+
+
+def content_box(inside: Mask) -> tuple[slice, slice, slice]:
+    """The box around what is set in a (K, J, I) mask that is not empty."""
+    along = (np.flatnonzero(inside.any(axis=_others(axis))) for axis in range(3))
+    k, j, i = (slice(int(at[0]), int(at[-1]) + 1) for at in along)
+    return k, j, i
 
 
 def _others(axis: int) -> tuple[int, ...]:
     return tuple(a for a in range(3) if a != axis)
 
 
-def _values(array: NDArray[Any]) -> tuple[int, ...]:
-    """The values above zero.
+def label_values(array: NDArray[Any]) -> tuple[int, ...]:
+    """The values above zero of a label volume (K, J, I).
 
     Raises:
-        _FaultError: this is an image.
+        FaultError: this is an image.
     """
     export = "give the segmentation instead, exported as a labelmap"
     if np.issubdtype(array.dtype, np.floating):
         if not np.isfinite(array).all():
-            raise _FaultError("holds values that are not numbers (NaN or infinite)", export)
+            raise FaultError("holds values that are not numbers (NaN or infinite)", export)
         rounded = np.round(array)
         if np.any(array != rounded):
-            raise _FaultError(
+            raise FaultError(
                 "holds fractions: it is an image or a map of probabilities, no label volume", export
             )
     elif not np.issubdtype(array.dtype, np.integer):
-        raise _FaultError("holds values that are no whole numbers", export)
+        raise FaultError("holds values that are no whole numbers", export)
     lowest = array.min()
     if lowest < 0:
-        raise _FaultError(
+        raise FaultError(
             f"holds values down to {lowest:g}: it is an image, no label volume", export
         )
     return tuple(int(v) for v in np.unique(array[array > 0]))
@@ -213,38 +222,47 @@ def _organ(array: NDArray[Any], values: Sequence[int], chosen: Sequence[int]) ->
     """Where the organ is.
 
     Raises:
-        _FaultError: nowhere, or in too many values to be one organ.
+        FaultError: nowhere, or in too many values to be one organ.
     """
     if not values:
-        raise _FaultError("is empty: no voxel has a label", "segment the organ, or remove the file")
+        raise FaultError("is empty: no voxel has a label", "segment the organ, or remove the file")
     if not chosen:
         if len(values) > MOST_PARTS:
-            raise _FaultError(
+            raise FaultError(
                 f"holds {len(values)} different values, more than parts of one organ are",
                 f"name those of the organ, e.g. --label {values[0]}, or give the segmentation "
                 "if this is the image",
             )
         return np.asarray(array > 0)
     if not set(values) & set(chosen):
-        raise _FaultError(
-            f"has no voxel with the label {_listed(chosen)}; it holds {_listed(values)}",
+        raise FaultError(
+            f"has no voxel with the label {listed(chosen)}; it holds {listed(values)}",
             "choose another --label, or remove the file",
         )
     return np.asarray(np.isin(array, chosen))
 
 
-def _check_extent(crop: Mask, inside: Mask) -> None:
+def check_extent(crop: Mask, inside: Mask) -> None:
+    """Refuse what is too little, or too much, to be an organ.
+
+    Args:
+        crop: a mask cut to its content.
+        inside: the whole.
+
+    Raises:
+        FaultError: it is.
+    """
     count = int(np.count_nonzero(crop))
     if count == inside.size:
-        raise _FaultError(
+        raise FaultError(
             "is labeled everywhere", "leave room around the organ, and label only the organ"
         )
     if count < LEAST_VOXELS:
-        raise _FaultError(
+        raise FaultError(
             f"has only {count} labeled voxels", "segment the whole organ, in finer voxels"
         )
     if min(crop.shape) < LEAST_THICKNESS:
-        raise _FaultError(
+        raise FaultError(
             f"is labeled on {min(crop.shape)} slice(s) only", "segment the organ on all its slices"
         )
 
@@ -257,25 +275,17 @@ def _check_pieces(crop: Mask, array: NDArray[Any], values: Sequence[int]) -> Non
     if share >= LEAST_SHARE:
         return
     if len(values) > 1:
-        raise _FaultError(
-            f"holds several organs: the values {_listed(values)} lie apart",
+        raise FaultError(
+            f"holds several organs: the values {listed(values)} lie apart",
             f"choose those of one organ, e.g. --label {values[0]}",
         )
-    raise _FaultError(
+    raise FaultError(
         f"holds {number} separate pieces, the largest with {share:.0%} of the voxels",
         "keep one organ in the file (a pair of organs: a file each, ending in _left and _right)",
     )
 
 
-def _check_geometry(label: Volume) -> None:
-    directions = label.ijk_to_ras[:3, :3] / label.spacing
-    if not np.isfinite(directions).all() or abs(np.linalg.det(directions)) < 0.5:
-        raise _FaultError(
-            "has a header whose axes do not span space", "export it again with spacing and axes"
-        )
-
-
-def _borders(label: Volume, box: Sequence[slice]) -> tuple[str, ...]:
+def borders_reached(label: Volume, box: Sequence[slice]) -> tuple[str, ...]:
     """The sides of the patient on which the organ reaches the volume's border."""
     sides = []
     for axis in range(3):  # i, j, k
@@ -350,8 +360,8 @@ def _differing(facts: Sequence[_Facts], chosen: Sequence[int]) -> tuple[str, ...
         return ()
     expected = "chosen" if chosen else "of most"
     return (
-        f"Not all volumes hold the labels {expected} ({_listed(usual)}): "
-        f"{_named([f'{f.file} ({_listed(f.values)})' for f in odd])}. What they hold counts as the "
+        f"Not all volumes hold the labels {expected} ({listed(usual)}): "
+        f"{_named([f'{f.file} ({listed(f.values)})' for f in odd])}. What they hold counts as the "
         "organ.",
     )
 
@@ -371,6 +381,7 @@ def _named(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_NAMED]) + more
 
 
-def _listed(values: Sequence[int]) -> str:
+def listed(values: Sequence[int]) -> str:
+    """Some values for a sentence; of many the first ones."""
     shown = ", ".join(str(v) for v in values[:10])
     return shown + (", ..." if len(values) > 10 else "")

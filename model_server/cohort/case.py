@@ -63,7 +63,7 @@ def _fitted(case: Case, settings: Settings) -> Outcome:
         if report is not None:
             return _outcome(case, "skipped", report)
     session = Session.opened(
-        case.prior, case.annotations, case.mask, case.reference, settings.device
+        case.prior, case.annotations, case.mask, case.reference, settings.device, case.choice
     )
     make_folder(folder)
     remove_leftovers(folder)
@@ -112,17 +112,22 @@ def inputs_of(case: Case, settings: Settings) -> dict[str, Any]:
         "annotations": [[path.name, _hash(path)] for path in case.annotations],
         "mask": _hash(case.mask) if case.mask else None,
         "reference": _hash(case.reference) if case.reference else None,
+        "label": list(case.choice.labels),
+        "segment": case.choice.segment,
         "side": case.side,
         "formats": list(settings.formats),
     }
 
 
 def _hash(path: Path) -> str:
-    """SHA-256 of a file's contents."""
+    """SHA-256 of a file's contents; of a DICOM series, of all its files."""
+    from model_server.io.dicom import is_dicom, series_files
     from model_server.io.writing import DETACHED
 
     files = [path]
-    if path.suffix.lower() in DETACHED and path.is_file():
+    if path.is_dir() or is_dicom(path):
+        files = list(series_files(path))
+    elif path.suffix.lower() in DETACHED and path.is_file():
         files = sorted(path.parent.glob(f"{glob.escape(path.stem)}.*"))
     digest = hashlib.sha256()
     try:

@@ -6,14 +6,14 @@ import csv
 import io
 import re
 from collections.abc import Generator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from model_server.errors import ShapePriorError
-from model_server.jobs.session import SIDES
+from model_server.jobs.session import SIDES, MaskChoice
 
 REQUIRED = ("case", "prior", "annotations")
-OPTIONAL = ("mask", "reference", "side")
+OPTIONAL = ("mask", "reference", "side", "label", "segment")
 TABLE_FILE = "cohort.csv"
 MOST_PROBLEMS = 5  # of a table are told at once
 # Neither hidden nor leaving its folder, and a file's name on Windows too.
@@ -31,6 +31,7 @@ class Case:
         mask: label volume to refine.
         reference: volume whose geometry labelmaps take.
         side: "auto", "left" or "right".
+        choice: which of the mask's labels is the organ.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Case:
     mask: Path | None = None
     reference: Path | None = None
     side: str = "auto"
+    choice: MaskChoice = field(default_factory=MaskChoice)
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,12 @@ def _case(row: dict[str, str], folder: Path) -> tuple[Case, list[str]]:
         problems.append("there are no annotations and no mask")
     if side not in SIDES:
         problems.append(f"the side '{side}' is none of {', '.join(SIDES)}")
-    return Case(name, _prior(prior, folder), annotations, mask, reference, side), problems
+    label = row.get("label", "").replace(";", " ").split()
+    if not all(word.isdigit() for word in label):
+        problems.append(f"the label '{row['label']}' is not a number, or several parted by ;")
+        label = []
+    choice = MaskChoice(tuple(sorted({int(word) for word in label})), row.get("segment", ""))
+    return Case(name, _prior(prior, folder), annotations, mask, reference, side, choice), problems
 
 
 def _is_safe(name: str) -> bool:

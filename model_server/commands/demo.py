@@ -54,7 +54,7 @@ def run_demo(folder: Path, prior: str, device: str, quiet: bool) -> dict[str, An
         result = session.fit(progress=progress)
     dice = round(dice_against(result, read_volume(case.truth)), 4)
     content = session.write(result, outputs, report_file, {"dice_of_the_example": dice})
-    image, observations = session.reference, session.observations
+    image, observations = read_volume(case.image), session.observations
     save_picture(picture_file, result, observations, image)
     print(json.dumps(content, indent=1))
     return content

@@ -7,19 +7,32 @@ from typing import Annotated
 
 import typer
 
-from model_server.commands.terminal import check_device, choice, errors, fit_progress
-from model_server.jobs.session import SIDES, Session
+from model_server.commands.terminal import (
+    Label,
+    SegmentName,
+    Version,
+    check_device,
+    choice,
+    errors,
+    fit_progress,
+    label_numbers,
+)
+from model_server.jobs.session import SIDES, MaskChoice, Session
+from model_server.threads import begin_with_few
 
 
 def fit(
     prior: Annotated[str, typer.Option(help="Name of a prior (see 'priors'), or its folder.")],
     annotations: Annotated[
         list[Path] | None,
-        typer.Option(help="3D Slicer markups files (.mrk.json): closed curves, point lists."),
+        typer.Option(help="3D Slicer markups (.mrk.json, .fcsv): closed curves, point lists."),
     ] = None,
-    mask: Annotated[Path | None, typer.Option(help="Label volume to refine.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="Label volume or .seg.nrrd to refine.")] = None,
+    label: Label = "",
+    segment: SegmentName = "",
     reference: Annotated[
-        Path | None, typer.Option(help="Volume whose geometry labelmaps take.")
+        Path | None,
+        typer.Option(help="Volume, or DICOM folder, whose geometry labelmaps take."),
     ] = None,
     output_files: Annotated[
         list[Path] | None,
@@ -29,22 +42,32 @@ def fit(
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Where the report goes (JSON).")] = None,
     side: Annotated[str, typer.Option(help="auto, left or right (paired organs).")] = "auto",
+    strength: Annotated[
+        float, typer.Option(help="Of the prior against the annotations, 0.01 to 100.")
+    ] = 1.0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads of the fit.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    version: Version = False,
 ) -> None:
     """Fit a prior to outlines, points or a mask, and write the surface."""
     choice(side, SIDES, "--side")
+    chosen = MaskChoice(label_numbers(label), segment)
+    if threads is not None:
+        begin_with_few(threads)
     check_device(device)
     from model_server.io.outputs import check_outputs
     from model_server.jobs.report import plausibility
+    from model_server.priors.protocol import checked_strength
     from model_server.priors.registry import files_of
 
+    strength = checked_strength(strength)
     paths = output_files or []
     inputs = (*(annotations or []), mask, reference, *files_of(prior))
     check_outputs(paths, [report] if report else [], inputs)
-    session = Session.opened(prior, annotations or [], mask, reference, device)
+    session = Session.opened(prior, annotations or [], mask, reference, device, chosen)
     with fit_progress(session.prior.card.name, quiet) as progress:
-        result = session.fit(side, progress)
+        result = session.fit(side, progress, strength)
     session.write(result, paths, report)
     for warning in result.warnings:
         errors.print(f"Warning: {warning}", markup=False)

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 def fit_cohort(
     cases: Annotated[
-        Path, typer.Argument(help="CSV: case, prior, annotations (;), mask, reference, side.")
+        Path,
+        typer.Argument(
+            help="CSV: case, prior, annotations (;), mask, label, segment, reference, side."
+        ),
     ],
     output_folder: Annotated[
         Path, typer.Option("--output", help="Folder for the results; made if missing.")

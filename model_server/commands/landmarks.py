@@ -7,9 +7,17 @@ from typing import Annotated
 
 import typer
 
-from model_server.commands.terminal import check_device, choice, errors, fit_progress
+from model_server.commands.terminal import (
+    Label,
+    SegmentName,
+    check_device,
+    choice,
+    errors,
+    fit_progress,
+    label_numbers,
+)
 from model_server.errors import ShapePriorError
-from model_server.jobs.session import SIDES, Session
+from model_server.jobs.session import SIDES, MaskChoice, Session
 
 
 def landmarks(
@@ -19,8 +27,11 @@ def landmarks(
         list[Path] | None, typer.Option(help="Of the patient, as for 'fit'.")
     ] = None,
     mask: Annotated[Path | None, typer.Option(help="Label volume of the patient.")] = None,
+    label: Label = "",
+    segment: SegmentName = "",
     patient: Annotated[
-        Path | None, typer.Option(help="Points in the patient (.mrk.json, .csv): to the template.")
+        Path | None,
+        typer.Option(help="Points in the patient (.mrk.json, .fcsv, .csv): to the template."),
     ] = None,
     template: Annotated[
         Path | None, typer.Option(help="Places on the template (.csv): to the patient.")
@@ -31,6 +42,7 @@ def landmarks(
 ) -> None:
     """Carry landmarks from a patient to the template, or back, with their errors in mm."""
     choice(side, SIDES, "--side")
+    chosen = MaskChoice(label_numbers(label), segment)
     check_device(device)
     if (patient is None) == (template is None):
         raise ShapePriorError(
@@ -46,7 +58,7 @@ def landmarks(
         points = carried.read_landmarks(patient)
     elif template is not None:
         points = carried.read_landmarks(template, carried.PLACE)
-    session = Session.opened(prior, annotations or [], mask, None, device)
+    session = Session.opened(prior, annotations or [], mask, None, device, chosen)
     carried.require_correspondences(session.prior)
     with fit_progress(session.prior.card.name, quiet) as progress:
         result = session.fit(side, progress)

@@ -23,7 +23,7 @@ from model_server.commands.landmarks import landmarks
 from model_server.commands.learn_parts import learn_parts
 from model_server.commands.priors import priors
 from model_server.commands.serve import serve
-from model_server.commands.terminal import guarded
+from model_server.commands.terminal import Version, guarded
 from model_server.commands.train import train
 from model_server.interrupts import end_at_once, end_in_order
 from model_server.threads import begin_with_few, wait_asleep
@@ -53,6 +53,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def shape_prior(version: Version = False) -> None:
+    """Organ surfaces from sparse annotations, by learned shape priors."""
+
+
 for command in COMMANDS:
     app.command()(guarded(command))
 

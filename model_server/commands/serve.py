@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from model_server.commands.terminal import check_device
+from model_server.commands.terminal import Version, check_device
 from model_server.threads import begin_with_few
 
 
@@ -19,6 +19,9 @@ def serve(
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads of a fit.")] = None,
+    strength: Annotated[
+        float, typer.Option(help="Of the prior, 0.01 to 100, for clients that name none.")
+    ] = 1.0,
     watch_parent: Annotated[
         bool, typer.Option("--watch-parent", help="End when standard input is closed.")
     ] = False,
@@ -34,14 +37,16 @@ def serve(
     gpus: Annotated[float, typer.Option(help="For each replica, with --ray.")] = 0.0,
     max_sessions: Annotated[int, typer.Option(help="Clients at once.")] = 32,
     idle_minutes: Annotated[float, typer.Option(help="A silent client is closed then.")] = 60.0,
+    version: Version = False,
 ) -> None:
     """Serve fits to 3D Slicer and other clients over WebSocket, on this machine by default.
 
     The token is read from SHAPE_PRIOR_TOKEN, or made up and printed.
     """
-    if threads:
+    if threads is not None:
         begin_with_few(threads)
     check_device(device)
+    from model_server.priors.protocol import checked_strength
     from model_server.service.server import ServeOptions
     from model_server.service.server import serve as run_server
     from model_server.service.wire import Limits
@@ -55,7 +60,11 @@ def serve(
         certificate,
         key,
         tuple(allow_origin or ()),
-        Limits(sessions=max_sessions, idle_minutes=idle_minutes),
+        Limits(
+            sessions=max_sessions,
+            idle_minutes=idle_minutes,
+            prior_strength=checked_strength(strength),
+        ),
     )
     if ray is None:
         run_server(options)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from model_server import __version__
 from model_server.errors import ShapePriorError
 from model_server.interrupts import Terminated
 
@@ -62,6 +63,24 @@ def interrupted(error: KeyboardInterrupt, state: str) -> typer.Exit:
 # --- choices ------------------------------------------------------------------------------------
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        print(f"shape-prior {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", help="Tell the version.", callback=_tell_version, is_eager=True),
+]
+Label = Annotated[
+    str, typer.Option(help="Of the mask's labels those that are the organ, e.g. 1 or 1,2.")
+]
+SegmentName = Annotated[
+    str, typer.Option(help="Of the mask's segments the organ: its name or number.")
+]
+
+
 def choice(value: str, allowed: Sequence[str], option: str) -> str:
     """The value of an option.
 
@@ -73,6 +92,21 @@ def choice(value: str, allowed: Sequence[str], option: str) -> str:
             f"{option} is '{value}'.", f"Choose one of: {', '.join(allowed)}.", "unknown-choice"
         )
     return value
+
+
+def label_numbers(text: str) -> tuple[int, ...]:
+    """ "1,2" -> (1, 2).
+
+    Raises:
+        ShapePriorError: no such list.
+    """
+    words = [word.strip() for word in text.split(",")] if text else []
+    if not all(word.isdigit() and int(word) > 0 for word in words):
+        raise ShapePriorError(
+            f"--label '{text}' is not a list of label values.",
+            "Write e.g. --label 1 or 1,2; a name goes with --segment.",
+        )
+    return tuple(sorted({int(word) for word in words}))
 
 
 def check_device(device: str) -> None:

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from model_server.commands.terminal import check_device, interrupted, output, print_table
+from model_server.commands.terminal import (
+    check_device,
+    interrupted,
+    label_numbers,
+    output,
+    print_table,
+)
 from model_server.commands.training_progress import TrainingProgress
 from model_server.errors import ShapePriorError
 
@@ -93,16 +99,9 @@ def _score_table(card: PriorCard) -> Table:
 
 def _label_values(text: str, labels: Path | None) -> tuple[int, ...]:
     """ "1,2" -> (1, 2)."""
-    if not text:
-        return ()
-    if labels is None:
+    if text and labels is None:
         raise ShapePriorError("--label goes with --labels only.", "Give --labels, or no --label.")
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isdigit() and int(word) > 0 for word in words):
-        raise ShapePriorError(
-            f"--label '{text}' is not a list of label values.", "Write e.g. --label 1 or 1,2."
-        )
-    return tuple(sorted({int(word) for word in words}))
+    return label_numbers(text)
 
 
 def _training_choices(method: str, organ: str, data: Path | None, labels: Path | None) -> str:

@@ -21,11 +21,12 @@ MOST_VERTICES = 1500  # of each case, so that all cases count the same
 @dataclass(frozen=True)
 class Errors:
     """Vertices of one case: (V,) true errors and (V,) standard deviations, mm; the fitted organ's
-    RMS radius, mm."""
+    RMS radius, mm; the fit's misfit."""
 
     error: Array
     spread: Array
     radius: float
+    misfit: float = 0.0
 
     @classmethod
     def of(cls, found: Reconstruction, truth: Truth) -> Errors:
@@ -36,7 +37,7 @@ class Errors:
         gap = closest_distance(truth.surface, points[chosen])
         away = points - points.mean(axis=0)
         radius = float(np.sqrt((away**2).sum(axis=1).mean()))
-        return cls(gap, found.uncertainty_mm[chosen], radius)
+        return cls(gap, found.uncertainty_mm[chosen], radius, found.misfit)
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,23 @@ def calibrated(cases: Sequence[Errors]) -> Calibration:
     error = np.concatenate([c.error for c in cases])
     spread = np.concatenate([c.spread for c in cases])
     radius = np.concatenate([np.full(len(c.error), c.radius) for c in cases])
+    misfit = np.concatenate([np.full(len(c.error), c.misfit) for c in cases])
+
+    def variance(logs: Array) -> Array:
+        scale, floor, growth = np.exp(2 * logs)
+        return np.asarray((scale + growth * misfit**2) * spread**2 + floor * radius**2)
 
     def unlikeliness(logs: Array) -> float:
-        variance = np.exp(2 * logs[0]) * spread**2 + (np.exp(logs[1]) * radius) ** 2
-        return float((np.log(variance) + error**2 / variance).mean())
+        expected = variance(logs)
+        return float((np.log(expected) + error**2 / expected).mean())
 
-    logs = minimize(unlikeliness, np.log([1.0, 0.01]), method="Nelder-Mead").x
-    found = Calibration(float(np.exp(logs[0])), float(np.exp(logs[1])))
+    # From both ends: a valley leads to no growth at all.
+    typical = max(float(misfit.mean()), 1e-6)
+    starts = np.log([[1.0, 0.01, 0.1 / typical], [0.1, 0.01, 1.0 / typical]])
+    tried = [minimize(unlikeliness, start, method="Nelder-Mead") for start in starts]
+    logs = min(tried, key=lambda found: float(found.fun)).x
     # The likeliest has a mean square of 1 over all variances only on average: exactly, then.
-    rms = np.sqrt(np.mean((error / np.hypot(found.scale * spread, found.floor * radius)) ** 2))
-    return Calibration(round(found.scale * rms, 3), round(found.floor * rms, 4))
+    rms = np.sqrt(np.mean(error**2 / variance(logs)))
+    scale, floor, growth = rms * np.exp(logs)
+    growth = growth if misfit.any() else 0.0
+    return Calibration(round(scale, 3), round(floor, 4), round(growth, 2))

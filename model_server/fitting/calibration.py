@@ -7,7 +7,7 @@ annotations.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,23 +22,35 @@ USUAL = "usual"  # in a card: of kinds that were not measured
 
 @dataclass(frozen=True)
 class Calibration:
-    """Computed -> true standard deviation: root of the sum of two squares.
+    """Computed -> true standard deviation: root of the sum of squares.
+
+    How much shapes leave over differs between patients. What they left over where something was
+    drawn (``misfit``) tells how much more it will be elsewhere: the variance is linear in its
+    square, as that of a Gaussian process of unknown variance is (Student's t; O'Hagan, 1978).
 
     Attributes:
         scale: of the computed one.
         floor: that no vertex goes below, in RMS radii.
+        growth: by which the scale grows with the misfit, per RMS radius.
     """
 
     scale: float = 1.0
     floor: float = 0.0
+    growth: float = 0.0
 
     @classmethod
     def of_card(cls, card: PriorCard, observations: Observations) -> Calibration:
         """As the card says for this kind of annotations."""
         told = card.hyperparameters.get("calibration", {})
         found = told.get(kind_of(observations), told.get(USUAL))
-        return cls() if found is None else cls(float(found["scale"]), float(found["floor"]))
+        if found is None:
+            return cls()
+        return cls(*(float(found.get(field.name, field.default)) for field in fields(cls)))
 
-    def true(self, spread: Array, radius: float) -> Array:
-        """(V,) mm, of computed ones (V,) mm and the RMS radius of the organ, mm."""
-        return np.asarray(np.hypot(self.scale * spread, self.floor * radius))
+    def factor(self, misfit: float) -> float:
+        """By which computed ones are multiplied."""
+        return float(np.hypot(self.scale, self.growth * misfit))
+
+    def true(self, spread: Array, radius: float, misfit: float) -> Array:
+        """(V,) mm, of computed ones (V,) mm, the RMS radius of the organ, mm, and the misfit."""
+        return np.asarray(np.hypot(self.factor(misfit) * spread, self.floor * radius))

@@ -272,7 +272,7 @@ class _Run:
         coordinates = self.form.coarse_coordinates(self.state, coarse.points)
         drawn = Drawn(self._to_patient(coarse), coordinates, spread)
         latents = self.form.coarse_latents(self.state, found.latents)
-        return self._answer("quick look", drawn, latents, self.model.quick.card)
+        return self._answer("quick look", drawn, latents, (self.model.quick.card, settled.misfit))
 
     def begin_from(self, start: Reconstruction) -> None:
         """Start from an earlier pose and its latents."""
@@ -380,7 +380,8 @@ class _Run:
         if not self.settings.uncertainty:
             return answer
         calibration = Calibration.of_card(self.model.card, self.observations)
-        joint = joint_spread(self.form, self.state, answer.surface, canonical, calibration.scale)
+        factor = calibration.factor(self.state.misfit)
+        joint = joint_spread(self.form, self.state, answer.surface, canonical, factor)
         return replace(answer, joint_spread=joint)
 
     def _checked(self, answer: Reconstruction) -> Reconstruction:
@@ -394,10 +395,15 @@ class _Run:
         return replace(answer, warnings=(*warnings, *self.observations.notes))
 
     def _answer(
-        self, stage: str, drawn: Drawn, latents: Array, by: PriorCard | None = None
+        self,
+        stage: str,
+        drawn: Drawn,
+        latents: Array,
+        by: tuple[PriorCard, float] | None = None,
     ) -> Reconstruction:
-        """In the common form; ``by`` is the prior that computed the spread, if another."""
+        """In the common form; ``by`` are prior and misfit that the spread is of, if others."""
         card, template = self.model.card, self.state.template
+        spread_of, misfit = by or (card, self.state.misfit)
         has_parts = self.model.parts is not None
         return Reconstruction(
             surface=drawn.surface,
@@ -409,14 +415,15 @@ class _Run:
             provenance=Provenance(
                 card.name, card.version, self.form.device, dict(self.seconds), dict(self.iterations)
             ),
-            uncertainty_mm=self._true(drawn.spread, by or card),
+            uncertainty_mm=self._true(drawn.spread, spread_of, misfit),
+            misfit=misfit,
             template=template,
             parts=self.model.part_of(template, drawn.coordinates) if has_parts else None,
         )
 
-    def _true(self, spread: Array | None, card: PriorCard) -> Array | None:
+    def _true(self, spread: Array | None, card: PriorCard, misfit: float) -> Array | None:
         """What a standard deviation (V,) mm is worth that the prior of a card computed."""
         if spread is None:
             return None
         radius = self.state.pose.scale * self.model.rms_radius
-        return Calibration.of_card(card, self.observations).true(spread, radius)
+        return Calibration.of_card(card, self.observations).true(spread, radius, misfit)

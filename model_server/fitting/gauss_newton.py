@@ -140,7 +140,13 @@ def solve(
         state, seen = _step(form, state, seen, evidence, prior, noise)
     scale = _Scale.of(form, state, seen, levels[-1])
     energy = scale.energy(seen.residuals) + scale.volume() + prior.energy(state)
-    return replace(state, energy=energy)
+    return replace(state, energy=energy, misfit=_misfit(seen) / form.unit(state))
+
+
+def _misfit(seen: Seen) -> float:
+    """Root mean square residual of annotations that say something."""
+    told = seen.residuals[seen.drawn & (seen.counts > 0.0)]
+    return float(np.sqrt(np.square(told).mean())) if len(told) else 0.0
 
 
 def _step(

@@ -29,7 +29,7 @@ def joint_spread(
         state: of the fit.
         surface: V vertices, RAS mm.
         canonical: (V, 3) the same vertices in the canonical frame.
-        scale: true standard deviation for each computed one (``Calibration``).
+        scale: true standard deviation for each computed one (``Calibration.factor``).
     """
     vertices = spread_vertices(canonical, MOST_POINTS)
     covariance = form.covariance(state, canonical[vertices])

@@ -88,7 +88,7 @@ def _cut(label: Volume) -> Volume:
         return label
     geometry = label.ijk_to_ras.copy()
     geometry[:3, 3] = label.to_ras(np.array([s.start for s in box[0][::-1]], dtype=np.float64))
-    return Volume(label.array[box[0]], geometry, label.name)
+    return replace(label, array=label.array[box[0]], ijk_to_ras=geometry)
 
 
 def largest_part(observations: Observations) -> Observations:
@@ -119,7 +119,9 @@ def likely_parts(observations: Observations, card: PriorCard, judge: Judge) -> O
     if not len(left):
         return observations
     note = _note(observations.label_map.name, card.organ, parts.volumes, off, left)
-    return replace(observations, label_map=parts.kept(chosen), left_out=(note,))
+    return replace(
+        observations, label_map=parts.kept(chosen), left_out=(*observations.left_out, note)
+    )
 
 
 def _large(parts: Parts, card: PriorCard, judge: Judge) -> tuple[list[int], Judged]:

@@ -37,6 +37,7 @@ class FitState:
         template: number of the template, of priors that have several.
         covariance: (7 + K, 7 + K) Laplace covariance of (pose step, latent) after the last step.
         energy: twice the negative log posterior there, up to a constant.
+        misfit: root mean square residual of what was drawn, in RMS radii.
         local: latents of single vertices, of forms that have them; None before the local stage.
         leftover: what shapes leave over of the annotations; None before the last stage.
         dense: what tells the surface to the voxel; it is followed in the end.
@@ -48,6 +49,7 @@ class FitState:
     template: int = 0
     covariance: Array | None = None
     energy: float = np.inf
+    misfit: float = 0.0
     local: Array | None = None
     leftover: Kriging | None = None
     dense: Dense | None = None

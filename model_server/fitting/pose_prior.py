@@ -137,10 +137,18 @@ class Regression:
     weights: Array
     covariance: Array
 
+    def scaled(self, features: Array) -> Array:
+        """(N, F + 1) what is weighed, of features (N, F)."""
+        held = np.clip((features - self.mean) / self.spread, -CLIP, CLIP)
+        return np.column_stack([held, np.ones(len(held))])
+
+    def targets(self, features: Array) -> Array:
+        """(N, 7) what is predicted of features (N, F)."""
+        return np.asarray(self.scaled(features) @ self.weights)
+
     def predict(self, span: Span) -> Pose:
         """The expected pose."""
-        scaled = np.clip((span.features - self.mean) / self.spread, -CLIP, CLIP)
-        target = np.append(scaled, 1.0) @ self.weights
+        target = self.targets(span.features[None])[0]
         rotation = Rotation.from_rotvec(target[4:]).as_matrix()
         return Pose(
             span.center + span.size * target[:3], float(span.size * np.exp(target[3])), rotation

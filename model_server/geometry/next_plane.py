@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from model_server.observations import Volume
+from model_server.observations import Grid, Volume
 from model_server.reconstruction import JointSpread, Reconstruction, Surface
 
 Array = NDArray[np.float64]
@@ -55,11 +55,11 @@ class NextPlane:
 # --- slices -------------------------------------------------------------------------------------
 
 
-def slices_of(volume: Volume) -> tuple[Slices, Slices, Slices]:
+def slices_of(volume: Volume | Grid) -> tuple[Slices, Slices, Slices]:
     """The slices of a volume, along each of its axes."""
     inverse = np.asarray(np.linalg.inv(volume.ijk_to_ras), dtype=np.float64)
     found = []
-    for axis, count in enumerate(volume.array.shape[::-1]):
+    for axis, count in enumerate(volume.shape[::-1]):
         # The index is linear in place: index = row @ place + shift.
         row, shift = inverse[axis, :3], inverse[axis, 3]
         length = float(np.linalg.norm(row))
@@ -67,7 +67,7 @@ def slices_of(volume: Volume) -> tuple[Slices, Slices, Slices]:
     return found[0], found[1], found[2]
 
 
-def slices_across(surface: Surface, normal: Array, volume: Volume | None = None) -> Slices:
+def slices_across(surface: Surface, normal: Array, volume: Volume | Grid | None = None) -> Slices:
     """The slices of a view: those of the volume where the view shows them, else evenly spaced."""
     for slices in () if volume is None else slices_of(volume):
         turned = float(slices.normal @ normal)

@@ -14,6 +14,7 @@ from model_server.geometry.curves import onto_plane
 from model_server.geometry.loops import self_crossings
 from model_server.observations import (
     MAX_OUT_OF_PLANE_MM,
+    Grid,
     PlanarOutline,
     Volume,
     checked_points,
@@ -31,7 +32,7 @@ ALONG_AXIS = np.cos(np.deg2rad(5.0))  # a normal nearer to a voxel axis is that 
 
 
 def mended_outline(
-    points: object, name: str, reference: Volume | None = None, notes: tuple[str, ...] = ()
+    points: object, name: str, reference: Volume | Grid | None = None, notes: tuple[str, ...] = ()
 ) -> PlanarOutline:
     """An outline from one closed loop, mended where that can be done.
 
@@ -71,7 +72,7 @@ def mended_outline(
 # --- planes -------------------------------------------------------------------------------------
 
 
-def out_of_plane_mm(points: Array, reference: Volume | None) -> float:
+def out_of_plane_mm(points: Array, reference: Volume | Grid | None) -> float:
     """How far points (N, 3) of a curve may lie from its plane: half the slice spacing of the volume
     it was drawn on, never less than without a volume."""
     if reference is None:
@@ -80,7 +81,7 @@ def out_of_plane_mm(points: Array, reference: Volume | None) -> float:
     return max(0.5 * float(reference.spacing[axis]), MAX_OUT_OF_PLANE_MM)
 
 
-def laid_in_slice(points: Array, reference: Volume | None) -> Array:
+def laid_in_slice(points: Array, reference: Volume | Grid | None) -> Array:
     """Points (N, 3) of a curve, those a little off its slice laid into it.
 
     The plane fitted to points of which one is off is not the slice they were drawn in. A flat curve
@@ -104,7 +105,7 @@ def _normal(points: Array) -> Array:
     return np.asarray(np.linalg.svd(points - points.mean(axis=0), full_matrices=False)[2][-1])
 
 
-def _nearest_axis(normal: Array, volume: Volume) -> tuple[int, float]:
+def _nearest_axis(normal: Array, volume: Volume | Grid) -> tuple[int, float]:
     """The voxel axis nearest to a normal, and the cosine between them."""
     along = np.abs(normal @ (volume.ijk_to_ras[:3, :3] / volume.spacing))
     return int(along.argmax()), float(along.max())

@@ -1,4 +1,5 @@
-"""3D Slicer's markups files (``.mrk.json``): outlines and points in, outlines and points out.
+"""3D Slicer's markups files (``.mrk.json``): outlines and points in, outlines and points out; point
+lists of older Slicers (``.fcsv``) in.
 
 Slicer writes LPS by default and says so in each markup; memory is RAS. Slicer's scene may name a
 markup otherwise than its file does: where the file gives no name, the file's own name is taken.
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from model_server.geometry.curves import (
     repeats_note,
 )
 from model_server.geometry.outlines import laid_in_slice, mended_outline
+from model_server.io.fcsv import is_point_list, read_point_list
 from model_server.io.writing import write_text
-from model_server.observations import Observations, PlanarOutline, PointSet, Volume
+from model_server.observations import Grid, Observations, PlanarOutline, PointSet, Volume
 
 Array = NDArray[np.float64]
 SCHEMA = (
@@ -41,6 +43,9 @@ TO_RAS = {
 }
 # Names that Slicer's curve nodes use for what runs through the control points.
 SPLINES = ("cardinalspline", "cardinal", "spline")
+CURVE, POINTS, OPEN_CURVE = "ClosedCurve", "Fiducial", "Curve"
+UNPLACED = ("undefined", "missing")  # status of points that Slicer lists but nobody placed
+PREVIEW = "preview"
 MILLIMETERS = ("mm", "millimeter", "millimeters", "millimetre", "millimetres")
 
 
@@ -50,10 +55,11 @@ class Markup:
 
     Attributes:
         name: of the markup, or of its file.
-        kind: Slicer's type: "ClosedCurve", "Fiducial", ...
+        kind: Slicer's type: "ClosedCurve", "Fiducial", or one that counts for nothing.
         points: (N, 3) the control points that were placed, RAS mm.
         curve_type: "spline" or "linear"; matters for curves only.
         side: "boundary", "inside" or "outside"; matters for point lists only.
+        labels: N names of points, or none; matter for point lists only.
     """
 
     name: str
@@ -61,29 +67,35 @@ class Markup:
     points: Array
     curve_type: str = "spline"
     side: str = "boundary"
+    labels: tuple[str, ...] = ()
+
+    def label(self, index: int) -> str:
+        """The name of a point; Slicer's own where it has none."""
+        given = self.labels[index] if index < len(self.labels) else ""
+        return given or f"{self.name}-{index + 1}"
 
 
 # --- reading ------------------------------------------------------------------------------------
 
 
 def read_annotations(
-    paths: Sequence[Path], mask: Volume | None = None, reference: Volume | None = None
+    paths: Sequence[Path], mask: Volume | None = None, reference: Volume | Grid | None = None
 ) -> Observations:
     """Everything the user drew, from any mix of markups files.
 
     Closed curves become outlines; point lists become boundary points, unless the word "inside"
     or "outside" stands in the list's name (or, where that says nothing, in its description):
     then they say which side of the boundary they lie on. Small faults of curves are mended, and
-    noted.
+    noted; so is what stands beside them and counts for nothing: planes, lines, what is empty.
 
     Args:
-        paths: ``.mrk.json`` files; a file named twice counts once.
+        paths: ``.mrk.json`` and ``.fcsv`` files; a file named twice counts once.
         mask: a label volume to refine; any non-zero voxel is organ.
         reference: the image that was annotated; its slice spacing tells how flat a curve has to be.
 
     Raises:
-        ShapePriorError: a file that is not a markups file, a markup that is neither a closed
-            curve nor a point list, a curve that is no outline, an empty mask.
+        ShapePriorError: a file that is not a markups file, an open curve, nothing but markups of
+            other kinds, a curve that is no outline, an empty mask.
     """
     if mask is not None and not np.any(mask.array):
         raise ShapePriorError(
@@ -91,27 +103,74 @@ def read_annotations(
             "Choose a segment with content.",
         )
     files = {path.resolve(): path for path in paths}.values()
-    markups = _distinct([markup for path in files for markup in read_markups(path)])
-    outlines = [_outline(m, reference) for m in markups if m.kind == "ClosedCurve"]
-    lists = [m for m in markups if m.kind == "Fiducial" and len(m.points)]
+    found = [(markup, path) for path in files for markup in read_markups(path)]
+    used, notes = _usable(found, mask is None)
+    markups = _distinct(used)
+    outlines = [_outline(m, reference) for m in markups if m.kind == CURVE]
     boundary, inside, outside = (
-        tuple(PointSet(m.points, m.name) for m in lists if m.side == side)
+        tuple(PointSet(m.points, m.name) for m in markups if m.kind == POINTS and m.side == side)
         for side in ("boundary", "inside", "outside")
     )
-    return Observations(tuple(outlines), boundary, inside, outside, mask, reference)
+    for volume in (mask, reference):
+        notes += volume.notes if volume is not None else ()
+    return Observations(tuple(outlines), boundary, inside, outside, mask, reference, notes)
+
+
+def _usable(
+    found: Sequence[tuple[Markup, Path]], needed: bool
+) -> tuple[list[Markup], tuple[str, ...]]:
+    """The curves and point lists that have points, and a note of what else there was.
+
+    Args:
+        found: markups and their files.
+        needed: whether a fit would have nothing but these.
+
+    Raises:
+        ShapePriorError: there is none where one is needed, but something of another kind.
+    """
+    used, notes = [], []
+    others: dict[str, list[str]] = {}
+    for markup, path in found:
+        if markup.kind not in (CURVE, POINTS):
+            others.setdefault(path.name, []).append(f"'{markup.name}' ({markup.kind})")
+        elif not len(markup.points):
+            what = "curve" if markup.kind == CURVE else "point list"
+            notes.append(f"The {what} '{markup.name}' has no placed point, and was left out.")
+        else:
+            used.append(markup)
+    notes += [
+        f"{', '.join(named)} in '{file}' left out: closed curves and point lists count."
+        for file, named in others.items()
+    ]
+    if needed and not used:
+        for markup, path in found:
+            if markup.kind == CURVE:
+                _outline(markup, None)  # says that it has no points
+            if markup.kind != POINTS:
+                raise _of_another_kind(markup.name, markup.kind, path)
+    return used, tuple(notes)
 
 
 def read_markups(path: Path) -> list[Markup]:
-    """Every closed curve and point list of one file, RAS mm.
+    """Every markup of one file, RAS mm; of kinds that count for nothing only name and kind.
 
     Raises:
         ShapePriorError: see ``read_annotations``.
     """
+    if is_point_list(path):
+        return [_of_point_list(path)]
     return [_markup(entry, path) for entry in _entries(path)]
 
 
+def _of_point_list(path: Path) -> Markup:
+    read = read_point_list(path)
+    name = read.name or path.name[: -len(".fcsv")]
+    points = read.points * _to_ras(read.frame, name, path)
+    return Markup(name, POINTS, points, side=_side({}, name), labels=read.labels)
+
+
 def _entries(path: Path) -> list[dict[str, Any]]:
-    what = "Give a .mrk.json file as 3D Slicer saves closed curves and point lists."
+    what = "Give a .mrk.json or .fcsv file as 3D Slicer saves closed curves and point lists."
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -130,23 +189,34 @@ def _entries(path: Path) -> list[dict[str, Any]]:
 def _markup(entry: dict[str, Any], path: Path) -> Markup:
     name = str(entry.get("name") or re.sub(r"(\.mrk)?\.json$", "", path.name))
     kind = str(entry.get("type"))
-    if kind not in ("ClosedCurve", "Fiducial"):
-        what = "an open curve" if kind == "Curve" else f"a markup of type '{kind}'"
-        raise ShapePriorError(
-            f"'{name}' in '{path.name}' is {what}, not a closed curve or a point list.",
-            "Draw the outline with Slicer's closed curve tool.",
-            "wrong-markup",
-        )
-    frame = str(entry.get("coordinateSystem", "LPS")).strip().upper()
+    if kind == OPEN_CURVE:
+        raise _of_another_kind(name, kind, path)
+    if kind not in (CURVE, POINTS):
+        return Markup(name, kind, np.empty((0, 3)))
+    to_ras = _to_ras(str(entry.get("coordinateSystem", "LPS")), name, path)
+    _check_units(entry.get("coordinateUnits", "mm"), name, path)
+    points, labels = _control_points(entry, name)
+    curve_type = _curve_type(entry, name) if kind == CURVE else "spline"
+    return Markup(name, kind, points * to_ras, curve_type, _side(entry, name), labels)
+
+
+def _of_another_kind(name: str, kind: str, path: Path) -> ShapePriorError:
+    what = "an open curve" if kind == OPEN_CURVE else f"a markup of type '{kind}'"
+    return ShapePriorError(
+        f"'{name}' in '{path.name}' is {what}, not a closed curve or a point list.",
+        "Draw the outline with Slicer's closed curve tool.",
+        "wrong-markup",
+    )
+
+
+def _to_ras(written: str, name: str, path: Path) -> Array:
+    frame = written.strip().upper()
     if frame not in TO_RAS:
         raise ShapePriorError(
             f"'{name}' in '{path.name}' has the unknown coordinate system '{frame}'.",
             "Save it again from 3D Slicer, which writes LPS.",
         )
-    _check_units(entry.get("coordinateUnits", "mm"), name, path)
-    points = _control_points(entry, name) * TO_RAS[frame]
-    curve_type = _curve_type(entry, name) if kind == "ClosedCurve" else "spline"
-    return Markup(name, kind, points, curve_type, _side(entry, name))
+    return TO_RAS[frame]
 
 
 def _check_units(units: object, name: str, path: Path) -> None:
@@ -159,17 +229,16 @@ def _check_units(units: object, name: str, path: Path) -> None:
         )
 
 
-def _control_points(entry: dict[str, Any], name: str) -> Array:
-    """(N, 3) positions of the points that were placed, in the file's own frame."""
-    found = []
+def _control_points(entry: dict[str, Any], name: str) -> tuple[Array, tuple[str, ...]]:
+    """(N, 3) positions of the points that were placed, in the file's own frame, and their names."""
     listed = entry.get("controlPoints") or []
     if not isinstance(listed, list):
         raise ShapePriorError(
             f"The control points of '{name}' are not a list.", "Save it again from 3D Slicer."
         )
+    places, labels = [], []
     for number, point in enumerate(listed, start=1):
-        # Points that Slicer lists but nobody placed have the status "undefined" or "preview".
-        if isinstance(point, dict) and point.get("positionStatus", "defined") != "defined":
+        if isinstance(point, dict) and _hangs_at_the_mouse(point, listed):
             continue
         try:
             place = np.array(point["position"], dtype=np.float64)
@@ -180,8 +249,26 @@ def _control_points(entry: dict[str, Any], name: str) -> Array:
                 f"Point {number} of '{name}' does not have three coordinates that are numbers.",
                 "Delete that point or place it again.",
             ) from error
-        found.append(place)
-    return np.stack(found) if found else np.empty((0, 3))
+        places.append(place)
+        labels.append(str(point.get("label") or ""))
+    return np.array(places).reshape(-1, 3), tuple(labels)
+
+
+def _hangs_at_the_mouse(point: dict[str, Any], listed: list[Any]) -> bool:
+    """Whether a point was listed by Slicer, but placed by nobody.
+
+    Other programs, and Slicer itself where points come from scripts, may call all of a list
+    "preview". One alone among points that are placed followed the mouse when the file was saved.
+    """
+    status = _status(point)
+    if status != PREVIEW:
+        return status in UNPLACED
+    statuses = [_status(other) for other in listed if isinstance(other, dict)]
+    return statuses.count(PREVIEW) == 1 and any(s not in (*UNPLACED, PREVIEW) for s in statuses)
+
+
+def _status(point: dict[str, Any]) -> str:
+    return str(point.get("positionStatus", "defined"))
 
 
 def _curve_type(entry: dict[str, Any], name: str) -> str:
@@ -227,11 +314,11 @@ def _distinct(markups: list[Markup]) -> list[Markup]:
             number += 1
             name = f"{markup.name} ({number})"
         taken.add(name)
-        named.append(Markup(name, markup.kind, markup.points, markup.curve_type, markup.side))
+        named.append(replace(markup, name=name))
     return named
 
 
-def _outline(markup: Markup, reference: Volume | None) -> PlanarOutline:
+def _outline(markup: Markup, reference: Volume | Grid | None) -> PlanarOutline:
     count = len(markup.points)
     if count < 3:
         raise ShapePriorError(
@@ -278,7 +365,7 @@ def _as_entry(markup: Markup) -> dict[str, Any]:
         "controlPoints": [
             {
                 "id": str(number),
-                "label": f"{markup.name}-{number}",
+                "label": markup.label(number - 1),
                 "description": "",
                 "associatedNodeID": "",
                 "position": place.tolist(),

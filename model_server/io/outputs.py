@@ -15,7 +15,7 @@ from model_server.io.volumes import (
     write_labelmap,
 )
 from model_server.io.writing import Write, check_writable, of_bytes, write_together
-from model_server.observations import Volume
+from model_server.observations import Grid, Volume
 from model_server.reconstruction import Reconstruction
 
 TABLE_FORMAT = ".csv"  # of correspondences
@@ -68,7 +68,7 @@ def check_outputs(
 def write_outputs(
     reconstruction: Reconstruction,
     paths: Sequence[Path],
-    reference: Volume | None = None,
+    reference: Volume | Grid | None = None,
     organ: str = "organ",
     others: Mapping[Path, str] | None = None,
     names: Mapping[int, str] | None = None,
@@ -100,14 +100,14 @@ def write_outputs(
 def _writer(
     reconstruction: Reconstruction,
     suffix: str,
-    reference: Volume | None,
+    reference: Volume | Grid | None,
     organ: str,
     names: Mapping[int, str],
 ) -> Write:
     if suffix == TABLE_FORMAT:
         return of_bytes(correspondence_table(reconstruction, names).encode())
     if suffix in SURFACE_FORMATS:
-        return lambda path: path.write_bytes(surface_bytes(reconstruction, suffix))
+        return lambda part: part.write_bytes(surface_bytes(reconstruction, suffix))
     surface = reconstruction.surface
     geometry = geometry_around(surface) if reference is None else geometry_of(reference)
     parts = reconstruction.parts

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError
 from model_server.geometry.polydata import from_polydata, to_polydata
+from model_server.io.quiet import quiet_libraries
 from model_server.reconstruction import Reconstruction, Surface
 
 Array = NDArray[np.float64]
@@ -191,7 +192,8 @@ def read_surface(path: Path) -> tuple[Surface, dict[str, Array]]:
         )
     reader = kind()
     reader.SetFileName(str(path))
-    reader.Update()
+    with quiet_libraries():
+        reader.Update()
     data = reader.GetOutput()
     if data.GetNumberOfPolys() == 0:
         raise ShapePriorError(

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from model_server.errors import ShapePriorError
 from model_server.geometry.correspondences import inside_parts
 from model_server.geometry.labels import voxelize
-from model_server.observations import Volume
+from model_server.io.dicom import dicom_series
+from model_server.io.headers import LPS_TO_RAS, Header, read_header, read_image
+from model_server.io.quiet import quiet_libraries
+from model_server.observations import Grid, Volume
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 VOLUME_FORMATS = (".seg.nrrd", ".nrrd", ".nii.gz")
 DEFAULT_SPACING_MM = 1.0
 MARGIN_MM = 5.0  # around the shape where there is no reference
@@ -65,26 +67,42 @@ def image_from_array(array: NDArray[np.generic], ijk_to_ras: NDArray[np.float64]
 
 
 def read_volume(path: Path) -> Volume:
-    """Read any 3-D image SimpleITK knows.
+    """Read any 3-D image SimpleITK knows, or a DICOM series by its folder or one of its files.
 
     Raises:
-        ShapePriorError: the file is missing, not an image, or not 3-D.
+        ShapePriorError: missing, not an image, not 3-D, cut off, sheared, or too large.
     """
-    # ITK's own warnings would stand between the user and ours.
-    sitk.ProcessObject.GlobalWarningDisplayOff()
-    try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
+    path = Path(path)
+    with quiet_libraries():
+        series = dicom_series(path)
+        if series is not None:
+            return series.read()
+        header = read_header(path)
+        _require_single(path, header)
+        image = read_image(path, header)
+    array = sitk.GetArrayFromImage(image).reshape(header.grid.shape)
+    return Volume(array, header.grid.ijk_to_ras, header.grid.name, header.grid.notes)
+
+
+def read_grid(path: Path) -> Grid:
+    """Where the voxels of a volume lie, by its header alone: no voxel is read.
+
+    Raises:
+        ShapePriorError: as of ``read_volume``.
+    """
+    path = Path(path)
+    with quiet_libraries():
+        series = dicom_series(path)
+        return read_header(path).grid if series is None else series.grid
+
+
+def _require_single(path: Path, header: Header) -> None:
+    if header.components != 1:
         raise ShapePriorError(
-            f"'{path}' cannot be read as a volume.",
-            "Give a NIfTI, NRRD or other image file that 3D Slicer opens.",
-            "unreadable",
-        ) from error
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise ShapePriorError(
-            f"'{path}' is not a 3-D volume of single values.", "Export one volume or segment of it."
+            f"'{path}' is not a 3-D volume of single values: each voxel has {header.components}.",
+            "Export one volume or segment of it.",
+            "not-3d",
         )
-    return volume_from_image(image, Path(path).name)
 
 
 # --- where a labelmap lives ---------------------------------------------------------------------
@@ -103,9 +121,9 @@ class Geometry:
     shape: tuple[int, ...]
 
 
-def geometry_of(volume: Volume) -> Geometry:
+def geometry_of(volume: Volume | Grid) -> Geometry:
     """The geometry of a volume."""
-    return Geometry(volume.ijk_to_ras, volume.array.shape)
+    return Geometry(volume.ijk_to_ras, volume.shape)
 
 
 def geometry_around(
@@ -127,7 +145,7 @@ def geometry_around(
     return Geometry(matrix, tuple(int(n) for n in count[::-1]))
 
 
-def require_contains(reference: Volume, surface: Surface) -> None:
+def require_contains(reference: Volume | Grid, surface: Surface) -> None:
     """Refuse a reference volume that a surface sticks out of.
 
     Raises:
@@ -142,7 +160,7 @@ def require_contains(reference: Volume, surface: Surface) -> None:
     if not len(ras):
         return
     ijk = reference.to_ijk(ras)
-    last = np.array(reference.array.shape[::-1]) - 0.5
+    last = np.array(reference.shape[::-1]) - 0.5
     # How far out, in mm, below the first voxel (0) and beyond the last (1) along each axis.
     beyond = np.stack([-0.5 - ijk, ijk - last], axis=1) * reference.spacing
     outside = (beyond > 1e-6).any(axis=(1, 2))

@@ -214,7 +214,7 @@ def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     if not there:
         return
     for given in inputs:
-        path = _found_in(given, there) if given.is_dir() else _found_as(given, there)
+        path = _found_as(given, there)
         if path is not None:
             named = "" if path == given else f" ({given})"
             raise ShapePriorError(
@@ -231,7 +231,13 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _found_as(given: Path, there: Mapping[tuple[int, int], Path]) -> Path | None:
-    """The output that is a file, or the voxels of its header."""
+    """The output that is a file, belongs to it, or lies in a folder."""
+    from model_server.io.dicom import is_dicom
+
+    if given.is_dir():
+        return _found_in(given, there)
+    if given.is_file() and is_dicom(given):  # its series lies beside it
+        return _found_in(given.parent, there)
     ends = DETACHED_DATA if given.suffix.lower() in DETACHED else ()
     files = (given, *(given.with_suffix(end) for end in ends))
     found = (there.get(_identity(file)) for file in files if file.exists())

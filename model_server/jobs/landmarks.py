@@ -1,7 +1,7 @@
 """Landmarks between a patient and a template: read, carried over by a fit, written.
 
-Landmarks of a patient are RAS mm, in a point list of 3D Slicer (``.mrk.json``) or in a table as
-the module writes it; places on a template are tables of their own.
+Landmarks of a patient are RAS mm, in a point list of 3D Slicer, whose names are kept, or in a
+table as the module writes it; places on a template are tables of their own.
 """
 
 from __future__ import annotations
@@ -44,13 +44,15 @@ def read_landmarks(path: Path, columns: Sequence[str] = PATIENT) -> Landmarks:
     """Landmarks of a point list of 3D Slicer or of a table with a header.
 
     Args:
-        path: ``.mrk.json`` (RAS mm in memory) or ``.csv`` with ``label`` and three columns.
+        path: ``.mrk.json`` or ``.fcsv`` (RAS mm in memory), or ``.csv`` with ``label`` and three
+            columns.
         columns: ``PATIENT`` or ``PLACE``.
 
     Raises:
         ShapePriorError: unreadable, without landmarks, or not of these columns.
     """
-    found = _of_markups(path) if path.name.endswith(".json") else _of_table(path, columns)
+    markups = path.name.lower().endswith((".json", ".fcsv"))
+    found = _of_markups(path) if markups else _of_table(path, columns)
     if not found.labels:
         raise ShapePriorError(f"'{path}' holds no landmark.", "Place one first.", "no-landmarks")
     return found
@@ -60,7 +62,7 @@ def _of_markups(path: Path) -> Landmarks:
     from model_server.io.markups import read_markups
 
     lists = [m for m in read_markups(path) if m.kind == "Fiducial"]
-    labels = [f"{m.name}-{n}" for m in lists for n in range(1, len(m.points) + 1)]
+    labels = [m.label(index) for m in lists for index in range(len(m.points))]
     return Landmarks(tuple(labels), np.concatenate([np.empty((0, 3)), *(m.points for m in lists)]))
 
 

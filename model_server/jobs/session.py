@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model_server.errors import ShapePriorError
 
 if TYPE_CHECKING:
-    from model_server.observations import Observations, Volume
+    from model_server.observations import Grid, Observations
     from model_server.priors.protocol import ShapePrior
     from model_server.reconstruction import Reconstruction
 
@@ -20,13 +21,26 @@ if TYPE_CHECKING:
 SIDES = ("auto", "left", "right")
 
 
+@dataclass(frozen=True)
+class MaskChoice:
+    """Which of the labels of a mask's file is the organ.
+
+    Attributes:
+        labels: values of its voxels.
+        segment: name, id or number of its segment.
+    """
+
+    labels: tuple[int, ...] = ()
+    segment: str = ""
+
+
 class Session:
     """One fit from files to files, and what each part of it took.
 
     Args:
         prior: loaded.
         observations: RAS mm.
-        reference: geometry of labelmaps, or None.
+        reference: grid of labelmaps, or None.
         seconds: stages so far.
     """
 
@@ -34,7 +48,7 @@ class Session:
         self,
         prior: ShapePrior,
         observations: Observations,
-        reference: Volume | None,
+        reference: Grid | None,
         seconds: dict[str, float],
     ) -> None:
         self.prior = prior
@@ -50,19 +64,33 @@ class Session:
         mask: Path | None,
         reference: Path | None,
         device: str,
+        choice: MaskChoice = MaskChoice(),
     ) -> Session:
         """Read everything a fit needs.
+
+        Args:
+            prior: a name of the registry, or a folder.
+            annotations: markups files.
+            mask: label file to refine.
+            reference: volume of which the header alone is read.
+            device: "auto", "cpu" or "cuda".
+            choice: which of the mask's labels is the organ.
 
         Raises:
             ShapePriorError: a file cannot be used, or there is no such prior.
         """
+        from model_server.cases.masks import read_mask
         from model_server.io.markups import read_annotations
-        from model_server.io.volumes import read_volume
+        from model_server.io.volumes import read_grid
         from model_server.priors.registry import load_prior
 
         began = time.perf_counter()
-        image = read_volume(reference) if reference else None
-        label = read_volume(mask) if mask else None
+        if mask is None and choice != MaskChoice():
+            raise ShapePriorError(
+                "--label and --segment go with --mask only.", "Give --mask, or neither of them."
+            )
+        image = read_grid(reference) if reference else None
+        label = read_mask(mask, choice.labels, choice.segment) if mask else None
         observations = read_annotations(annotations, label, image)
         observations.require_enough()
         read = time.perf_counter()
@@ -70,12 +98,15 @@ class Session:
         seconds = {"read annotations": read - began, "load prior": time.perf_counter() - read}
         return cls(loaded, observations, image, seconds)
 
-    def fit(self, side: str = "auto", progress: Progress | None = None) -> Reconstruction:
+    def fit(
+        self, side: str = "auto", progress: Progress | None = None, strength: float = 1.0
+    ) -> Reconstruction:
         """The last of the surfaces the prior yields.
 
         Args:
             side: "auto", "left" or "right".
             progress: told each surface.
+            strength: multiplies the weight of the prior.
 
         Raises:
             ShapePriorError: the annotations cannot determine a surface.
@@ -85,7 +116,8 @@ class Session:
 
         began = time.perf_counter()
         result = None
-        for result in self.prior.fit(self.observations, settings=FitSettings(side=side)):
+        settings = FitSettings(prior_strength=strength, side=side)
+        for result in self.prior.fit(self.observations, settings=settings):
             if progress:
                 progress(result, time.perf_counter() - began)
         if result is None:

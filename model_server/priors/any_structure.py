@@ -97,7 +97,7 @@ class AnyStructurePrior:
         spread = None
         if settings.uncertainty:
             calibration = Calibration.of_card(self.card, observations)
-            spread = calibration.true(body.spread(), radius)
+            spread = calibration.true(body.spread(), radius, misfit=0.0)
         warnings = (*self._warnings(observations, surface, radius), *observations.notes)
         return replace(answer, uncertainty_mm=spread, warnings=warnings)
 

@@ -9,12 +9,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from model_server.errors import ShapePriorError
 from model_server.observations import Observations
 from model_server.pose import Pose
 from model_server.priors.card import PriorCard
 from model_server.reconstruction import Reconstruction, Surface
 
 Array = NDArray[np.float64]
+STRENGTHS = (0.01, 100.0)  # of the prior that a user may choose
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,22 @@ class FitSettings:
     uncertainty: bool = True
     quality_weight: float = 1.0
     pose: Pose | None = None
+
+
+def checked_strength(strength: float) -> float:
+    """A strength of the prior that may be chosen.
+
+    Raises:
+        ShapePriorError: (out-of-range) it may not.
+    """
+    low, high = STRENGTHS
+    if not low <= strength <= high:
+        raise ShapePriorError(
+            f"A strength of the prior of {strength:g} is out of range.",
+            f"Choose it between {low:g} and {high:g}.",
+            "out-of-range",
+        )
+    return float(strength)
 
 
 class ShapePrior(Protocol):

@@ -18,7 +18,7 @@ from model_server.errors import ShapePriorError
 from model_server.observations import Observations
 from model_server.priors.card import part_names
 from model_server.priors.context import with_context
-from model_server.priors.protocol import FitSettings, ShapePrior
+from model_server.priors.protocol import FitSettings, ShapePrior, checked_strength
 from model_server.reconstruction import Reconstruction, Template
 from model_server.service.compute import ComputeThread, Job
 from model_server.service.outbox import Frame, Outbox
@@ -28,7 +28,6 @@ from model_server.service.wire_surfaces import template_map
 
 log = logging.getLogger(__name__)
 SIDES = ("auto", "left", "right")
-STRENGTHS = (0.01, 100.0)
 SWITCHES = ("local", "remesh", "uncertainty")
 
 
@@ -147,24 +146,22 @@ class Answer:
     reconstruction: Reconstruction
 
 
-def read_settings(message: object) -> FitSettings:
+def read_settings(message: object, strength: float = 1.0) -> FitSettings:
     """Settings of a fit from a client's map.
+
+    Args:
+        message: the map.
+        strength: of the prior, where the client names none.
 
     Raises:
         ShapePriorError: a value out of its range.
     """
     if not isinstance(message, dict):
         raise bad_message("The field 'settings' is no map.")
-    strength = message.get("prior_strength", 1.0)
+    strength = message.get("prior_strength", strength)
     side = message.get("side", "auto")
     if isinstance(strength, bool) or not isinstance(strength, int | float):
         raise bad_message("The strength of the prior is no number.")
-    if not STRENGTHS[0] <= strength <= STRENGTHS[1]:
-        raise ShapePriorError(
-            f"A strength of the prior of {strength:g} is out of range.",
-            f"Choose it between {STRENGTHS[0]:g} and {STRENGTHS[1]:g}.",
-            "out-of-range",
-        )
     if not isinstance(side, str) or side not in SIDES:
         raise ShapePriorError("There is no such side.", f"Choose one of: {', '.join(SIDES)}.")
     switches = {}
@@ -172,7 +169,7 @@ def read_settings(message: object) -> FitSettings:
         switches[name] = message.get(name, True)
         if not isinstance(switches[name], bool):
             raise bad_message(f"The setting '{name}' is neither true nor false.")
-    return FitSettings(prior_strength=float(strength), side=side, **switches)
+    return FitSettings(prior_strength=checked_strength(strength), side=side, **switches)
 
 
 class Session:
@@ -255,7 +252,7 @@ class Session:
             number,
             str(message_field(message, "prior", str)),
             observations,
-            read_settings(message.get("settings", {})),
+            read_settings(message.get("settings", {}), self.limits.prior_strength),
             hashes=content_hashes(observations),
         )
 

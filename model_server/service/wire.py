@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError
-from model_server.observations import Observations, PointSet, Volume
+from model_server.observations import Grid, Observations, PointSet, Volume
 
 VERSION = 1
 TOKEN_VARIABLE = "SHAPE_PRIOR_TOKEN"  # how the token reaches the server
@@ -41,6 +41,7 @@ class Limits:
         sessions: open at once.
         idle_minutes: without a message, after which a session is closed.
         frames_per_second: progress messages of one session.
+        prior_strength: of fits whose client names none.
     """
 
     message_bytes: int = 64 * 2**20
@@ -50,6 +51,7 @@ class Limits:
     sessions: int = 32
     idle_minutes: float = 60.0
     frames_per_second: float = 20.0
+    prior_strength: float = 1.0
 
 
 def bad_message(what: str) -> ShapePriorError:
@@ -208,8 +210,8 @@ def observations_map(observations: Observations) -> Message:
     }
 
 
-def _volume_map(volume: Volume | None) -> Message | None:
-    if volume is None:
+def _volume_map(volume: Volume | Grid | None) -> Message | None:
+    if not isinstance(volume, Volume):  # a bare grid stays with the files that it is of
         return None
     return {"name": volume.name, "array": volume.array, "ijk_to_ras": volume.ijk_to_ras}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from model_server.cases import hands, simulate
 from model_server.errors import ShapePriorError
-from model_server.fitting.pose_prior import CLIP, KINDS, PosePrior, Regression, Span, span_of
+from model_server.fitting.pose_prior import KINDS, PosePrior, Regression, Span, span_of
 from model_server.observations import Observations
 from model_server.pose import Pose
 from model_server.reconstruction import Surface
@@ -23,6 +23,7 @@ Array = NDArray[np.float64]
 RIDGE = 1.0  # in units of standardized features, per draw
 STACK_POINTS = 120  # of each slice
 REACHED = 0.15, 0.85  # of the extent: further outlines lie there
+FEW = 30  # shapes of which each is left out in turn
 REDRAWS = 20  # attempts at a drawing that is not refused
 
 Draw = Callable[[Surface, np.random.Generator], Observations]
@@ -201,17 +202,33 @@ class Lesson:
         return Lesson(np.delete(self.features, shape, 0), np.delete(self.targets, shape, 0))
 
     def regression(self) -> Regression:
-        """By ridge; its covariance allows for few shapes."""
-        shapes, draws, count = self.features.shape
+        """By ridge; its covariance is that of shapes that it was not learned from."""
+        shapes, _, count = self.features.shape
+        found = self._ridge()
+        if 1 < shapes <= FEW:
+            missed = np.concatenate([self._missed(shape) for shape in range(shapes)])
+            freedom = 1.0
+        else:
+            missed = self.targets.reshape(-1, 7) - found.targets(self.features.reshape(-1, count))
+            freedom = max(max(shapes - count - 1, 1) / shapes, 0.3)
+        covariance = missed.T @ missed / (len(missed) * freedom) + 1e-6 * np.eye(7)
+        return replace(found, covariance=covariance)
+
+    def _missed(self, shape: int) -> Array:
+        """(D, 7) errors at a shape, learned from the others: how well few shapes explain themselves
+        says nothing of another one."""
+        return self.targets[shape] - self.without(shape)._ridge().targets(self.features[shape])
+
+    def _ridge(self) -> Regression:
+        """Without a covariance."""
+        _, draws, count = self.features.shape
         x, y = self.features.reshape(-1, count), self.targets.reshape(-1, 7)
         mean, spread = x.mean(axis=0), x.std(axis=0) + 1e-9
-        scaled = np.column_stack([np.clip((x - mean) / spread, -CLIP, CLIP), np.ones(len(x))])
+        plain = Regression(mean, spread, np.zeros((count + 1, 7)), np.eye(7))
+        scaled = plain.scaled(x)
         ridge = RIDGE * draws * np.diag([*np.ones(count), 0.0])
         weights = np.linalg.solve(scaled.T @ scaled + ridge, scaled.T @ y)
-        residual = y - scaled @ weights
-        freedom = max(shapes - count - 1, 1) / shapes
-        covariance = residual.T @ residual / (len(y) * max(freedom, 0.3)) + 1e-6 * np.eye(7)
-        return Regression(mean, spread, weights, covariance)
+        return replace(plain, weights=weights)
 
 
 def _accepted(draw: Draw, surface: Surface, rng: np.random.Generator) -> Observations:

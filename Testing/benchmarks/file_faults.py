@@ -37,11 +37,13 @@ from every_writer import WRITERS, Writer  # noqa: E402
 
 from model_server.errors import ShapePriorError  # noqa: E402
 from model_server.evaluation.results import markdown_table  # noqa: E402
-from model_server.interrupts import end_in_order  # noqa: E402
+from model_server.interrupts import end_at_once, end_in_order  # noqa: E402
 from model_server.jobs.example import example_case  # noqa: E402
 
+FAULTS = ("disks", "kills", "commands")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
+MODULE = "module: "  # begins the names of its writers
 DISK_MB = 2
 SPAN_S = 0.3  # within which a writing process is ended
 PATIENCE_S = 60.0
@@ -201,14 +203,20 @@ def disks(rows: dict[str, Row], writers: dict[str, Writer]) -> bool:
 # --- kills --------------------------------------------------------------------------------------
 
 
-def writing_process(write: Writer, folder: Path) -> int:
-    """The id of a process that writes one version after the other."""
+def writing_process(write: Writer, folder: Path, in_order: bool) -> int:
+    """The id of a process that writes one version after the other.
+
+    Args:
+        write: one version.
+        folder: where.
+        in_order: whether signals end it as they end a command; else at once, as they end Slicer.
+    """
     begun, begin = os.pipe()
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
-            end_in_order()
+            end_in_order() if in_order else end_at_once()
             os.write(begin, b"!")
             for version in itertools.cycle((0, 1)):
                 write(folder, version)
@@ -242,14 +250,15 @@ def kill(row: Row, write: Writer, number: signal.Signals, rng: np.random.Generat
     new = contents(folder)
     write(folder, 0)
     old = contents(folder)
-    pid = writing_process(write, folder)
+    in_order = not row.name.startswith(MODULE)
+    pid = writing_process(write, folder, in_order)
     time.sleep(rng.uniform(0.0, SPAN_S))
     code = ended(pid, number)
     found = contents(folder)
     whole = found.keys() == old.keys()
     whole = whole and all(found[name] in (old[name], new[name]) for name in old)
-    row.count("killed", whole and code == CODES[number])
-    if number != signal.SIGKILL:
+    row.count("killed", whole and code == (CODES[number] if in_order else -number))
+    if in_order and number != signal.SIGKILL:
         row.left += len(unfinished(folder))
     shutil.rmtree(folder)
 
@@ -305,28 +314,33 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     arguments.add_argument("--kills", type=int, default=200, help="of processes that write")
     arguments.add_argument("--commands", type=int, default=8, help="whole commands that are ended")
+    arguments.add_argument("--faults", nargs="+", default=FAULTS, choices=FAULTS)
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     chosen = arguments.parse_args()
+    # A shell lets what it starts in the background ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     rng = np.random.default_rng(chosen.seed)
     writers = {**WRITERS, **module_writers()}
     rows = {name: Row(name) for name in writers}
-    there = disks(rows, writers)
+    there = "disks" in chosen.faults and disks(rows, writers)
     console.print("disks done", markup=False)
-    for done, name in enumerate(itertools.islice(itertools.cycle(writers), chosen.kills)):
+    count = chosen.kills if "kills" in chosen.faults else 0
+    for done, name in enumerate(itertools.islice(itertools.cycle(writers), count)):
+        console.print(f"{done}/{count} {name}", markup=False)
         # Each writer meets each signal.
         number = SIGNALS[(done + done // len(writers)) % len(SIGNALS)]
         kill(rows[name], writers[name], number, rng)
     console.print("kills done", markup=False)
     rows["commands"] = Row("whole commands (fit)")
-    commands(rows["commands"], chosen.commands, rng)
+    commands(rows["commands"], chosen.commands if "commands" in chosen.faults else 0, rng)
     header = ["writer", "full disk", "read-only", "killed", "left behind by SIGTERM, SIGINT"]
     table = markdown_table(header, [row.cells() for row in rows.values()])
     tried, good = (
         sum((getattr(r, n) for r in rows.values()), Counter()) for n in ("tried", "good")
     )
     total = ", ".join(f"{fault} {good[fault]} of {tried[fault]}" for fault in tried)
-    notes = "" if there else "\n\nNo disk could be mounted: full and read-only ones were left out."
+    notes = "" if there else "\n\nFull and read-only disks were left out."
     text = (
         "Faults while files are written: how often the sentence came and the older file or the "
         "whole new one was there, of how many times\n"

@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "Testing" / "ShapePriorSlicer"))
 
 PICTURE = REPOSITORY / "Resources" / "Documentation" / "tutorial" / "panel.png"
-WIDTH, HEIGHT = 430, 1120
+WIDTH, HEIGHT = 400, 490
 
 
 def main() -> None:

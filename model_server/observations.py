@@ -1,4 +1,4 @@
-"""What the user gave: outlines, points and volumes in world RAS millimetres.
+"""What the user gave: outlines, points and volumes in world RAS millimeters.
 
 Everything is validated once, here at the border; the rest of the backend trusts it.
 """
@@ -11,12 +11,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from model_server.errors import ShapePriorError
+from model_server.errors import ShapePriorError, counted, shown
 
 Array = NDArray[np.float64]
 LEAST_SIDE_GAP_MM = 0.5  # between a point inside and a point outside
 MAX_OUT_OF_PLANE_MM = 1.0
 DECIMALS = 6  # of coordinates in mm
+MOST_RESAMPLED = 100_000  # points of a loop, however long coordinates in a wrong unit make it
 FLAT_MM = 1e-5  # what rounding alone makes uneven
 
 
@@ -41,7 +42,8 @@ def checked_points(points: object, name: str, least: int) -> Array:
         )
     if len(array) < least:
         raise ShapePriorError(
-            f"'{name}' has {len(array)} point(s), fewer than {least}.", "Place more points."
+            f"'{name}' has {counted(len(array), 'point')}, fewer than {least}.",
+            "Place more points.",
         )
     return array
 
@@ -70,6 +72,10 @@ class PlanarOutline:
     origin: Array
     normal: Array
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", shown(self.name))
+        object.__setattr__(self, "notes", tuple(shown(note) for note in self.notes))
 
     @classmethod
     def from_loop(
@@ -138,26 +144,46 @@ def resample_loop(loop: Array, spacing: float, least: int = 16) -> Array:
     """(N, 3) closed loop -> (M, 3) points at equal arc length, M >= ``least``."""
     closed = np.vstack([loop, loop[:1]])
     length = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(closed, axis=0), axis=1))])
-    count = max(least, int(np.ceil(length[-1] / spacing)))
+    count = max(least, int(np.ceil(min(length[-1] / spacing, MOST_RESAMPLED))))
     at = np.arange(count) * (length[-1] / count)
     return np.stack([np.interp(at, length, closed[:, k]) for k in range(3)], axis=1)
 
 
 @dataclass(frozen=True)
 class PointSet:
-    """Points the user clicked: (N, 3) RAS mm."""
+    """Points the user clicked: (N, 3) RAS mm.
+
+    Attributes:
+        points: see there.
+        name: for messages.
+        numbers: (N,) of the points as the user counts them, from 1; in order by default.
+    """
 
     points: Array
     name: str = "points"
+    numbers: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "name", shown(self.name))
         object.__setattr__(self, "points", checked_points(self.points, self.name, 1))
+
+    def kept(self, chosen: NDArray[np.int64]) -> PointSet:
+        """Some of the points, by their places in the list from 0; they keep their numbers."""
+        return PointSet(self.points[chosen], self.name, self.numbered(chosen))
+
+    def numbered(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What the user calls points at places (M,) in the list."""
+        return places + 1 if self.numbers is None else self.numbers[places]
 
 
 class Voxels:
     """Where voxels lie: what a volume and its bare grid share."""
 
     ijk_to_ras: Array  # (4, 4)
+    name: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", shown(self.name))
 
     @property
     def spacing(self) -> Array:
@@ -220,7 +246,7 @@ class Observations:
         outlines, boundary, inside, outside, label_map: see there.
         image: the volume that was annotated, or its bare grid.
         left_out: what is not taken as it was given (markups of other kinds, parts of the label
-            map, a crooked geometry), a sentence each.
+            map, a crooked geometry, more points than a fit can tell apart), a sentence each.
     """
 
     outlines: tuple[PlanarOutline, ...] = ()
@@ -265,7 +291,8 @@ class Observations:
             )
         if not self.outlines and clicks < 4:
             raise ShapePriorError(
-                f"{clicks} boundary point(s) are too few to place the organ.",
+                f"{counted(clicks, 'boundary point is', 'boundary points are')} too few to place "
+                "the organ.",
                 "Click at least four points, spread over its boundary.",
                 "too-few",
             )
@@ -286,14 +313,21 @@ class Observations:
         Raises:
             ShapePriorError: two such points, by their numbers.
         """
+        if not self.inside or not self.outside:
+            return
+        from scipy.spatial import cKDTree  # late: few fits need it, and the module reads this file
+
         for within in self.inside:
             for beyond in self.outside:
-                gap = np.linalg.norm(within.points[:, None] - beyond.points[None], axis=2)
-                i, j = np.unravel_index(int(gap.argmin()), gap.shape)
-                if gap[i, j] < LEAST_SIDE_GAP_MM:
+                gaps, nearest = cKDTree(beyond.points).query(
+                    within.points, distance_upper_bound=LEAST_SIDE_GAP_MM
+                )
+                i = int(gaps.argmin())
+                j, gap = int(nearest[i]), float(gaps[i])
+                if gap < LEAST_SIDE_GAP_MM:
                     raise ShapePriorError(
                         f"Point {i + 1} of '{within.name}' shall be inside and point {j + 1} of "
-                        f"'{beyond.name}' outside, but they are {gap[i, j]:.2f} mm apart.",
+                        f"'{beyond.name}' outside, but they are {gap:.2f} mm apart.",
                         "Move or delete one of them.",
                         "contradiction",
                     )

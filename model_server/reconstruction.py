@@ -136,8 +136,8 @@ class Reconstruction:
         nearest_training: the training shapes most like it, the nearest first; empty where the
             prior does not know them.
         joint_spread: of the last surface of a fit with uncertainty, or None.
-        misfit: root mean square distance of the annotations from the nearest shape that the prior
-            knows, in RMS radii: how unusual the organ is.
+        misfit: root mean square distance of the annotations from the nearest shape that the quick
+            look's principal components know, in RMS radii: how unusual the organ is.
     """
 
     surface: Surface

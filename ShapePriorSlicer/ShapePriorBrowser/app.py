@@ -11,6 +11,7 @@ from typing import Any
 from ShapePriorSlicerLib.files.labelmaps import LABELMAP_FORMATS, writeLabelmap
 from ShapePriorSlicerLib.files.surfaces import SURFACE_FORMATS, writeSurface
 from ShapePriorSlicerLib.files.tables import writeCorrespondences
+from ShapePriorSlicerLib.panel.guide import Around, Line, errorLine, stateLine
 from ShapePriorSlicerLib.scene.parameters import organOf
 from ShapePriorSlicerLib.scene.slice_views import jumpTo
 from ShapePriorSlicerLib.server.backend import Backend
@@ -69,6 +70,7 @@ class App:
         self.workspace = Workspace(self.slicer.scene, makeBackend)
         self.drawing = self.workspace.drawing
         self._centered = 0
+        self._problem: tuple[Line, tuple[Any, ...]] | None = None  # and when it was told
         self._prepare()
 
     @property
@@ -82,7 +84,7 @@ class App:
         self.server.enable_module(slicerModule)
         self.server.enable_module(PAGE)
         self.state.update({**shown.nothing(), **shown.priorValues(), "opening": False})
-        self.state.update({"problem": "", "trame__title": "ShapePriorSlicer"})
+        self.state.update({**shown.lineValues(self._line()), "trame__title": "ShapePriorSlicer"})
         self.state.trame__favicon = f"{ICONS}/ShapePriorSlicer.png"
         for name in shown.CHOICES:
             self.state.change(name)(self._chooser(name))
@@ -120,8 +122,17 @@ class App:
             self.state.update(values)
             self.state.update(shown.structureValues(self.workspace))
             self.state.update(shown.drawingValues(self.drawing))
+            self.state.update(shown.lineValues(self._line()))
         if session is not None:
             self._center(session)
+
+    def _line(self) -> Line:
+        """What is going on; an error of the user's last action until they go on."""
+        if self._problem is not None and self._problem[1] == self.workspace.moment():
+            return self._problem[0]
+        session = self.session
+        around = Around(hasVolume=session is not None and session.volume is not None)
+        return stateLine(session, self.drawing, around)
 
     def _center(self, session: Session) -> None:
         """Turn the 3D view to the first surface and to the first final one, and then no more."""
@@ -140,8 +151,8 @@ class App:
 
     def tell(self, error: ShapePriorError) -> None:
         """Show an error in the page."""
-        with self.state:
-            self.state.problem = str(error)
+        self._problem = (errorLine(error), self.workspace.moment())
+        self.refresh()
 
     # --- files --------------------------------------------------------------------------------
 
@@ -162,7 +173,7 @@ class App:
         self.workspace.create(prior, volume)
         self._centered = 0
         self.views.show(volume)
-        self.state.problem = ""
+        self._problem = None
         self.refresh()
 
     def _closeAll(self) -> None:
@@ -268,7 +279,7 @@ class App:
         return self.slicer.scene.GetNodeByID(row)
 
     def _do(self, action: Callable[[Session], Any]) -> None:
-        self.state.problem = ""
+        self._problem = self.drawing.problem = None
         with self.telling():
             if self.session is not None:
                 action(self.session)
@@ -310,11 +321,7 @@ class App:
 
     async def _tick(self) -> None:
         """Take answers and edits; the library never waits in it."""
-        node = None
         while True:
-            if self.workspace.poll() or self.drawing.node is not node:
-                if node is not None and self.drawing.problem is not None:
-                    self.tell(self.drawing.problem)
-                node = self.drawing.node
+            if self.workspace.poll():
                 self.refresh()
             await asyncio.sleep(TICK_SECONDS)

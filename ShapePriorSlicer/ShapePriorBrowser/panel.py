@@ -208,6 +208,15 @@ def _annotate(actions: Actions) -> None:
                     disabled=("!ready",),
                 ):
                     _tip(f"Click points {_WHERE[role]} in any slice; right click or Enter ends")
+        with html.Div(classes="sp-status"):
+            html.Div(
+                "{{ stateText }}",
+                classes=("stateIsWrong ? 'text-error' : 'sp-label'",),
+                raw_attrs=['role="status"'],
+            )
+            v3.VProgressLinear(
+                v_if=("busy",), indeterminate=True, color="primary", height=2, classes="mt-1"
+            )
         _table(actions)
 
 
@@ -219,11 +228,6 @@ _WHERE = {
 
 
 def _table(actions: Actions) -> None:
-    html.Div(
-        "Draw an outline in two or three views; the surface follows.",
-        classes="sp-small",
-        v_if=("!rows.length",),
-    )
     with html.Table(classes="sp-table", v_if=("rows.length",)):
         with html.Thead(), html.Tr():
             html.Th("Name")
@@ -270,27 +274,6 @@ def _reconstruct(actions: Actions) -> None:
                 disabled=("!ready",),
             )
             _button("Cancel", click=actions.cancel, disabled=("!busy",))
-        with html.Div(classes="sp-status"):
-            v3.VProgressLinear(indeterminate=("busy",), color="primary", height=2, classes="mb-1")
-            html.Div(
-                "{{ statusText }} {{ remedy }}",
-                classes=("phase === 'failed' ? 'text-error' : 'sp-label'",),
-                raw_attrs=['role="status"'],
-            )
-            html.Div(
-                "{{ [stage && 'Stage: ' + stage, stage && seconds + ' s',"
-                " residual && 'residual ' + residual + ' mm', device]"
-                ".filter(Boolean).join(' · ') }}",
-                classes="sp-small",
-            )
-        v3.VAlert(
-            "{{ problem }}",
-            v_if=("problem",),
-            type="error",
-            variant="tonal",
-            density="compact",
-            classes="mb-2",
-        )
         html.Span("Strength of the prior", classes="sp-label")
         v3.VSlider(
             v_model=("strength",),
@@ -303,8 +286,8 @@ def _reconstruct(actions: Actions) -> None:
             **COMPACT,
         )
         with html.Div(classes="sp-ends sp-small"):
-            html.Span("Follow my annotations")
-            html.Span("Follow the prior")
+            html.Span("Annotations")
+            html.Span("Prior")
 
 
 def _surface(actions: Actions) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ShapePriorSlicerLib.panel.guide import Line, drawingText
 from ShapePriorSlicerLib.scene.parameters import Parameters
 from ShapePriorSlicerLib.server.priors import listPriors
 from ShapePriorSlicerLib.session.drawing import Drawing
@@ -39,6 +40,7 @@ def nothing() -> Values:
     return {
         **{name: getattr(Parameters(), name) for name in CHOICES},
         **_statusValues(Status()),
+        **lineValues(Line("")),
         "rows": [],
         "figures": [],
         "colorings": COLORINGS,
@@ -91,7 +93,7 @@ def keyOf(session: Session) -> str:
 def drawingValues(drawing: Drawing) -> Values:
     """What is being placed by mouse: an outline in a view, or points of a role."""
     role = drawing.role if drawing.isActive else ""
-    return {"drawnView": drawing.view, "drawnRole": role, "howTo": drawing.text}
+    return {"drawnView": drawing.view, "drawnRole": role, "howTo": drawingText(drawing)}
 
 
 def priorValues() -> Values:
@@ -121,17 +123,12 @@ def _rowValues(row: Row) -> Values:
 
 
 def _statusValues(status: Status) -> Values:
-    residual = status.residualMm
-    return {
-        "phase": status.phase,
-        "busy": status.busy,
-        "statusText": status.text,
-        "remedy": status.remedy,
-        "stage": status.stage,
-        "seconds": f"{status.seconds:.1f}",
-        "residual": "" if residual is None else f"{residual:.2f}",
-        "device": status.device,
-    }
+    return {"phase": status.phase, "busy": status.busy}
+
+
+def lineValues(line: Line) -> Values:
+    """What is going on, and what to do next."""
+    return {"stateText": line.text, "stateIsWrong": line.wrong}
 
 
 def _figureValues(session: Session) -> list[Values]:

@@ -6,7 +6,9 @@ person's visit does.
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -279,6 +281,21 @@ def clickPoints(person: Person, role: str, count: int) -> None:
     person.until(lambda: row.count() and f"{count}" in row.last.inner_text(), "the points are told")
     person.page.keyboard.press("Enter")
     person.until(lambda: not person.page.locator(".sp-hint").count(), "placing ends")
+
+
+# --- what goes wrong ----------------------------------------------------------------------------
+
+
+def state(person: Person) -> str:
+    return person.page.get_by_role("status").inner_text()
+
+
+def test_a_killed_server_is_told_while_nothing_runs(job, person):
+    assert state(person).startswith("Up to date: ")
+    os.kill(person.watch()["server"], signal.SIGKILL)
+    person.until(lambda: "ended by signal 9" in state(person), "it is told", 2.0)
+    person.shot("8-killed")
+    person.until(lambda: state(person).startswith("Up to date"), "it is started again")
 
 
 # --- other volumes ------------------------------------------------------------------------------

@@ -58,7 +58,13 @@ class Watch:
                 "points": vtk_to_numpy(data.GetPoints().GetData()).tolist(),
                 "triangles": vtk_to_numpy(data.GetPolys().GetConnectivityArray()).tolist(),
             }
-        return {"phase": session.status.phase, "outlines": found, "model": mesh}
+        server = self._app.workspace.backend.pid
+        return {
+            "phase": session.status.phase,
+            "outlines": found,
+            "model": mesh,
+            "server": server,
+        }
 
 
 async def main() -> None:

@@ -124,6 +124,12 @@ class _LayoutManager:
 
     threeDViewCount = 0
 
+    def setLayout(self, layout: int) -> None:
+        """Four-Up alone."""
+        assert layout == slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView
+        for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
+            node.SetMappedInLayout(node.GetName() in ORIENTATIONS)
+
     def mrmlSliceLogics(self) -> Any:
         """None: nothing is to be fitted."""
         return vtk.vtkCollection()
@@ -449,11 +455,18 @@ def _putModules() -> None:
 
 
 def click(widget: Any) -> None:
-    """Press and release the left mouse button in the middle of a widget, as a user does."""
+    """Press and release the left mouse button in the middle of a widget, as a user does: in a
+    section that is closed, after opening it."""
     from PySide6.QtCore import QPoint, Qt
     from PySide6.QtTest import QTest
 
     target = unwrap(widget)
+    above = target.parentWidget()
+    while above is not None:
+        if isinstance(above, slicer_widgets.ctkCollapsibleButton):
+            above.collapsed = False
+        above = above.parentWidget()
+    QtWidgets.QApplication.processEvents()  # what was just laid out has no size yet
     QTest.mouseClick(target, Qt.LeftButton, Qt.NoModifier, QPoint(*_middle(target)))
 
 

@@ -34,17 +34,32 @@ class ctkCollapsibleButton(QtWidgets.QWidget):
 
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
-        self._text, self._collapsed = "", False
+        self._text, self._collapsed, self._showing = "", False, False
 
     def childEvent(self, event: QtCore.QChildEvent) -> None:
         super().childEvent(event)
+        if event.added() and event.child().isWidgetType():
+            event.child().installEventFilter(self)
         QtCore.QTimer.singleShot(0, self._follow)
+
+    def eventFilter(self, child: Any, event: QtCore.QEvent) -> bool:
+        """As CTK's: what hides one of its children itself keeps it hidden when this is opened."""
+        kinds = (QtCore.QEvent.ShowToParent, QtCore.QEvent.HideToParent)
+        if not self._showing and event.type() in kinds:
+            child.setProperty("visibilityToParent", event.type() == kinds[0])
+            self._show(child)
+        return False
+
+    def _show(self, child: Any) -> None:
+        self._showing = True
+        child.setVisible(not self._collapsed and child.property("visibilityToParent") is not False)
+        self._showing = False
 
     def _follow(self) -> None:
         if self.layout() is not None:
             self.layout().setContentsMargins(6, HEADER + 4, 6, 4)
         for child in self.findChildren(QtWidgets.QWidget, options=QtCore.Qt.FindDirectChildrenOnly):
-            child.setVisible(not self._collapsed)
+            self._show(child)
         self.setMaximumHeight(HEADER if self._collapsed else 16777215)
         self.setMinimumHeight(HEADER)
         self.update()
@@ -230,13 +245,16 @@ class qMRMLSegmentSelectorWidget(qMRMLWidget):
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
         self._noneEnabled, self._segment = False, ""
-        row = QtWidgets.QHBoxLayout(self)
-        row.setContentsMargins(0, 0, 0, 0)
+        column = QtWidgets.QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
         self.nodes = qMRMLNodeComboBox()
         self.nodes.nodeTypes = ["vtkMRMLSegmentationNode"]
         self.segments = QtWidgets.QComboBox()
-        row.addWidget(self.nodes)
-        row.addWidget(self.segments)
+        column.addWidget(self.nodes)
+        row = QtWidgets.QHBoxLayout()
+        row.addWidget(QtWidgets.QLabel("Segment:"))  # the real one has it, too
+        row.addWidget(self.segments, 1)
+        column.addLayout(row)
         self.mrmlSceneChanged.connect(self.nodes.setMRMLScene)
 
     def currentNode(self) -> Any:

@@ -97,12 +97,14 @@ def test_leaving_the_module_ends_drawing(application, ui):
     assert application.widget.panel.keys.shortcuts
 
 
-def test_a_view_that_is_not_on_screen_cannot_be_drawn_in(application, ui):
+def test_a_layout_without_the_view_is_changed_for_one_that_has_it(application, ui):
     click(ui.exampleButton)
-    screen.sliceNode("Green").SetMappedInLayout(0)
+    for view in VIEWS:  # only 3D
+        screen.sliceNode(view).SetMappedInLayout(0)
+    assert screen.sliceNodes() == []
     click(ui.drawGreenButton)
-    assert ui.drawingLabel.text.startswith("The Green view is not on screen.")
-    assert not ui.drawGreenButton.checked
+    assert screen.sliceNode("Green").IsMappedInLayout()
+    assert application.widget.logic.workspace.drawing.view == "Green"
 
 
 def test_the_main_window_may_go_before_the_panel_is_cleaned_up(drawn):

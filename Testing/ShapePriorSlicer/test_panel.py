@@ -41,8 +41,8 @@ def test_five_clicks_and_three_outlines_from_the_example_to_an_stl(
     assert len(clicks) == 5
     assert b"SPACE=LPS" in (tmp_path / "organ.stl").read_bytes()[:80]
     assert "organ.stl" in ui.exportLabel.text
-    assert ui.statusLabel.text.startswith("Up to date")
-    assert "mm" in ui.statusLabel.text
+    assert ui.stateLabel.text.startswith("Up to date: ")
+    assert "mm" in ui.stateLabel.text
     assert ui.figuresLabel.text.startswith("Volume ")
 
 
@@ -113,12 +113,19 @@ def test_keys_undo_draw_and_end(drawn, ui):
 def test_enter_in_a_text_field_keeps_nothing(drawn, ui):
     drawn.window.activateWindow()
     QtTest.QTest.qWait(50)
-    field = unwrap(ui.nameEdit)
+    field = unwrap(ui.structureSelector).lineEdit()
+    ui.structureSection.collapsed = False
+    drawn.app.processEvents()
     field.setFocus()
     field.setText("Left one")
     QtTest.QTest.keyClick(field, QtCore.Qt.Key_Return)
     drawn.app.processEvents()
     assert session(drawn).name == "Left one"
+    assert ui.structureSelector.currentText == "Left one"
+    field.setFocus()
+    field.setText(" ")
+    QtTest.QTest.keyClick(field, QtCore.Qt.Key_Return)
+    drawn.app.processEvents()
     assert ui.structureSelector.currentText == "Left one"
     assert not slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
 
@@ -165,6 +172,11 @@ def test_the_lists_offer_what_the_library_knows(application):
     assert [coloring.value for coloring in application.python.Coloring] == list(COLORINGS)
 
 
+def test_names_are_shown_as_they_are(application, ui):
+    label = unwrap(ui.priorInfoLabel)
+    assert label.textFormat() == QtCore.Qt.TextFormat.PlainText
+
+
 def enabled(ui, index):
     return bool(unwrap(ui.coloringSelector).model().item(index).isEnabled())
 
@@ -182,7 +194,7 @@ def test_parts_can_be_chosen_where_the_surface_has_them(drawn, ui):
     ui.priorSelector.setCurrentIndex(index)
     settled(drawn)
     assert [enabled(ui, i) for i in range(5)] == [True] * 5
-    assert "Tells parts: anterior, posterior." in ui.priorInfoLabel.text
+    assert "Tells parts: anterior, posterior." in ui.priorSelector.toolTip
     assert "nearest training shape" in ui.figuresLabel.text
     assert "nearest training shape" in ui.figuresLabel.toolTip
     ui.coloringSelector.setCurrentIndex(2)
@@ -204,7 +216,7 @@ def test_without_auto_update_the_button_fits(application, ui):
     click(ui.refineButton)
     settled(application)
     click(ui.suggestButton)
-    assert "uncertainty" in ui.suggestLabel.text
+    assert "uncertainty" in ui.stateLabel.text
 
 
 def test_a_segment_is_kept_replaced_and_taken_back(drawn, ui):
@@ -254,8 +266,6 @@ def test_borders_of_a_segment_and_curves_of_the_scene(drawn, ui):
     segmentation = ui.segmentationSelector.currentNode()
     click(ui.newButton)
     assert len(session(drawn).rows()) == 0
-    ui.existingSection.collapsed = False
-    drawn.app.processEvents()
     ui.segmentSelector.setCurrentNode(segmentation)
     ui.segmentSelector.setCurrentSegmentID(segmentation.GetSegmentation().GetNthSegmentID(0))
     click(ui.borderRedButton)
@@ -265,14 +275,12 @@ def test_borders_of_a_segment_and_curves_of_the_scene(drawn, ui):
     click(ui.useCurveButton)
     assert len(session(drawn).rows()) == 2
     click(ui.useCurveButton)
-    assert "already" in ui.drawingLabel.text
+    assert "already" in ui.stateLabel.text
 
 
 def test_nothing_chosen_is_one_sentence(application, ui):
-    ui.existingSection.collapsed = False
-    application.app.processEvents()
     click(ui.borderRedButton)
-    assert ui.drawingLabel.text.startswith("No segment is chosen.")
-    assert ui.drawingLabel.styleSheet
+    assert ui.stateLabel.text.startswith("No segment is chosen.")
+    assert ui.stateLabel.styleSheet
     click(ui.useCurveButton)
-    assert ui.drawingLabel.text.startswith("No curve is chosen.")
+    assert ui.stateLabel.text.startswith("No curve is chosen.")

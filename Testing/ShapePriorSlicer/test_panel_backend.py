@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import sys
 
 import pytest
@@ -17,6 +19,7 @@ from desktop import click
 from panel_user import VIEWS, draw, settled
 from PySide6 import QtWidgets
 from python_qt import unwrap
+from ShapePriorSlicerLib.panel.dialogs import InstallDialog
 from ShapePriorSlicerLib.server import dependencies
 
 from model_server.priors.registry import BUNDLED_ZOO
@@ -64,6 +67,7 @@ def test_a_server_elsewhere_that_is_not_there(application, ui):
     click(ui.testButton)
     assert ui.backendLabel.text == "Asking the server ..."
     application.wait(lambda: "No ShapePriorSlicer server" in ui.backendLabel.text, 10)
+    assert "at ws://127.0.0.1:1." in ui.backendLabel.text  # as it was typed
     unwrap(ui.addressEdit).editingFinished.emit()
     assert application.widget.logic.server.remote == ("ws://127.0.0.1:1", "")
     assert "127.0.0.1:1" in ui.deviceLabel.text
@@ -113,9 +117,9 @@ def test_drawing_without_the_packages_ends_in_a_sentence(application, ui, monkey
     for view in VIEWS:
         draw(application, view)
     settled(application)
-    assert "'websockets' is not installed" in ui.statusLabel.text
-    assert ui.statusLabel.styleSheet
-    assert not ui.cancelButton.enabled
+    assert "'websockets' is not installed" in ui.stateLabel.text
+    assert ui.stateLabel.styleSheet
+    assert not ui.cancelButton.visible
 
 
 def test_an_error_nobody_thought_of_is_told_and_the_panel_goes_on(application, ui, monkeypatch):
@@ -131,12 +135,38 @@ def test_an_error_nobody_thought_of_is_told_and_the_panel_goes_on(application, u
     assert ui.structureSelector.count == 1
 
 
-def test_no_label_widens_the_panel(drawn, ui):
-    least = unwrap(ui.structureSection).parentWidget().minimumSizeHint().width()
-    drawn.widget.panel.shared.said = {"exportLabel": ("Written: /" + "x" * 300, False)}
-    drawn.widget.panel.update()
-    drawn.app.processEvents()
-    panel = unwrap(ui.structureSection).parentWidget()
-    assert panel.minimumSizeHint().width() == least
-    assert least <= 480
-    assert isinstance(panel, QtWidgets.QWidget)
+def test_a_killed_server_is_told_while_nothing_runs(ownServer):
+    ui, logic = ownServer.widget.ui, ownServer.widget.logic
+    click(ui.exampleButton)
+    ui.priorSelector.setCurrentIndex(ui.priorSelector.findData("hippocampus-pca"))
+    for view in list(VIEWS)[:2]:
+        draw(ownServer, view)
+    settled(ownServer)
+    assert ui.stateLabel.text.startswith("Up to date")
+    os.kill(logic.workspace.backend.pid, signal.SIGKILL)
+    ownServer.wait(lambda: "ended by signal 9" in ui.stateLabel.text, 2.0)
+    assert ui.stateLabel.styleSheet
+    # It is started again by itself, and the surface is what it was.
+    ownServer.wait(lambda: ui.stateLabel.text.startswith("Up to date"))
+    assert not ui.stateLabel.styleSheet
+    draw(ownServer, "Yellow")
+    settled(ownServer)
+    assert ui.stateLabel.text.startswith("Up to date")
+
+
+def test_the_question_before_installing_is_short(application, ui, monkeypatch):
+    shown = []
+
+    def answered(box):
+        shown.append((box.text(), box.detailedText()))
+        box.buttons()[-1].click()  # of those that were added: the last is Cancel
+        return 0
+
+    monkeypatch.setattr(QtWidgets.QMessageBox, "exec_", answered, raising=False)
+    question = dependencies._question(("msgpack>=1.1", "torch>=2.5"), False, None)
+    assert InstallDialog().ask(question) in ("cancel", "pip", "extension")
+    ((text, details),) = shown
+    assert len(text) < 120
+    assert "2 Python packages" in text
+    assert "msgpack>=1.1" in details
+    assert "folder" in details

@@ -108,8 +108,9 @@ def test_one_can_go_through_the_controls_from_top_to_bottom():
         "exampleButton",
         "priorSelector",
         "drawRedButton",
-        "annotationTable",
         "reconstructButton",
+        "annotationTable",
+        "refineButton",
         "saveSegmentButton",
         "exportStlButton",
         "testButton",
@@ -117,6 +118,18 @@ def test_one_can_go_through_the_controls_from_top_to_bottom():
     assert [n for n in order if n in first] == first
 
 
-def test_parts_that_need_knowledge_are_closed_at_first():
+def test_only_the_first_steps_are_open_at_first():
+    sections = {n for n, w in WIDGETS.items() if w.get("class") == "ctkCollapsibleButton"}
     closed = {n for n, w in WIDGETS.items() if prop(w, "collapsed") == "true"}
-    assert closed == {"existingSection", "backendSection"}
+    assert sections - closed == {"structureSection", "annotateSection"}
+
+
+def test_no_text_is_said_twice_and_none_is_an_empty_line():
+    """The selector of segments has the words "Segment:" of its own."""
+    labels = [prop(w, "text") for w in WIDGETS.values() if w.get("class") == "QLabel"]
+    filled = [text for text in labels if text]
+    assert len(filled) == len(set(filled))
+    assert not {"Segment:", "Its name:"} & set(filled)
+    empty = {n for n, w in WIDGETS.items() if w.get("class") == "QLabel" and not prop(w, "text")}
+    assert all(f'"{name}"' in PANEL or f"ui.{name}" in PANEL for name in empty)
+    assert prop(ROOT.find(".//spacer[@name='verticalSpacer']"), "sizeHint").split() == ["20", "0"]

@@ -15,14 +15,12 @@ from panel_user import controlPoints, draw, place, saving, session, settled
 
 DISABLED = (
     "removeButton",
-    "nameEdit",
+    "structureSelector",
     "jumpButton",
     "deleteButton",
     "undoButton",
     "redoButton",
-    "reconstructButton",
     "refineButton",
-    "cancelButton",
     "suggestButton",
     "saveSegmentButton",
     "exportStlButton",
@@ -46,6 +44,8 @@ def test_at_the_start_only_what_can_be_done_is_enabled(ui):
         "localRadioButton",
     ):
         assert getattr(ui, name).enabled, name
+    for name in ("reconstructButton", "cancelButton", "progressBar", "annotationTable"):
+        assert not getattr(ui, name).visible, name
 
 
 def test_drawing_before_there_is_a_volume(application, ui):
@@ -53,15 +53,15 @@ def test_drawing_before_there_is_a_volume(application, ui):
     assert session(application).volume is None
     assert ui.annotationTable.rowCount == 1
     settled(application)
-    assert ui.statusLabel.text  # one outline is not enough, or a first surface
+    assert ui.stateLabel.text == "Draw one more outline, in Green or Yellow."
 
 
 def test_too_few_points_are_told_beside_the_button(application, ui):
     click(ui.exampleButton)
     click(ui.drawRedButton)
-    assert "Red" in ui.drawingLabel.text
+    assert "Red" in ui.stateLabel.text
     place(application, controlPoints("axial")[:2])
-    application.wait(lambda: "only 2" in ui.drawingLabel.text)
+    application.wait(lambda: "only 2 points" in ui.stateLabel.text)
     assert ui.annotationTable.rowCount == 0
 
 
@@ -107,7 +107,7 @@ def test_structures_are_named_changed_selected_and_deleted(drawn, ui, monkeypatc
     ui.priorSelector.setCurrentIndex(index)
     drawn.app.processEvents()
     assert session(drawn).name == "Liver"
-    assert "License" in ui.priorInfoLabel.text
+    assert "License" in ui.priorSelector.toolTip
     ui.structureSelector.setCurrentIndex(0)
     assert session(drawn).name == "Hippocampus"
     assert "hippocampus" in ui.priorSelector.itemData(ui.priorSelector.currentIndex)
@@ -121,7 +121,7 @@ def test_structures_are_named_changed_selected_and_deleted(drawn, ui, monkeypatc
     assert session(drawn).name == "Liver"
     click(ui.removeButton)
     assert session(drawn) is None
-    assert ui.nameEdit.text == ""
+    assert ui.structureSelector.currentText == ""
     assert not slicer.util.getNodesByClass("vtkMRMLModelNode")
 
 

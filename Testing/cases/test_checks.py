@@ -77,7 +77,7 @@ FLAT = np.pad(np.ones((1, 20, 20), np.uint8), 5)
         (0 * cube(), "is empty", "remove the file"),
         (np.ones((20, 20, 20), np.uint8), "labeled everywhere", "leave room"),
         (cube(high=8), "only 27 labeled voxels", "whole organ"),
-        (FLAT, "labeled on 1 slice", "all its slices"),
+        (FLAT, "labeled on only 1 slice", "all its slices"),
         (two_cubes(1, 1), "2 separate pieces, the largest with 56%", "_left and _right"),
         (two_cubes(2, 5), "several organs: the values 2, 5 lie apart", "--label 2"),
         (np.zeros((2, 20, 20, 20), np.uint8), "not a 3-D volume", "one volume"),
@@ -129,7 +129,7 @@ def test_every_fault_of_many_is_listed(folder):
 def test_one_volume_is_too_few(hippocampus, tmp_path):
     write(hippocampus(0), tmp_path / "one.nrrd")
     (tmp_path / "notes.txt").write_text("no volume")
-    with pytest.raises(ShapePriorError, match=r"1 label volume\(s\); at least 5"):
+    with pytest.raises(ShapePriorError, match=r"1 label volume; at least 5"):
         check_labels(tmp_path)
 
 

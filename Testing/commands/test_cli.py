@@ -195,7 +195,7 @@ def test_what_a_hand_slips_in_is_mended_and_told(shape_prior, draw, tmp_path):
     assert said["right"] == said["off"]
     assert "repeated" not in said["right"]
     assert said["again"].startswith(said["right"])
-    assert said["again"].count("Warning: 1 repeated point(s) of '") == 3
+    assert said["again"].count("Warning: 1 repeated point of '") == 3
     for name in ("again", "off"):
         assert (tmp_path / f"{name}.stl").read_bytes() == (tmp_path / "right.stl").read_bytes()
 
@@ -205,6 +205,37 @@ def test_priors_are_listed(shape_prior):
     content = json.loads(shape_prior("priors", "--json").stdout)
     assert PRIOR in [card["name"] for card in content["priors"]]
     assert "rbf" in content["untrained"]
+
+
+def test_a_broken_prior_is_named_and_the_others_are_listed(shape_prior, tmp_path, monkeypatch):
+    good = Path(shutil.copytree(BUNDLED_ZOO / "spleen-pca", tmp_path / "good"))
+    card = json.loads((good / "prior.json").read_text())
+    (good / "prior.json").write_text(json.dumps({**card, "licence": "[red]mine\x1b]0;title\x07"}))
+    (tmp_path / "bad\x1b[31m").mkdir()
+    (tmp_path / "bad\x1b[31m" / "prior.json").write_text("[]")
+    monkeypatch.setenv("SHAPE_PRIOR_ZOO", str(tmp_path))
+    done = shape_prior("priors")
+    assert done.returncode == 0
+    assert "[red]mine\N{REPLACEMENT CHARACTER}]0;title" in done.stdout
+    assert "Left out 'bad" in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    listed = json.loads(shape_prior("priors", "--json").stdout)
+    assert len(listed["broken"]) == 1
+    assert "kidney-pca" in [c["name"] for c in listed["priors"]]
+
+
+def test_names_reach_the_terminal_as_they_are_but_do_not_steer_it(shape_prior, draw, tmp_path):
+    drawn = [draw(plane) for plane in range(3)]
+    drawn[0] = replace(drawn[0], name="[bold]ax\x1b[31mial:smile:\x07", points=drawn[0].points[:2])
+    done = shape_prior(
+        *("fit", "--prior", PRIOR, "--annotations", saved(tmp_path, *drawn)),
+        *("--output", tmp_path / "out.stl"),
+    )
+    assert done.returncode == 2
+    assert "[bold]ax" in done.stderr
+    assert ":smile:" in done.stderr
+    assert "\x1b" not in done.stderr
+    assert "\x07" not in done.stderr
 
 
 def test_evaluation_prints_whole_tables(shape_prior, data_root, tmp_path):
@@ -280,11 +311,11 @@ BAD_DRAWINGS: dict[str, tuple[Callable[[Draw], list[Markup]], str]] = {
     "line": (lambda draw: [replace(draw(2), kind="Line")], "a markup of type 'Line'"),
     "two control points": (
         lambda draw: [draw(0), with_points(draw(2), draw(2).points[:2])],
-        "'axial' has 2 control point(s)",
+        "'axial' has 2 control points",
     ),
     "two clicks": (
         lambda draw: [Markup("edge", "Fiducial", draw(2).points[:2])],
-        "2 boundary point(s) are too few",
+        "2 boundary points are too few",
     ),
     "coincident control points": (
         lambda draw: [draw(0), with_points(draw(2), np.ones((6, 3)))],

@@ -179,7 +179,7 @@ def test_failures_are_reported_and_count_against_the_method(cases: list[Analytic
     assert (pair.wins, pair.losses, pair.cases) == (3, 0, 1)
     assert np.isnan(pair.error)
     assert pair.verdict == "level"  # one common case tells nothing about the mean
-    assert "bad failed on 2 case(s), case_3 first: ShapePriorError: It does not fit" in (
+    assert "bad failed on 2 cases, case_3 first: ShapePriorError: It does not fit" in (
         result.markdown()
     )
 

@@ -181,7 +181,7 @@ def test_many_disagreements_are_counted() -> None:
     stack = [ring("axial", 9.0, (5, 0, z), f"axial {z}") for z in (-3, -1, 1, 3)]
     found = contradictions(drawn(*stack, ring("coronal", 10.0)), 10.0)
     assert len(found) == 4
-    assert "more place(s) where planes cross" in found[-1]
+    assert "more places where planes cross" in found[-1]
 
 
 def test_places_clicked_again_are_counted_once_and_told() -> None:

@@ -27,14 +27,14 @@ def test_annotations_in_metres_are_recognized() -> None:
     with pytest.raises(ShapePriorError, match="expected") as caught:
         check_size(Observations(boundary=(PointSet(0.02 * np.eye(3)),)), CARD)
     assert caught.value.code == "wrong-size"
-    assert "metres" in caught.value.remedy
+    assert "meters" in caught.value.remedy
 
 
 def test_annotations_of_a_much_larger_organ_are_refused_for_another_reason() -> None:
     with pytest.raises(ShapePriorError) as caught:
         check_size(Observations(boundary=(PointSet(200.0 * np.eye(3)),)), CARD)
     assert caught.value.code == "wrong-size"
-    assert "in metres" not in caught.value.remedy
+    assert "in meters" not in caught.value.remedy
 
 
 def test_annotations_of_usual_size_pass() -> None:
@@ -74,7 +74,7 @@ def test_a_point_inside_far_beyond_the_boundary_is_refused_by_number() -> None:
 def test_a_point_inside_a_little_beyond_the_boundary_is_named_in_a_warning() -> None:
     told = Observations(inside=(PointSet(CENTER + np.outer([0.0, 12.0], [1.0, 0.0, 0.0]), "in"),))
     (warning,) = check_points(told, ball(), CARD, 10.0)
-    assert "Point(s) 2 of 'in'" in warning
+    assert "Point 2 of 'in'" in warning
 
 
 def test_clicks_on_one_side_bring_a_warning() -> None:
@@ -88,7 +88,7 @@ def test_a_click_far_off_the_surface_is_named() -> None:
     sphere = 10.0 * icosphere(1).points
     sphere[3] *= 1.5
     (warning,) = point_warnings(clicked(sphere), ball(), 10.0)
-    assert "Point(s) 4 of 'clicks'" in warning
+    assert "Point 4 of 'clicks'" in warning
 
 
 # --- a fit --------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def test_a_curve_in_one_or_two_places_stays_for_the_border_to_refuse():
 
 def test_what_was_left_out_is_told():
     assert repeats_note("axial", 0) == ()
-    assert repeats_note("axial", 2) == ("2 repeated point(s) of 'axial' were left out.",)
+    assert repeats_note("axial", 2) == ("2 repeated points of 'axial' were left out.",)
 
 
 def test_points_are_moved_along_the_normal_alone():

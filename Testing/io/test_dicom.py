@@ -52,7 +52,7 @@ def test_missing_slices_are_told_and_their_place_is_kept(tmp_path):
     np.testing.assert_array_equal(volume.array[[3, 4]], VOXELS[[2, 3]])
     assert volume.spacing[2] == pytest.approx(2.5)
     (note,) = read_grid(tmp_path / "ct").notes
-    assert "2 slice(s) of the DICOM series 'ct' are missing" in note
+    assert "2 slices of the DICOM series 'ct' are missing" in note
     assert "between 45.0 and 52.5 mm" in note
 
 

@@ -330,7 +330,7 @@ def test_repeated_control_points_make_no_difference(tmp_path, kind, beside, at):
     ]
     assert np.array_equal(read[0].outlines[0].loops[0], read[1].outlines[0].loops[0])
     assert read[0].notes == ()
-    assert read[1].notes == ("1 repeated point(s) of 'axial' were left out.",)
+    assert read[1].notes == ("1 repeated point of 'axial' was left out.",)
 
 
 def test_a_linear_curve_with_collinear_points_is_the_polygon_it_is(tmp_path):

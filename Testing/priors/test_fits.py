@@ -227,7 +227,7 @@ def test_points_warn_of_what_they_contradict(surface, outlines):
     center = surface.points.mean(axis=0)
     wrong = PointSet(np.stack([center + 500.0, center]), "in")
     told = Observations(inside=(wrong,))
-    assert "Point(s) 1 of 'in'" in point_warnings(told, surface, 10.0)[0]
+    assert "Point 1 of 'in'" in point_warnings(told, surface, 10.0)[0]
     far = surface.points[np.argsort(surface.points[:, 1])[:12]]
     one_side = Observations(boundary=(PointSet(far, "clicks"),))
     assert "click on the other side" in point_warnings(one_side, surface, 8.0)[0]

@@ -183,6 +183,26 @@ def test_priors_are_told_without_the_cases_they_know(server: Running):
     assert all("splits" not in card for card in found)
 
 
+def test_a_broken_prior_is_named_among_the_others(server: Running, tmp_path, monkeypatch):
+    (tmp_path / "mine\x1b[31m-pca").mkdir()
+    (tmp_path / "mine\x1b[31m-pca" / "prior.json").write_text("{ nonsense")
+    monkeypatch.setenv("SHAPE_PRIOR_ZOO", str(tmp_path))
+    found = server.get("/priors", TOKEN)
+    assert "kidney-pca" in [card["name"] for card in found["priors"]]
+    (broken,) = found["broken"]
+    assert "mine" in broken["name"]
+    assert "no readable prior.json" in broken["message"]
+    assert broken["remedy"]
+    assert all(text.isprintable() for text in broken.values())
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json", "/"])
+def test_nothing_else_is_served(server: Running, path: str):
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        server.get(path, TOKEN)
+    assert caught.value.code == 404
+
+
 # --- who gets in --------------------------------------------------------------------------------
 
 

@@ -186,6 +186,75 @@ def test_a_session_that_asks_all_the_time_starves_nobody(compute: ComputeThread)
     assert told[-1] == ("patient", "result")
 
 
+def slices(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    for name in ("SLICE_SECONDS", "FIRST_SECONDS"):
+        monkeypatch.setattr(f"model_server.service.compute.{name}", seconds)
+
+
+class Stepping:
+    """A job of many steps that goes on until it is released."""
+
+    def __init__(self, surfaces_before: int = 1) -> None:
+        self.running, self.release = threading.Event(), threading.Event()
+        self.before = surfaces_before
+
+    def begin(self) -> Iterator[Reconstruction]:
+        for index in range(self.before):
+            yield reconstruction(index)
+        self.running.set()
+        while not self.release.is_set():
+            check()
+        yield reconstruction(9)
+
+
+@pytest.mark.parametrize("before", [0, 1], ids=["in the first", "in a later one"])
+def test_a_first_surface_is_made_in_the_midst_of_anothers_step(
+    compute: ComputeThread, monkeypatch, before: int
+):
+    slices(monkeypatch, 0.0)
+    log, long = Log(), Stepping(before)
+    compute.submit(log.job("long", 1, long.begin))
+    assert long.running.wait(SECONDS)
+    log.next(before)
+    compute.submit(log.job("light", 2, surfaces(2)))
+    assert log.next(1) == [("light", "final")]
+    long.release.set()
+    assert ("long", "result") in log.next(4)
+
+
+def test_a_job_that_is_stopped_in_the_midst_of_another_leaves_that_alone(
+    compute: ComputeThread, monkeypatch
+):
+    slices(monkeypatch, 0.0)
+    log, long, inner = Log(), Stepping(), Stepping(0)
+    compute.submit(log.job("long", 1, long.begin))
+    assert long.running.wait(SECONDS)
+    log.next(1)
+    compute.submit(log.job("inner", 2, inner.begin))
+    assert inner.running.wait(SECONDS)
+    compute.submit(log.job("newer", 2, surfaces(1)))
+    assert log.next(1) == [("newer", "final")]
+    long.release.set()
+    assert ("long", "result") in log.next(3)
+
+
+def test_a_fault_in_the_midst_of_another_job_is_its_own(compute: ComputeThread, monkeypatch):
+    slices(monkeypatch, 0.0)
+    log, long = Log(), Stepping()
+
+    def broken() -> Iterator[Reconstruction]:
+        raise KeyError("Doe^Jane")
+        yield reconstruction()
+
+    compute.submit(log.job("long", 1, long.begin))
+    assert long.running.wait(SECONDS)
+    log.next(1)
+    compute.submit(log.job("broken", 2, broken))
+    assert log.next(1) == [("broken", "internal")]
+    long.release.set()
+    assert log.next(2)[-1] == ("long", "result")
+
+
 def test_jobs_are_forgotten_when_they_end(compute: ComputeThread):
     log = Log()
     blocker = Blocker(compute, log)

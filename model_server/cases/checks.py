@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from model_server.cases.splits import ENDINGS, case_name, volume_files
-from model_server.errors import ShapePriorError
+from model_server.errors import ShapePriorError, counted
 from model_server.io.volumes import SIDES, read_volume
 from model_server.observations import Volume
 
@@ -110,7 +110,7 @@ def check_labels(
     files = label_files(folder)
     if len(files) < least:
         raise ShapePriorError(
-            f"'{folder}' has {len(files)} label volume(s); at least {least} are needed.",
+            f"'{folder}' has {counted(len(files), 'label volume')}; at least {least} are needed.",
             f"Add segmentations of more patients, a file each ({', '.join(ENDINGS)}).",
             "too-few",
         )
@@ -263,7 +263,8 @@ def check_extent(crop: Mask, inside: Mask) -> None:
         )
     if min(crop.shape) < LEAST_THICKNESS:
         raise FaultError(
-            f"is labeled on {min(crop.shape)} slice(s) only", "segment the organ on all its slices"
+            f"is labeled on only {counted(min(crop.shape), 'slice')}",
+            "segment the organ on all its slices",
         )
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from model_server.commands.terminal import (
     DEVICES,
     EXIT_SOME_FAILED,
+    cells,
     check_device,
     choice,
     errors,
@@ -89,6 +89,5 @@ def _outcome_table(outcomes: Sequence[Outcome]) -> Table:
         number = column.endswith(("_ml", "_cm2", "_mm", "seconds"))
         table.add_column(column, justify="right" if number else "left", no_wrap=True)
     for outcome in outcomes:
-        cells = (getattr(outcome, column) for column in COLUMNS)
-        table.add_row(*(escape("" if cell is None else str(cell)) for cell in cells))
+        table.add_row(*cells(*(getattr(outcome, column) for column in COLUMNS)))
     return table

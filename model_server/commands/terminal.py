@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from model_server import __version__
-from model_server.errors import ShapePriorError
+from model_server.errors import ShapePriorError, shown, shown_lines
 from model_server.interrupts import Terminated
 
 if TYPE_CHECKING:
@@ -27,8 +28,21 @@ DEVICES = ("auto", "cpu", "cuda")
 P = ParamSpec("P")
 R = TypeVar("R")
 
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
-output = Console(highlight=False)
+
+class PlainConsole(Console):
+    """Prints texts as they are: names of files, curves and priors are neither read as markup, nor
+    do they steer the terminal."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """See ``Console``."""
+        super().print(*(shown_lines(o) if isinstance(o, str) else o for o in objects), **options)
+
+
+errors = PlainConsole(stderr=True, soft_wrap=True)
+output = PlainConsole()
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
@@ -56,7 +70,7 @@ def interrupted(error: KeyboardInterrupt, state: str) -> typer.Exit:
         error: which of the two it was.
         state: what was kept, and how to go on.
     """
-    errors.print(f"Interrupted: {state}.", markup=False)
+    errors.print(f"Interrupted: {state}.")
     return typer.Exit(EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED)
 
 
@@ -128,10 +142,15 @@ def check_device(device: str) -> None:
 # --- tables and progress ------------------------------------------------------------------------
 
 
+def cells(*values: object) -> list[str]:
+    """A row of a table: empty for None."""
+    return ["" if value is None else shown(value) for value in values]
+
+
 def print_table(table: Table) -> None:
     """Print a table whole: in a pipe or a narrow window rich would cut its columns off."""
-    needed = Console(width=10_000).measure(table).maximum
-    Console(highlight=False, width=max(output.width, needed)).print(table)
+    needed = PlainConsole(width=10_000).measure(table).maximum
+    PlainConsole(width=max(output.width, needed)).print(table)
 
 
 @contextmanager
@@ -140,7 +159,7 @@ def fit_progress(prior: str, quiet: bool) -> Iterator[Progress | None]:
     if quiet:
         yield None
         return
-    with errors.status(f"Fitting {prior} ..."):
+    with errors.status(Text(shown(f"Fitting {prior} ..."))):
         yield lambda result, seconds: errors.print(_progress_line(result, seconds), markup=False)
 
 

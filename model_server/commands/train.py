@@ -14,6 +14,7 @@ import typer
 from rich.table import Table
 
 from model_server.commands.terminal import (
+    cells,
     check_device,
     interrupted,
     label_numbers,
@@ -92,8 +93,8 @@ def _score_table(card: PriorCard) -> Table:
         table.add_column(column, justify="left" if column == "annotations" else "right")
     for name, score in card.scores.items():
         figures = (score["quick_look_dice"], score["dice"], score["mean_distance_mm"])
-        shown = ["-" if f is None else f"{f:.3f}" for f in figures]
-        table.add_row(name, str(score["cases"]), *shown, str(score["failed"]))
+        told = ["-" if f is None else f"{f:.3f}" for f in figures]
+        table.add_row(*cells(name, score["cases"], *told, score["failed"]))
     return table
 
 

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from model_server.commands.terminal import errors
+from model_server.errors import shown
 
 LINE_EVERY_S = 60.0
 
@@ -21,8 +22,8 @@ class TrainingProgress:
     """
 
     def __init__(self, quiet: bool) -> None:
-        shown = _Bars() if errors.is_terminal else _Lines()
-        self._shown: _Bars | _Lines | None = None if quiet else shown
+        kind = _Bars if errors.is_terminal else _Lines
+        self._shown: _Bars | _Lines | None = None if quiet else kind()
 
     def __enter__(self) -> TrainingProgress:
         if self._shown:
@@ -37,11 +38,11 @@ class TrainingProgress:
         """Show where a training stands."""
         if self._shown:
             told = "  ".join(f"{name} {_short(value)}" for name, value in figures.items())
-            self._shown.show(stage, share, told)
+            self._shown.show(shown(stage), share, shown(told))
 
     def tell(self, sentence: str) -> None:
         """Print a sentence above the bars, also when quiet."""
-        errors.print(sentence, markup=False)
+        errors.print(sentence)
 
 
 def _short(value: Any) -> str:
@@ -62,13 +63,13 @@ class _Bars:
         )
 
         columns = (
-            TextColumn("{task.description:<24}"),
+            TextColumn("{task.description:<24}", markup=False),
             BarColumn(24),
             TaskProgressColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
         )
         self._bar = Progress(*columns, console=errors)
         self._stage = ""
@@ -128,4 +129,4 @@ class _Lines:
         now = time.monotonic()
         minutes, seconds = divmod(int(now - self._began), 60)
         done = f"  {share:4.0%}" if share else ""
-        errors.print(f"{minutes:4d}:{seconds:02d}  {stage}{done}  {figures}".rstrip(), markup=False)
+        errors.print(f"{minutes:4d}:{seconds:02d}  {stage}{done}  {figures}".rstrip())

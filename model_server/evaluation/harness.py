@@ -80,8 +80,9 @@ class Method:
         chosen = self.settings | ({} if pose is None else {"pose": pose})
         unknown = set(chosen) - {f.name for f in fields(FitSettings)}
         if unknown:
+            which = "setting" if len(unknown) == 1 else "settings"
             raise ShapePriorError(
-                f"'{self.label}' asks for the unknown setting(s) {', '.join(sorted(unknown))}.",
+                f"'{self.label}' asks for the unknown {which} {', '.join(sorted(unknown))}.",
                 f"Choose among {', '.join(f.name for f in fields(FitSettings))}.",
                 "unknown-setting",
             )

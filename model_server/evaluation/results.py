@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from model_server.errors import counted
 from model_server.evaluation.metrics import LARGER_IS_BETTER
 from model_server.io.writing import make_folder, write_text
 
@@ -260,7 +261,8 @@ class EvaluationResult:
             for case, error in self.failures(method).items():
                 by_error.setdefault(error, []).append(case)
             for error, cases in by_error.items():
-                found.append(f"{method} failed on {len(cases)} case(s), {cases[0]} first: {error}")
+                on = counted(len(cases), "case")
+                found.append(f"{method} failed on {on}, {cases[0]} first: {error}")
         return found
 
     def tables(self) -> list[Table]:

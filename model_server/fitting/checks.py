@@ -12,7 +12,8 @@ from model_server.fitting.attachment import attach_points
 from model_server.fitting.contradictions import contradictions, require_depth, require_one_organ
 from model_server.fitting.coverage import coverage_warnings, plane_gaps, require_reached
 from model_server.fitting.drawn_planes import drawn_planes
-from model_server.observations import Observations
+from model_server.fitting.interrupt import check
+from model_server.observations import Observations, PointSet
 from model_server.priors.card import PriorCard
 from model_server.reconstruction import Surface
 
@@ -41,7 +42,7 @@ def check_size(observations: Observations, card: PriorCard) -> None:
     """Refuse annotations whose size no organ of this kind can have.
 
     Raises:
-        ShapePriorError: far smaller or larger than every training shape, as metres are.
+        ShapePriorError: far smaller or larger than every training shape, as meters are.
     """
     limits = card.hyperparameters.get("annotation_extent_mm")
     extent = observations.extent_mm()
@@ -50,8 +51,8 @@ def check_size(observations: Observations, card: PriorCard) -> None:
     low, high = limits
     if low / SIZE_FACTOR <= extent <= high * SIZE_FACTOR:
         return
-    in_metres = low / SIZE_FACTOR <= extent * 1000 <= high * SIZE_FACTOR
-    if extent < low and not observations.outlines and not in_metres:
+    in_meters = low / SIZE_FACTOR <= extent * 1000 <= high * SIZE_FACTOR
+    if extent < low and not observations.outlines and not in_meters:
         raise ShapePriorError(
             f"All boundary points lie in one spot of {extent:.3g} mm; for a {card.organ} they span "
             f"{low:.0f} to {high:.0f} mm.",
@@ -59,9 +60,9 @@ def check_size(observations: Observations, card: PriorCard) -> None:
             "one-spot",
         )
     hint = (
-        "They may be in metres: scale them by 1000."
-        if in_metres
-        else "Check that they are in millimetres and that the prior is of the right organ."
+        "They may be in meters: scale them by 1000."
+        if in_meters
+        else "Check that they are in mm and that the prior is of the right organ."
     )
     raise ShapePriorError(
         f"The annotations span {extent:.3g} mm; for a {card.organ} between {low:.0f} and "
@@ -90,7 +91,10 @@ def check_fit(
     # Between parallel outlines alone the size is a guess: that is a warning below, no error.
     if not observations.parallel_only():
         usual = _plausible_radius(card, radius)
-    planes = [plane_gaps(surface, plane, usual) for plane in drawn_planes(observations)]
+    planes = []
+    for plane in drawn_planes(observations):
+        check()
+        planes.append(plane_gaps(surface, plane, usual))
     require_reached(planes, card, usual)
     return (
         *open_ends(observations),
@@ -131,7 +135,7 @@ def check_points(
         worst = int(beyond.argmax())
         if beyond[worst] > TOO_FAR * radius:
             raise ShapePriorError(
-                f"Point {worst + 1} of '{points.name}' shall be inside, but lies "
+                f"Point {_numbers(points, worst)} of '{points.name}' shall be inside, but lies "
                 f"{beyond[worst]:.1f} mm outside every {card.organ} that fits the other "
                 "annotations.",
                 "Move or delete it, or check the other annotations.",
@@ -158,8 +162,9 @@ def _wrong_sides(observations: Observations, surface: Surface) -> list[str]:
             if len(wrong):
                 side = "inside" if inside else "outside"
                 warnings.append(
-                    f"Point(s) {_numbers(wrong)} of '{points.name}' shall be {side}, but the "
-                    "surface says otherwise: check them, or add boundary points nearby."
+                    f"{_numbered(points, wrong)} of '{points.name}' shall be {side}, but the "
+                    f"surface says otherwise: check {'it' if len(wrong) == 1 else 'them'}, or add "
+                    "boundary points nearby."
                 )
     return warnings
 
@@ -171,8 +176,9 @@ def _far_clicks(observations: Observations, surface: Surface, radius: float) -> 
         far = np.flatnonzero(gap > FAR * radius)
         if len(far):
             warnings.append(
-                f"Point(s) {_numbers(far)} of '{points.name}' are up to {gap.max():.1f} mm off the "
-                "surface: check them."
+                f"{_numbered(points, far)} of '{points.name}' "
+                f"{'is' if len(far) == 1 else 'are up to'} {gap.max():.1f} mm off the surface: "
+                f"check {'it' if len(far) == 1 else 'them'}."
             )
     return warnings
 
@@ -202,8 +208,15 @@ def _one_sided(clicks: Array, center: Array, radius: float) -> bool:
     return bool(nnls(rows, np.array([0.0, 0.0, 0.0, 1.0]))[1] > ONE_SIDED)
 
 
-def _numbers(indices: NDArray[np.int64]) -> str:
-    return ", ".join(str(i + 1) for i in indices[:5])
+def _numbered(points: PointSet, places: NDArray[np.int64]) -> str:
+    """ "Point 2", "Points 2, 3": what the user calls the first few of points in the list."""
+    named = _numbers(points, places)
+    return f"Point {named}" if len(places) == 1 else f"Points {named}"
+
+
+def _numbers(points: PointSet, places: int | NDArray[np.int64]) -> str:
+    """What the user calls the first few of points, by their places in the list."""
+    return ", ".join(str(n) for n in points.numbered(np.atleast_1d(places)[:5]))
 
 
 def _plausible_radius(card: PriorCard, radius: float) -> float:

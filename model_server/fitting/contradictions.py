@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 
-from model_server.errors import ShapePriorError
+from model_server.errors import ShapePriorError, counted
 from model_server.fitting.clicks import distinct_clicks, in_one_plane
 from model_server.fitting.drawn_planes import (
     DrawnLoop,
@@ -21,6 +21,7 @@ from model_server.fitting.drawn_planes import (
     near,
     overlapping,
 )
+from model_server.fitting.interrupt import check
 from model_server.observations import Observations, in_plane_axes
 from model_server.priors.card import PriorCard
 
@@ -78,8 +79,8 @@ def require_depth(observations: Observations) -> None:
     distinct = distinct_clicks(clicks)[0]
     if not observations.outlines and len(distinct) < 4:
         raise ShapePriorError(
-            f"The {len(clicks)} boundary points mark {len(distinct)} place(s), too few to place "
-            "the organ.",
+            f"The {len(clicks)} boundary points mark {counted(len(distinct), 'place')}, too few "
+            "to place the organ.",
             "Click at least four places, spread over its boundary.",
             "too-few",
         )
@@ -102,6 +103,7 @@ def _groups(planes: Sequence[DrawnPlane]) -> list[list[DrawnLoop]]:
     number = {id(loop): index for index, loop in enumerate(loops)}
     touching = np.zeros((len(loops), len(loops)), dtype=bool)
     for first, second in combinations(planes, 2):
+        check()
         if not first.parallel_to(second):
             for meeting in meetings(first, second):
                 index = [number[id(c.loop)] for c in (*meeting.first, *meeting.second)]
@@ -185,27 +187,37 @@ def _holes(planes: Sequence[DrawnPlane]) -> Iterator[str]:
 
 
 def _drafts(planes: Sequence[DrawnPlane]) -> Iterator[str]:
+    told = 0
     for plane in planes:
         for first, second in combinations(plane.loops, 2):
+            check()
             place = overlapping(first, second, plane.normal)
-            if place is not None:
-                yield (
-                    f"{first.name} and {second.name} are drawn over each other in one plane, "
-                    f"{near(place)}: keep one of them."
-                )
+            if place is None:
+                continue
+            told += 1
+            if told > MOST_NAMED:
+                yield "More loops are drawn over each other in one plane: keep one of each."
+                return
+            yield (
+                f"{first.name} and {second.name} are drawn over each other in one plane, "
+                f"{near(place)}: keep one of them."
+            )
 
 
 def _crossings(planes: Sequence[DrawnPlane], radius: float) -> list[str]:
     """Of outlines that disagree where their planes cross, the worst first."""
     found = []
     for first, second in combinations(planes, 2):
+        check()
         if first.parallel_to(second):
             continue
         found += list(_between(first, second, radius))
     found.sort(reverse=True)
     more = len(found) - MOST_NAMED
     return [sentence for _, sentence in found[:MOST_NAMED]] + (
-        [f"Outlines disagree at {more} more place(s) where planes cross."] if more > 0 else []
+        [f"Outlines disagree at {counted(more, 'more place', 'more places')} where planes cross."]
+        if more > 0
+        else []
     )
 
 

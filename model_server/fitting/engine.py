@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from model_server.errors import ShapePriorError
 from model_server.fitting.calibration import Calibration
 from model_server.fitting.checks import check_drawn, check_fit
 from model_server.fitting.gauss_newton import Prior, settle, solve
@@ -29,6 +30,7 @@ from model_server.fitting.pose_prior import (
 from model_server.fitting.residuals import residuals
 from model_server.fitting.sides import stack_energy
 from model_server.fitting.terms import Evidence, GuideTerm, evidence_of
+from model_server.fitting.thinning import taken
 from model_server.geometry.remesh import MOST_TRIANGLES, remesh
 from model_server.geometry.sampling import sample_surface
 from model_server.observations import Observations, Volume
@@ -65,8 +67,15 @@ def fit(
     """
     stages = _stages(model, observations, start, settings)
     while True:
-        with few_threads():
-            found = next(stages, None)
+        try:
+            with few_threads():
+                found = next(stages, None)
+        except np.linalg.LinAlgError as error:
+            raise ShapePriorError(
+                f"The annotations and the prior '{model.card.name}' determine no surface.",
+                "Check the annotations, or install the prior again.",
+                "no-surface",
+            ) from error
         if found is None:
             return
         yield found
@@ -75,7 +84,7 @@ def fit(
 def _stages(
     model: FitModel, observations: Observations, start: Reconstruction | None, settings: FitSettings
 ) -> Iterator[Reconstruction]:
-    observations.require_enough()
+    observations = taken(observations)
     check_drawn(observations, model.card)
     observations = _likely(model, observations, settings)
     warm = start if start is not None and accepts(model, start, settings) else None
@@ -152,7 +161,7 @@ def place(model: FitModel, observations: Observations, settings: FitSettings) ->
     Raises:
         ShapePriorError: the annotations cannot determine a surface.
     """
-    observations.require_enough()
+    observations = taken(observations)
     return _place(model, _likely(model, observations, settings), settings)
 
 
@@ -234,6 +243,7 @@ class _Run:
         self.form = model.form(settings, self.evidence, start)
         self.mirrored = False
         self.warm = start is not None
+        self.misfit = 0.0  # of the first shape that was found: see Reconstruction
         self.state: FitState
         self.starts: list[FitState]
         self.prior: Prior
@@ -254,6 +264,7 @@ class _Run:
         """Start from the annotations, without a quick look."""
         placed = _place(self.model, self.observations, self.settings)
         self.form, self.state, self.mirrored = placed.form, placed.state, placed.mirrored
+        self.misfit = placed.state.misfit
         self.evidence = self.evidence.mirrored() if self.mirrored else self.evidence
         self._lap("quick look", placed.steps)
 
@@ -262,6 +273,7 @@ class _Run:
         whole."""
         found = _place(self.model.quick, self.observations, self.settings)
         self._enter(found.pose, *self.form.cold(found.latents))
+        self.misfit = found.state.misfit
         settled = settle(found.form, found.state, self.evidence, self.settings.uncertainty)
         coarse = found.form.shape(settled)
         self._guide_by(coarse, self.state.pose)
@@ -272,14 +284,16 @@ class _Run:
         coordinates = self.form.coarse_coordinates(self.state, coarse.points)
         drawn = Drawn(self._to_patient(coarse), coordinates, spread)
         latents = self.form.coarse_latents(self.state, found.latents)
-        return self._answer("quick look", drawn, latents, (self.model.quick.card, settled.misfit))
+        return self._answer("quick look", drawn, latents, self.model.quick.card)
 
     def begin_from(self, start: Reconstruction) -> None:
         """Start from an earlier pose and its latents."""
         self._enter(start.pose, *self.form.warm(start))
+        self.misfit = start.misfit
         if self.form.guided:
             found = _place(self.model.quick, self.observations, self.settings)
             if found.mirrored == self.mirrored:
+                self.misfit = found.state.misfit
                 settled = settle(found.form, found.state, self.evidence, variance=False)
                 self._guide_by(found.form.shape(settled), found.state.pose)
         self._lap("start")
@@ -380,7 +394,7 @@ class _Run:
         if not self.settings.uncertainty:
             return answer
         calibration = Calibration.of_card(self.model.card, self.observations)
-        factor = calibration.factor(self.state.misfit)
+        factor = calibration.factor(self.misfit)
         joint = joint_spread(self.form, self.state, answer.surface, canonical, factor)
         return replace(answer, joint_spread=joint)
 
@@ -399,11 +413,10 @@ class _Run:
         stage: str,
         drawn: Drawn,
         latents: Array,
-        by: tuple[PriorCard, float] | None = None,
+        by: PriorCard | None = None,
     ) -> Reconstruction:
-        """In the common form; ``by`` are prior and misfit that the spread is of, if others."""
+        """In the common form; ``by`` is the prior that computed the spread, if another."""
         card, template = self.model.card, self.state.template
-        spread_of, misfit = by or (card, self.state.misfit)
         has_parts = self.model.parts is not None
         return Reconstruction(
             surface=drawn.surface,
@@ -415,15 +428,15 @@ class _Run:
             provenance=Provenance(
                 card.name, card.version, self.form.device, dict(self.seconds), dict(self.iterations)
             ),
-            uncertainty_mm=self._true(drawn.spread, spread_of, misfit),
-            misfit=misfit,
+            uncertainty_mm=self._true(drawn.spread, by or card),
+            misfit=self.misfit,
             template=template,
             parts=self.model.part_of(template, drawn.coordinates) if has_parts else None,
         )
 
-    def _true(self, spread: Array | None, card: PriorCard, misfit: float) -> Array | None:
+    def _true(self, spread: Array | None, card: PriorCard) -> Array | None:
         """What a standard deviation (V,) mm is worth that the prior of a card computed."""
         if spread is None:
             return None
         radius = self.state.pose.scale * self.model.rms_radius
-        return Calibration.of_card(card, self.observations).true(spread, radius, misfit)
+        return Calibration.of_card(card, self.observations).true(spread, radius, self.misfit)

@@ -16,6 +16,7 @@ from skimage.measure import points_in_poly
 
 from model_server.fitting.clicks import distinct_clicks
 from model_server.fitting.drawn_planes import DrawnPlane, drawn_planes
+from model_server.fitting.interrupt import apart
 from model_server.fitting.oriented import cloud_normals
 from model_server.geometry.labels import surface_from_label
 from model_server.geometry.sampling import sample_surface
@@ -144,7 +145,8 @@ class Given:
         spacing = max(sum(lengths) / count, 1e-6)
         border = np.empty((0, 3))
         if observations.label_map is not None:
-            surface = surface_from_label(observations.label_map)
+            label = observations.label_map
+            surface = apart(lambda: surface_from_label(label))
             border = sample_surface(surface, MASK_SAMPLES, np.random.default_rng(0))
         clicks = distinct_clicks(observations.boundary_points())[0]
         if len(clicks) > MOST_CLICKS:

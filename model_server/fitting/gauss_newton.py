@@ -76,6 +76,7 @@ class _Scale:
     @classmethod
     def of(cls, form: Form, state: FitState, seen: Seen, noise: float) -> _Scale:
         """At a state."""
+        check()
         unit, left = form.unit(state), form.leftover
         weight = seen.weights(noise, left.spread * unit)
         heard = weight > LEAST_WEIGHT * weight.max(initial=0.0)
@@ -213,6 +214,8 @@ def settle(
     doubt = share**2 / weight[chosen]
     spread, length = left.spread * radius, left.length * radius
     for _ in range(CONTRADICTED):
+        check()
         found = Kriging.of(places, values, doubt, spread, length)
         doubt = doubt * (1.0 + (found.missed(doubt) / ROBUST) ** 2 / doubt)
+    check()
     return replace(state, leftover=Kriging.of(places, values, doubt, spread, length, by_shape))

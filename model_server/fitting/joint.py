@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
+from model_server.fitting.interrupt import check
 from model_server.fitting.model import FitState, Form
 from model_server.geometry.sampling import spread_vertices
 from model_server.reconstruction import JointSpread, Surface
@@ -32,7 +33,9 @@ def joint_spread(
         scale: true standard deviation for each computed one (``Calibration.factor``).
     """
     vertices = spread_vertices(canonical, MOST_POINTS)
+    check()
     covariance = form.covariance(state, canonical[vertices])
+    check()
     count = len(vertices)
     largest = (max(0, count - MOST_PARTS), count - 1)
     values, parts = linalg.eigh(covariance, subset_by_index=largest)

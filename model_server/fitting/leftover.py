@@ -96,6 +96,7 @@ class Kriging:
         ``jacobian`` (N, P) says how the values change by what else explains them.
         """
         covariance = spread**2 * matern(places, places, length) + np.diag(variance)
+        check()
         factor = linalg.cholesky(covariance, lower=True)
         by_shape = None if jacobian is None else linalg.cho_solve((factor, True), jacobian)
         solved = linalg.cho_solve((factor, True), values)
@@ -127,7 +128,11 @@ class Kriging:
 
     def variance(self, points: Array) -> Array:
         """(M,) variances at (M, 3) points."""
-        return np.maximum(self.spread**2 - (self._known(points) ** 2).sum(axis=0), 0.0)
+        told = []
+        for part in np.array_split(points, max(1, len(points) * len(self.places) // MOST_PAIRS)):
+            check()
+            told.append((self._known(part) ** 2).sum(axis=0))
+        return np.maximum(self.spread**2 - np.concatenate(told), 0.0)
 
     def covariance(self, points: Array) -> Array:
         """(M, M) covariances of the values at (M, 3) points."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from model_server.fitting.attachment import attach_points
+from model_server.fitting.interrupt import apart
 from model_server.observations import Observations, Volume
 from model_server.priors.card import PriorCard
 from model_server.reconstruction import Surface
@@ -108,7 +109,8 @@ def likely_parts(observations: Observations, card: PriorCard, judge: Judge) -> O
     """
     if observations.label_map is None:
         return observations
-    parts = Parts.of(observations.label_map)
+    label = observations.label_map
+    parts = apart(lambda: Parts.of(label))
     if len(parts.order) < 2:
         return observations
     chosen, judged = _large(parts, card, judge)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from model_server.fitting.attachment import Attachment, attach_points
-from model_server.fitting.interrupt import check
+from model_server.fitting.interrupt import apart, check
 from model_server.fitting.leftover import Leftover
 from model_server.fitting.model import ROBUST, FitState, Seen
 from model_server.fitting.terms import Evidence
@@ -360,9 +360,13 @@ class MeshForm:
         step = -(-len(heard) // MOST_LOCAL)
         keep = heard[::step]
         attached = seen.attached.kept(keep)
+        check()
         jacobian = self.jacobian_of(state, np.arange(count))
+        check()
         by_latent = self._by_latent(state, attached, jacobian)
-        kernel = dirichlet_kernel(chosen.local_level, chosen.power, chosen.smoothness)
+        check()
+        how = (chosen.local_level, chosen.power, chosen.smoothness)
+        kernel = apart(lambda: dirichlet_kernel(*how))  # takes a second the first time
         spread = chosen.local_spread**2 / strength
         noise = self._local_noise(state, seen, keep, step * weight[keep])
         system = VertexLatents.of(attached, by_latent, jacobian, kernel, spread, noise)

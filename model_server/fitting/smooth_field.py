@@ -51,7 +51,9 @@ class SmoothField:
         system[:count] = _rows(places, places)
         system[count:, :count] = system[:count, count:].T
         system[np.arange(count), np.arange(count)] += variance
+        check()
         inverse = linalg.inv(system)
+        check()
         weights = inverse[:, :count] @ values
         amplitude = float(values @ weights[:count]) / max(count - 4, 1)
         return cls(places, weights, inverse, max(amplitude, 0.0))

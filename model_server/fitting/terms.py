@@ -23,6 +23,7 @@ from model_server.fitting.attachment import (
 from model_server.fitting.clicks import distinct_clicks
 from model_server.fitting.contour_stack import ContourStack
 from model_server.fitting.drawn_planes import without_holes
+from model_server.fitting.interrupt import apart
 from model_server.fitting.mask import MaskField
 from model_server.fitting.mask_surface import FollowedMask
 from model_server.fitting.pose_prior import mirror_points
@@ -311,9 +312,10 @@ def evidence_of(observations: Observations) -> Evidence:
     if len(clicks):
         terms.append(ClickTerm(clicks))
     if observations.label_map is not None:
-        surface = surface_from_label(observations.label_map, whole=True)
+        label = observations.label_map
+        surface = apart(lambda: surface_from_label(label, whole=True))
         sampled = sample_surface(surface, MASK_SAMPLES, np.random.default_rng(0))
-        terms.append(LabelMapTerm(sampled, MaskField.of(observations.label_map)))
+        terms.append(LabelMapTerm(sampled, apart(lambda: MaskField.of(label))))
     for sets, side in ((observations.inside, -1), (observations.outside, 1)):
         if sets:
             terms.append(SideTerm(np.concatenate([s.points for s in sets]), side))

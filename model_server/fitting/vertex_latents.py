@@ -17,6 +17,7 @@ from model_server.fitting.attachment import Attachment
 from model_server.fitting.interrupt import check
 from model_server.geometry.icosphere import uniform_laplacian
 
+PARTS = 4  # in which many vertices are solved for
 Array = NDArray[np.float64]
 
 
@@ -79,10 +80,13 @@ class VertexLatents:
         shared = self.across * (by_latent @ self.by_latent.T)
         check()
         # Single precision is enough for a variance, and twice as fast.
-        known = linalg.solve_triangular(
-            self.factor.astype(np.float32), shared.T.astype(np.float32), lower=True
-        )
-        return np.maximum(prior - (known**2).sum(axis=0), 0.0)
+        factor = self.factor.astype(np.float32)
+        told = []
+        for part in np.array_split(shared.astype(np.float32), PARTS):
+            check()
+            known = linalg.solve_triangular(factor, part.T, lower=True)
+            told.append((known**2).sum(axis=0))
+        return np.maximum(prior - np.concatenate(told), 0.0)
 
     def covariance(
         self, kernel: NDArray[np.float32], vertices: NDArray[np.int64], by_latent: Array

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 
+from model_server.errors import counted
+
 Array = NDArray[np.float64]
 POINTS_PER_SEGMENT = 10  # Slicer's default for every curve
 MOST_IN_MATRIX = 64  # control points; the matrix grows with their square
@@ -86,7 +88,8 @@ def distinct_points(control_points: Array) -> Array:
 
 def repeats_note(name: str, count: int) -> tuple[str, ...]:
     """What to tell of so many control points of a curve that were left out; nothing of none."""
-    return (f"{count} repeated point(s) of '{name}' were left out.",) if count else ()
+    told = counted(count, f"repeated point of '{name}' was", f"repeated points of '{name}' were")
+    return (f"{told} left out.",) if count else ()
 
 
 def onto_plane(points: Array, origin: Array, normal: Array) -> Array:

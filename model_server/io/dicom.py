@@ -14,7 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from model_server.errors import ShapePriorError
+from model_server.errors import ShapePriorError, counted
 from model_server.io.headers import LPS_TO_RAS, straightened, unreadable
 from model_server.io.quiet import quiet_libraries
 from model_server.observations import Grid, Volume
@@ -318,9 +318,10 @@ def _rows(heights: Array, name: str) -> tuple[NDArray[np.int64], tuple[str, ...]
         return rows, ()
     wide = int(gaps.argmax())
     note = (
-        f"{missing} slice(s) of the DICOM series '{name}' are missing, e.g. between "
+        f"{counted(missing, 'slice')} of the DICOM series '{name}' "
+        f"{'is' if missing == 1 else 'are'} missing, e.g. between "
         f"{heights[wide]:.1f} and {heights[wide + 1]:.1f} mm along its normal, where others are "
-        f"{step:.2g} mm apart: look for them, or the neighbors stand for them."
+        f"{step:.2g} mm apart: look for what is missing, or the neighbors stand for it."
     )
     return rows, (note,)
 

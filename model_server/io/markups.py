@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model_server.errors import ShapePriorError
+from model_server.errors import ShapePriorError, counted
 from model_server.geometry.curves import (
     closed_polygon,
     closed_spline,
@@ -322,8 +322,8 @@ def _outline(markup: Markup, reference: Volume | Grid | None) -> PlanarOutline:
     count = len(markup.points)
     if count < 3:
         raise ShapePriorError(
-            f"The closed curve '{markup.name}' has {count} control point(s); an outline needs at "
-            "least three.",
+            f"The closed curve '{markup.name}' has {counted(count, 'control point')}; an outline "
+            "needs at least three.",
             "Place more points around the organ, or delete the curve.",
             "too-few",
         )

@@ -25,8 +25,10 @@ from model_server.fitting.contradictions import contradictions, require_depth
 from model_server.fitting.coverage import coverage_warnings, plane_gaps
 from model_server.fitting.drawn_planes import drawn_planes
 from model_server.fitting.field_values import FieldValues, Frame, Given, Smoothness, values_of
+from model_server.fitting.interrupt import apart
 from model_server.fitting.mask import MaskField
 from model_server.fitting.smooth_field import SmoothField
+from model_server.fitting.thinning import taken
 from model_server.geometry.level_set import zero_level
 from model_server.observations import Observations
 from model_server.priors.card import PriorCard
@@ -41,6 +43,7 @@ MARGIN = 0.15  # around the annotations, as a share of their box's diagonal
 LOWERED = (0.0, 0.15, 0.25, 0.35, 0.45, 0.6, 0.8, 1.0)  # deviations, until the parts are one
 WHOLE = 0.98  # share of the places known to be inside that make one part
 BETTER = 0.02  # more of them, for the field to be lowered further
+MOST_SMOOTHNESS = 10.0  # of all that a card says of it, in frame units
 SLOPE_STEP = 0.02  # units to both sides of the surface, for its slope
 LEAST_SLOPE = 0.2  # of the median one
 
@@ -59,7 +62,10 @@ class AnyStructurePrior:
         self.card = card
         names = {field.name for field in fields(Smoothness)}
         told = card.hyperparameters.get("smoothness", {})
-        self.known = Smoothness(**{n: float(v) for n, v in told.items() if n in names})
+        known = {n: float(v) for n, v in told.items() if n in names}
+        if not all(0.0 < v <= MOST_SMOOTHNESS for v in known.values()):
+            raise ValueError("the card's smoothness is out of range")
+        self.known = Smoothness(**known)
 
     @classmethod
     def load(
@@ -81,7 +87,7 @@ class AnyStructurePrior:
             ShapePriorError: too few annotations, or all in one plane.
         """
         del start
-        observations.require_enough()
+        observations = taken(observations)
         require_depth(observations)
         with few_threads():
             found = self._fitted(observations, settings)
@@ -137,7 +143,7 @@ class _Body:
         given = Given.of(observations)
         frame = Frame.of(given.boundary, known.rounding)
         label = observations.label_map
-        mask = None if label is None else MaskField.of(label)
+        mask = None if label is None else apart(lambda: MaskField.of(label))
         values = values_of(given, observations, frame, known)
         left = values.values - _told(mask, frame, values.places)
         field = SmoothField.of(values.places, left, strength * values.variance)

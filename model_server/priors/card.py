@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+import math
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from model_server.io.writing import Write, make_folder, of_bytes, write_together
 FORMAT_VERSION = 1
 CARD_FILE = "prior.json"
 WEIGHTS_FILE = "weights.safetensors"
+MOST_CARD_BYTES = 2**24
+LONGEST_WORD = 100  # of what lists show: name, organ, method, version
 
 
 @dataclass(frozen=True)
@@ -95,14 +98,15 @@ def read_card(folder: Path) -> PriorCard:
     """Read and check ``prior.json``.
 
     Raises:
-        ShapePriorError: the file is missing, not JSON, or of an unknown format version.
+        ShapePriorError: the file is missing, not JSON, has fields of other types, or is of an
+            unknown format version.
     """
     try:
-        fields = json.loads((folder / CARD_FILE).read_text())
-        card = PriorCard(**fields)
-    except (OSError, ValueError, TypeError) as error:
+        card = PriorCard(**_checked(_parsed(folder / CARD_FILE)))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise ShapePriorError(
-            f"The prior in '{folder}' has no readable {CARD_FILE} ({error}).",
+            f"The prior in the folder '{folder.name}' has no readable {CARD_FILE} ({reason}).",
             "Install it again or train it anew.",
             "bad-prior",
         ) from error
@@ -114,6 +118,47 @@ def read_card(folder: Path) -> PriorCard:
             "bad-prior",
         )
     return card
+
+
+def _parsed(path: Path) -> Any:
+    """A JSON file of finite numbers and of texts that can be written."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value):
+            raise ValueError(f"{text[:20]} is no number")
+        return value
+
+    with path.open("rb") as file:
+        data = file.read(MOST_CARD_BYTES)
+    found = json.loads(data.decode(), parse_float=number, parse_constant=number)
+    json.dumps(found, ensure_ascii=False).encode()  # lone surrogates cannot
+    return found
+
+
+def _checked(told: Any) -> dict[str, Any]:
+    """The fields of a card, each of its type; what is in its maps ``schema`` checks."""
+    if not isinstance(told, dict):
+        raise TypeError("it is no map")
+    for one in fields(PriorCard):
+        default = one.default if one.default_factory is MISSING else one.default_factory()
+        kind = str if default is MISSING else type(default)
+        value = told.get(one.name, default)
+        if type(value) is not kind:
+            raise TypeError(f"'{one.name}' is no {kind.__name__}")
+        if one.name in ("name", "organ", "method", "version") and not _is_word(value):
+            raise ValueError(f"'{one.name}' is no name")
+    lists = told.get("splits", {}).values()
+    if not all(isinstance(n, list) and all(isinstance(s, str) for s in n) for n in lists):
+        raise TypeError("'splits' are no lists of names")
+    parts = told.get("hyperparameters", {}).get("part_names", {})
+    if not isinstance(parts, dict) or not all(isinstance(n, str) for n in parts.values()):
+        raise TypeError("'part_names' are no names")
+    return told
+
+
+def _is_word(text: str) -> bool:
+    return 0 < len(text.strip()) <= LONGEST_WORD and text.isprintable()
 
 
 def read_weights(folder: Path, card: PriorCard) -> dict[str, NDArray[Any]]:
@@ -139,4 +184,11 @@ def read_weights(folder: Path, card: PriorCard) -> dict[str, NDArray[Any]]:
             "Install the prior again.",
             "bad-prior",
         )
-    return dict(load(blob))
+    try:
+        return dict(load(blob))
+    except Exception as error:  # safetensors' own error, or that of a type numpy has not
+        raise ShapePriorError(
+            f"The weights of '{card.name}' are no safetensors file ({type(error).__name__}).",
+            "Install the prior again.",
+            "bad-prior",
+        ) from error

@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 
 from model_server.fitting.mesh_form import SHOWN_LEVEL, MeshForm, MeshSettings
 from model_server.fitting.model import Form
-from model_server.fitting.pose_prior import PosePrior
+from model_server.fitting.pose_prior import KINDS, PosePrior
 from model_server.fitting.terms import Evidence
 from model_server.geometry.correspondences import surface_to_template, template_to_surface
 from model_server.geometry.icosphere import icosphere
@@ -25,10 +25,21 @@ from model_server.priors.dals_decoder import DalsDecoder
 from model_server.priors.device import choose_device
 from model_server.priors.pca import PcaPrior
 from model_server.priors.protocol import FitSettings
+from model_server.priors.schema import ONE, PARTS, Entry, check_weights, pose_schema, solver_of
 from model_server.reconstruction import Reconstruction, Surface
 
 Array = NDArray[np.float64]
 TEMPLATE_LEVEL = SHOWN_LEVEL  # subdivisions of the sphere that the mean shape is shown on
+
+SCHEMA = {
+    "rms_radius": ONE,
+    "latent_mean": Entry(("latents",)),
+    "latent_root": Entry(("latents", "axes")),
+    "decoder.point_layer.weight": Entry(("width", 3)),
+    "decoder.latent_layer.weight": Entry(("width", "latents")),
+    "parts": PARTS,
+    **pose_schema(KINDS),
+}
 
 
 class DalsPrior(LatentPrior):
@@ -64,12 +75,13 @@ class DalsPrior(LatentPrior):
         self.quick = quick
         self.parts = parts
         self.rms_radius = decoder.radius
-        self.solver_settings = MeshSettings(**card.hyperparameters.get("solver", {}))
+        self.solver_settings = MeshSettings(**solver_of(card, MeshSettings))
 
     @classmethod
     def load(cls, folder: Path, card: PriorCard, device: str, quick: PcaPrior) -> DalsPrior:
         """Read ``weights.safetensors``."""
         weights = read_weights(folder, card)
+        check_weights(card, weights, SCHEMA)
         state = {
             name.removeprefix("decoder."): torch.from_numpy(value.astype(np.float32))
             for name, value in weights.items()

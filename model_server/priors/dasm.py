@@ -18,6 +18,7 @@ from scipy.sparse.linalg import splu
 from model_server.fitting.baseline import baseline_answer, baseline_card
 from model_server.fitting.mask_parts import largest_part
 from model_server.fitting.terms import Evidence, evidence_of
+from model_server.fitting.thinning import taken
 from model_server.geometry.icosphere import icosphere, uniform_laplacian
 from model_server.geometry.remesh import remesh
 from model_server.observations import Observations
@@ -50,7 +51,7 @@ class DasmBaseline:
         """
         del start
         began = time.perf_counter()
-        observations.require_enough()
+        observations = taken(observations)
         surface = _evolve(observations)
         if settings.remesh:
             surface = remesh(surface)

@@ -20,6 +20,7 @@ from model_server.fitting.mask_parts import largest_part
 from model_server.fitting.pose_prior import mirror_points, mirror_pose
 from model_server.fitting.residuals import residuals
 from model_server.fitting.terms import evidence_of
+from model_server.fitting.thinning import taken
 from model_server.geometry.grid import Grid
 from model_server.geometry.labels import oriented
 from model_server.geometry.level_set import zero_level
@@ -29,6 +30,7 @@ from model_server.priors.card import PriorCard, read_weights
 from model_server.priors.deepsdf_decoder import DeepSdfDecoder
 from model_server.priors.pca import PcaPrior
 from model_server.priors.protocol import FitSettings
+from model_server.priors.schema import Entry, check_weights
 from model_server.reconstruction import Provenance, Reconstruction, Surface
 
 Array = NDArray[np.float64]
@@ -37,6 +39,7 @@ RATE = 5e-3
 LATENT_WEIGHT = 1e-3  # of the latent in units of its training spread
 POSE_WEIGHT = 1e-1
 GRID = 64
+SCHEMA = {"latent_mean": Entry(("latents",)), "latent_spread": Entry(("latents",))}
 
 
 class DeepSdfPrior:
@@ -62,7 +65,9 @@ class DeepSdfPrior:
     def load(cls, folder: Path, card: PriorCard, device: str, quick: PcaPrior) -> DeepSdfPrior:
         """Read the weights; the baseline runs on the CPU."""
         del device
-        return cls(card, read_weights(folder, card), quick)
+        weights = read_weights(folder, card)
+        check_weights(card, weights, SCHEMA)
+        return cls(card, weights, quick)
 
     def fit(
         self,
@@ -77,6 +82,7 @@ class DeepSdfPrior:
         """
         del start
         began = time.perf_counter()
+        observations = taken(observations)
         pose = place(self.quick, observations, settings).pose
         drawn = evidence_of(largest_part(observations)).boundary()
         points = mirror_points(drawn) if pose.mirrored else drawn

@@ -20,7 +20,7 @@ from scipy.spatial.distance import pdist
 
 from model_server.fitting.field_form import FieldForm
 from model_server.fitting.model import Form
-from model_server.fitting.pose_prior import PosePrior
+from model_server.fitting.pose_prior import KINDS, PosePrior
 from model_server.fitting.terms import Evidence
 from model_server.priors.atlas_field import AtlasField, AtlasSettings, level_set
 from model_server.priors.atlas_files import unpack_networks
@@ -30,11 +30,24 @@ from model_server.priors.device import choose_device
 from model_server.priors.implicit_atlas_decoder import AtlasDecoder
 from model_server.priors.pca import PcaPrior
 from model_server.priors.protocol import FitSettings
+from model_server.priors.schema import ONE, Entry, check_weights, pose_schema, solver_of
 from model_server.reconstruction import Reconstruction, Surface
 
 Array = NDArray[np.float64]
 INVERSE_STEPS = 20  # of the fixed point that inverts p + D(p)
 INVERSE_TOLERANCE = 1e-4  # canonical units
+SCHEMA = {
+    "rms_radius": ONE,
+    "box": Entry((3,), positive=True),
+    "latents": Entry(("shapes", "latents")),
+    "latent_mean": Entry(("latents",)),
+    "latent_root": Entry(("latents", "latents")),
+    "from_quick": Entry(("modes", "latents")),
+    "decoder.template_latents": Entry(("templates", "template latents")),
+    "decoder.choice.weight": Entry(("templates", "latents")),
+    "parts": Entry(("templates", "x", "y", "z"), "u", optional=True),
+    **pose_schema(KINDS),
+}
 
 
 class ImplicitAtlasPrior(LatentPrior):
@@ -71,7 +84,7 @@ class ImplicitAtlasPrior(LatentPrior):
         self.parts = weights.get("parts")
         self.pose_prior = pose_prior
         self.quick = quick
-        self.solver_settings = AtlasSettings(**card.hyperparameters.get("solver", {}))
+        self.solver_settings = AtlasSettings(**solver_of(card, AtlasSettings))
         self.softness = float(card.hyperparameters["training"]["softness"])
         self._templates: dict[int, Surface] = {}
 
@@ -81,6 +94,7 @@ class ImplicitAtlasPrior(LatentPrior):
     ) -> ImplicitAtlasPrior:
         """Read ``weights.safetensors``."""
         weights = read_weights(folder, card)
+        check_weights(card, weights, SCHEMA)
         decoder = unpack_networks(weights, card.hyperparameters["training"])
         pose_prior = PosePrior.from_arrays(weights)
         return cls(card, decoder.to(choose_device(device)), weights, pose_prior, quick)

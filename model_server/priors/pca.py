@@ -16,14 +16,23 @@ from scipy import ndimage
 
 from model_server.fitting.field_form import FieldSettings, Reading
 from model_server.fitting.leftover import Kriging
-from model_server.fitting.pose_prior import PosePrior
+from model_server.fitting.pose_prior import KINDS, PosePrior
 from model_server.geometry.grid import Grid
 from model_server.geometry.level_set import zero_level
 from model_server.priors.base import FieldPrior
 from model_server.priors.card import PriorCard, read_weights
+from model_server.priors.schema import (
+    ONE,
+    Entry,
+    Schema,
+    check_weights,
+    pose_schema,
+    solver_of,
+)
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
+MOST_NODES = 512  # along an edge of the grid
 LEAST_SLOPE = 0.2  # of the field at its surface; 1 is a distance
 SETTINGS = FieldSettings(
     steps=12, noise_start=0.20, noise=0.03, pool_clicks=True, gentle_sides=True, damped=False,
@@ -111,7 +120,7 @@ class PcaPrior(FieldPrior):
         self.modes = modes
         self.pose_prior = pose_prior
         self.rms_radius = rms_radius
-        self.settings = replace(SETTINGS, **card.hyperparameters.get("solver", {}))
+        self.settings = replace(SETTINGS, **solver_of(card, FieldSettings))
         self.latent_mean, self.latent_root = np.zeros(modes.count), np.eye(modes.count)
 
     @classmethod
@@ -121,8 +130,11 @@ class PcaPrior(FieldPrior):
         """Read ``weights.safetensors``; the PCA always runs on the CPU and starts itself."""
         del device, quick
         weights = read_weights(folder, card)
+        check_weights(card, weights, schema_of(weights))
         pose_prior = PosePrior.from_arrays(weights)
-        return cls(card, unpack_modes(weights), pose_prior, float(weights["rms_radius"][0]))
+        found = cls(card, unpack_modes(weights), pose_prior, float(weights["rms_radius"][0]))
+        found.template()  # fields that are no shape are found here
+        return found
 
     def read(self, latent: Array, template: int, points: Array) -> Reading:
         """The mixed field; not quite a distance where modes are mixed."""
@@ -157,6 +169,23 @@ def pack_modes(modes: SdfModes) -> dict[str, NDArray[Any]]:
         "varies": np.packbits(varies),
         "peak": peak.astype(np.float32),
         "modes": np.round(values / peak * 127.0).astype(np.int8).T,
+    }
+
+
+def schema_of(weights: dict[str, NDArray[Any]]) -> Schema:
+    """What has to be in the weights; the number of nodes is the cube of what their grid says."""
+    grid = weights.get("grid", np.zeros(1)).ravel()
+    nodes = int(grid[0]) ** 3 if np.isfinite(grid[0]) and 2 <= grid[0] <= MOST_NODES else 0
+    bits = weights.get("varies", np.zeros(1, dtype=np.uint8))
+    varies = int(np.unpackbits(bits, count=nodes).sum()) if bits.dtype == np.uint8 else 0
+    return {
+        "grid": Entry((3,), positive=True),
+        "mean": Entry((nodes,)),
+        "varies": Entry((-(-nodes // 8),), "u"),
+        "peak": Entry(("modes",)),
+        "modes": Entry(("modes", varies), "i"),
+        "rms_radius": ONE,
+        **pose_schema(KINDS),
     }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from model_server.errors import ShapePriorError
 from model_server.fitting.baseline import baseline_answer, baseline_card
 from model_server.fitting.oriented import oriented_samples
+from model_server.fitting.thinning import taken
 from model_server.geometry.labels import oriented
 from model_server.observations import Observations
 from model_server.priors.protocol import FitSettings
@@ -37,7 +38,7 @@ class PoissonBaseline:
         """
         del start, settings
         began = time.perf_counter()
-        observations.require_enough()
+        observations = taken(observations)
         yield baseline_answer(self.card, _poisson(observations), observations, began)
 
 

@@ -16,6 +16,7 @@ from scipy.interpolate import RBFInterpolator
 from model_server.errors import ShapePriorError
 from model_server.fitting.baseline import baseline_answer, baseline_card
 from model_server.fitting.oriented import oriented_samples
+from model_server.fitting.thinning import taken
 from model_server.geometry.level_set import zero_level
 from model_server.observations import Observations
 from model_server.priors.protocol import FitSettings
@@ -46,7 +47,7 @@ class RbfBaseline:
         """
         del start, settings
         began = time.perf_counter()
-        observations.require_enough()
+        observations = taken(observations)
         yield baseline_answer(self.card, _zero_level(observations), observations, began)
 
 

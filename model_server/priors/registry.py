@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,46 @@ def prior_folders(own: Path | None = None) -> dict[str, Path]:
     return found
 
 
+@dataclass(frozen=True)
+class Zoo:
+    """What there is.
+
+    Attributes:
+        cards: of all priors that can be used, sorted by name.
+        broken: why others cannot, by the names of their folders.
+    """
+
+    cards: tuple[PriorCard, ...]
+    broken: dict[str, ShapePriorError]
+
+
+def read_zoo() -> Zoo:
+    """All priors; one with a broken card is told of, and is in nobody's way."""
+    cards, broken = [], {}
+    for name, folder in sorted(prior_folders().items()):
+        try:
+            cards.append(_checked_card(folder))
+        except ShapePriorError as error:
+            broken[name] = error
+    return Zoo(tuple(cards), broken)
+
+
 def list_priors() -> list[PriorCard]:
-    """The cards of all priors, sorted by name."""
-    return [read_card(folder) for _, folder in sorted(prior_folders().items())]
+    """The cards of all priors that can be used, sorted by name."""
+    return list(read_zoo().cards)
+
+
+def _checked_card(folder: Path) -> PriorCard:
+    """A card and what it says for its method.
+
+    Raises:
+        ShapePriorError: (bad-prior) it is missing or damaged.
+    """
+    from model_server.priors.schema import check_card
+
+    card = read_card(folder)
+    check_card(card)
+    return card
 
 
 def prior_card(name: str | Path) -> PriorCard:
@@ -67,7 +105,7 @@ def prior_card(name: str | Path) -> PriorCard:
     if str(name) in UNTRAINED:
         card: PriorCard = _part_of(UNTRAINED[str(name)]).card
         return card
-    return read_card(_folder_of(name))
+    return _checked_card(_folder_of(name))
 
 
 def load_prior(name: str | Path, device: str = "auto") -> ShapePrior:
@@ -84,7 +122,7 @@ def load_prior(name: str | Path, device: str = "auto") -> ShapePrior:
         untrained: ShapePrior = _part_of(UNTRAINED[str(name)])()
         return untrained
     folder = _folder_of(name)
-    card = read_card(folder)
+    card = _checked_card(folder)
     if card.method not in METHODS:
         raise ShapePriorError(
             f"The prior '{card.name}' uses the unknown method '{card.method}'.",
@@ -93,7 +131,17 @@ def load_prior(name: str | Path, device: str = "auto") -> ShapePrior:
         )
     kind = _part_of(METHODS[card.method])
     quick = _quick_look(folder, card.organ) if kind.starts_quickly else None
-    prior: ShapePrior = kind.load(folder, card, device, quick)
+    try:
+        prior: ShapePrior = kind.load(folder, card, device, quick)
+    except ShapePriorError:
+        raise
+    except Exception as error:  # what no schema foresaw: a file that another program wrote
+        raise ShapePriorError(
+            f"The files of the prior '{card.name}' do not belong together "
+            f"({type(error).__name__}).",
+            "Install it again or train it anew.",
+            "bad-prior",
+        ) from error
     return prior
 
 

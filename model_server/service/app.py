@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from fastapi import FastAPI, HTTPException, Request, WebSocket, WebSocketDisconnect
 
 from model_server import __version__
-from model_server.errors import ShapePriorError
+from model_server.errors import ShapePriorError, shown
 from model_server.service.compute import ComputeThread
 from model_server.service.sessions import Priors, Session
 from model_server.service.wire import (
@@ -76,7 +76,14 @@ def create_app(settings: ServerSettings) -> FastAPI:
     Args:
         settings: token, device, limits, origins.
     """
-    app = FastAPI(title="ShapePriorSlicer backend", version=__version__, docs_url=None)
+    # Nothing but what is written here: no page that describes it either.
+    app = FastAPI(
+        title="ShapePriorSlicer backend",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
     state = ServerState(settings)
     app.state.server = state
 
@@ -95,7 +102,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
         if not _same_token(given, settings.token):
             raise HTTPException(401, "The token is missing or wrong: send it as a bearer token.")
-        return {"priors": prior_cards()}
+        return prior_cards()
 
     @app.websocket("/session")
     async def session(socket: WebSocket) -> None:
@@ -104,11 +111,18 @@ def create_app(settings: ServerSettings) -> FastAPI:
     return app
 
 
-def prior_cards() -> list[dict[str, Any]]:
-    """The cards of all priors, without the names of the cases they were trained on."""
-    from model_server.priors.registry import list_priors
+def prior_cards() -> dict[str, Any]:
+    """The cards of all priors, without the names of the cases they were trained on, and which
+    folders of the zoo hold none that can be used."""
+    from model_server.priors.registry import read_zoo
 
-    return [{k: v for k, v in asdict(card).items() if k != "splits"} for card in list_priors()]
+    zoo = read_zoo()
+    cards = [{k: v for k, v in asdict(card).items() if k != "splits"} for card in zoo.cards]
+    broken = [
+        {"name": shown(name), "message": error.what, "remedy": error.remedy}
+        for name, error in zoo.broken.items()
+    ]
+    return {"priors": cards, "broken": broken}
 
 
 def _same_token(given: str, wanted: str) -> bool:

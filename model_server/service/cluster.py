@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from model_server import __version__
 from model_server.errors import ShapePriorError
-from model_server.service.server import ServeOptions, chosen_token
+from model_server.service.server import ServeOptions, check_options, chosen_token
 from model_server.service.wire import READY, TOKEN_VARIABLE, VERSION
 
 if TYPE_CHECKING:
@@ -99,6 +99,19 @@ def serve_on_ray(options: ServeOptions, cluster: ClusterOptions) -> None:
     Raises:
         ShapePriorError: no Ray, or an interface without a token (``chosen_token``).
     """
+    check_options(options)
+    if options.certificate is not None:
+        raise ShapePriorError(
+            "Ray's own proxy serves without TLS.",
+            "Leave --certificate out, and put a proxy with TLS before it.",
+            "no-tls",
+        )
+    if cluster.replicas < 1 or not 0.0 <= cluster.gpus < float("inf"):
+        raise ShapePriorError(
+            f"{cluster.replicas} replicas with {cluster.gpus:g} GPUs each cannot be started.",
+            "Choose --replicas 1 or more and --gpus 0 or more.",
+            "out-of-range",
+        )
     given = os.environ.pop(TOKEN_VARIABLE, None)
     token = chosen_token(options, given)
     deploy(options, cluster, token)

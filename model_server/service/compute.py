@@ -5,12 +5,17 @@ advance one surface at a time: a job's first surface goes before everyone's late
 costs a few hundredths of a second and somebody is waiting for it. The later ones are finished job
 by job, in the order they came; one of them has its turn between two first surfaces, so that a
 session that asks all the time starves nobody.
+
+A step that takes long is parted in slices: where its solvers ask whether to stop, first surfaces
+that wait are made meanwhile, then it goes on. What a fit computes is its own, so that another may
+run in the midst of it.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +25,9 @@ from model_server.fitting.interrupt import Interrupted, stop_when
 from model_server.reconstruction import Reconstruction
 
 log = logging.getLogger(__name__)
+SLICE_SECONDS = 0.1  # of a job, before a first surface may be made in the midst of it ...
+FIRST_SECONDS = 0.5  # ... and of one that makes its own: usually it has it by then
+MOST_NESTED = 4  # jobs in the midst of each other: each takes some of Python's stack
 
 
 @dataclass(eq=False)
@@ -41,12 +49,27 @@ class Job:
     _surfaces: Iterator[Reconstruction] | None = None
     _held: Reconstruction | None = None
 
-    def advance(self) -> bool:
-        """Compute one surface; False when there is nothing left to do."""
+    @property
+    def slice_seconds(self) -> float:
+        """For how long it is not interrupted."""
+        return FIRST_SECONDS if self._held is None else SLICE_SECONDS
+
+    def advance(self, between: Callable[[Job], None]) -> bool:
+        """Compute one surface; False when there is nothing left to do.
+
+        Args:
+            between: called with it between two steps of its linear algebra.
+        """
+
+        def stopped() -> bool:
+            if not self.stopped.is_set():
+                between(self)
+            return self.stopped.is_set()
+
         if self.stopped.is_set():
             return False
         try:
-            with stop_when(self.stopped.is_set):
+            with stop_when(stopped):
                 return self._advance()
         except Interrupted:
             return False
@@ -93,6 +116,8 @@ class ComputeThread:
         self._wake = threading.Condition()
         self._open = True
         self._favored = False  # whether a first surface has just gone before later ones
+        self._nested = 0  # jobs that others are in the midst of
+        self._slice_began = 0.0
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -132,14 +157,35 @@ class ComputeThread:
                 return None
             first = bool(self._fresh) and not (self._begun and self._favored)
             self._favored = first
-            if first:
-                self._begun.append(self._fresh.popleft())
-            # Kept in sight while it runs, so that a newer job can stop it.
-            return self._begun[-1 if first else 0]
+            return self._begin() if first else self._begun[0]
+
+    def _begin(self) -> Job:
+        """The first of those that wait; in sight while it runs, so that a newer job can stop it."""
+        job = self._fresh.popleft()
+        self._begun.append(job)
+        return job
 
     def _run(self) -> None:
         while (job := self._next()) is not None:
-            unfinished = job.advance()
-            if not unfinished:
-                with self._wake:
-                    self._begun.remove(job)
+            self._advance(job)
+
+    def _advance(self, job: Job) -> None:
+        self._slice_began = time.monotonic()
+        if not job.advance(self._let_others):
+            with self._wake:
+                self._begun.remove(job)
+
+    def _let_others(self, job: Job) -> None:
+        """Between two steps of a job: when its slice is over, make a first surface that waits."""
+        if self._nested == MOST_NESTED or time.monotonic() < self._slice_began + job.slice_seconds:
+            return
+        with self._wake:
+            if not self._fresh or not self._open:
+                return
+            first = self._begin()
+        self._nested += 1
+        try:
+            self._advance(first)
+        finally:
+            self._nested -= 1
+            self._slice_began = time.monotonic()

@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import socket
+import ssl
 import sys
 import threading
 from dataclasses import dataclass, field
@@ -78,6 +79,54 @@ def chosen_token(options: ServeOptions, given: str | None) -> str:
     return given
 
 
+def check_options(options: ServeOptions) -> None:
+    """Refuse what a server cannot be started with, before it says that it is ready.
+
+    Raises:
+        ShapePriorError: no sessions at all, an idle time that is none, TLS files that are none.
+    """
+    limits = options.limits
+    if limits.sessions < 1:
+        raise ShapePriorError(
+            f"A server for {limits.sessions} clients is of no use.",
+            "Choose --max-sessions 1 or more.",
+            "out-of-range",
+        )
+    if not 0.0 < limits.idle_minutes < float("inf"):
+        raise ShapePriorError(
+            f"A silent client cannot be closed after {limits.idle_minutes:g} minutes.",
+            "Choose --idle-minutes above 0.",
+            "out-of-range",
+        )
+    if options.certificate is not None:
+        _check_tls(options.certificate, options.key)
+    elif options.key is not None:
+        raise ShapePriorError(
+            "There is a key without a certificate.", "Add --certificate.", "bad-certificate"
+        )
+
+
+def _check_tls(certificate: Path, key: Path | None) -> None:
+    """Load the files as the server will.
+
+    Raises:
+        ShapePriorError: one is missing, no PEM file, locked, or the key of another certificate.
+    """
+    for path in filter(None, (certificate, key)):
+        if not path.is_file():
+            raise ShapePriorError(f"There is no file '{path}'.", "Check the TLS files.", "no-file")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, key, password=lambda: "")  # nobody is asked
+    except (OSError, ValueError) as error:  # ssl's own are among them
+        needed = f"'{key}' is not its unlocked key" if key else "it holds no key"
+        raise ShapePriorError(
+            f"'{certificate}' is no PEM certificate, or {needed}.",
+            "Give --certificate and --key, both PEM, the key without a password.",
+            "bad-certificate",
+        ) from error
+
+
 def bound_socket(host: str, port: int) -> socket.socket:
     """A listening socket.
 
@@ -108,14 +157,12 @@ def serve(options: ServeOptions) -> None:
     process made it up; it is written when requests are answered.
 
     Raises:
-        ShapePriorError: see ``chosen_token`` and ``bound_socket``; unreadable TLS files.
+        ShapePriorError: see ``check_options``, ``chosen_token`` and ``bound_socket``.
     """
     begin_with_few()
+    check_options(options)
     given = os.environ.pop(TOKEN_VARIABLE, None)
     token = chosen_token(options, given)
-    for path in (options.certificate, options.key):
-        if path is not None and not path.is_file():
-            raise ShapePriorError(f"There is no file '{path}'.", "Check the TLS files.", "no-file")
     listening = bound_socket(options.host, options.port)
     if options.watch_parent:
         threading.Thread(target=_end_with_parent, name="parent watch", daemon=True).start()

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError
+from model_server.fitting.interrupt import apart
 from model_server.observations import Observations
 from model_server.priors.card import part_names
 from model_server.priors.context import with_context
@@ -321,7 +322,8 @@ class Session:
             set(last.request.hashes.items()) & set(request.hashes.items())
         )
         start = last.reconstruction if last is not None and same_prior and shared else None
-        prior = self.priors.get(request.prior)
+        # Reading its files may take a second: others need not wait.
+        prior = apart(lambda: self.priors.get(request.prior))
         found = prior.fit(request.observations, start, request.settings)
         return (with_context(prior, surface) for surface in found)
 

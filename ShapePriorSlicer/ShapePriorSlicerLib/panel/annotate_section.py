@@ -8,11 +8,13 @@ from ..scene.slice_views import jumpTo
 from ..scene.structure import BOUNDARY, INSIDE, OUTSIDE, TEMPLATE_LANDMARKS
 from ..session.session import Session
 from . import screen, texts
+from .guide import stateLine
 from .section import Section, Shared
 from .table import AnnotationTable
 
 VIEWS = ("Red", "Green", "Yellow")  # with buttons of their own
-LABEL = "drawingLabel"
+LABEL = "stateLabel"
+FITTED_BY_HAND = ("idle", "failed", "lost")  # states that only the user ends
 
 
 class AnnotateSection(Section):
@@ -35,6 +37,8 @@ class AnnotateSection(Section):
             (ui.undoButton, self.onUndo),
             (ui.redoButton, self.onRedo),
             (ui.useCurveButton, self.onUseCurve),
+            (ui.reconstructButton, self.onReconstruct),
+            (ui.cancelButton, self.onCancel),
         )
         self._makeMenu()
         self.table = AnnotationTable(ui.annotationTable, self._onTable)
@@ -76,7 +80,7 @@ class AnnotateSection(Section):
         if drawing.isActive and drawing.view == view:
             drawing.finish()
             return
-        drawing.outline(self.shared.readySession(), screen.sliceNode(view))
+        drawing.outline(self.shared.readySession(), screen.shownSliceNode(view))
 
     def onDrawHere(self) -> None:
         """Draw in the slice view under the mouse."""
@@ -111,6 +115,17 @@ class AnnotateSection(Section):
     def onUseCurve(self) -> None:
         """Take a closed curve of the scene as an outline."""
         self.logic.addCurve(self.shared.readySession(), self.ui.curveSelector.currentNode())
+
+    # --- the fit ---------------------------------------------------------------------------------
+
+    def onReconstruct(self) -> None:
+        """Fit now."""
+        self.logic.workspace.drawing.finish()
+        self.shared.readySession().reconstruct()
+
+    def onCancel(self) -> None:
+        """End the running fit."""
+        self.logic.requireSession().cancel()
 
     # --- the table, undo ----------------------------------------------------------------------
 
@@ -163,4 +178,15 @@ class AnnotateSection(Section):
         history = None if session is None else session.history
         ui.undoButton.toolTip = texts.undoText("" if history is None else history.undoText)
         ui.redoButton.toolTip = texts.redoText("" if history is None else history.redoText)
-        self.say("drawingLabel", *texts.drawingText(session, drawing))
+        self._updateState(session)
+
+    def _updateState(self, session: Session | None) -> None:
+        """The line under the draw buttons, and what belongs to it while something runs."""
+        ui = self.ui
+        busy = session is not None and session.status.busy
+        asks = session is not None and session.rows() and session.status.phase in FITTED_BY_HAND
+        ui.progressBar.setVisible(busy)
+        ui.cancelButton.setVisible(busy)
+        ui.reconstructButton.setVisible(bool(asks))
+        line = stateLine(session, self.logic.workspace.drawing, self.logic.around(VIEWS))
+        self.say(LABEL, line.text, line.wrong)

@@ -56,7 +56,7 @@ class BackendSection(Section):
 
     def onTested(self, text: str, wrong: bool) -> None:
         """The server elsewhere answered, or did not."""
-        self.shared.said = {LABEL: (text, wrong)}
+        self.shared.tell(LABEL, text, wrong)
         self.shared.update()
 
     # --- priors, packages, log ----------------------------------------------------------------

@@ -63,8 +63,9 @@ class InstallDialog:
             return CANCEL
         box = qt.QMessageBox(slicer.util.mainWindow())
         box.setWindowTitle(_("Shape Prior Slicer"))
+        box.setTextFormat(qt.Qt.PlainText)
         box.setText(question.text)
-        box.setDetailedText("\n".join(question.packages))
+        box.setDetailedText("\n".join((question.details, "", *question.packages)))
         for answer, words in question.choices:
             role = qt.QMessageBox.RejectRole if answer == CANCEL else qt.QMessageBox.AcceptRole
             box.addButton(words, role)

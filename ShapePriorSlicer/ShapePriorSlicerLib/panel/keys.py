@@ -25,13 +25,13 @@ class Keys:
         self._shared, self._logic, self._export = shared, shared.logic, export
         self.shortcuts: list[Any] = []
         self._actions = (
-            ("Ctrl+Z", annotate.onUndo, "drawingLabel"),
-            ("Ctrl+Y", annotate.onRedo, "drawingLabel"),
-            ("Ctrl+Shift+Z", annotate.onRedo, "drawingLabel"),
-            ("D", annotate.onDrawHere, "drawingLabel"),
+            ("Ctrl+Z", annotate.onUndo, "stateLabel"),
+            ("Ctrl+Y", annotate.onRedo, "stateLabel"),
+            ("Ctrl+Shift+Z", annotate.onRedo, "stateLabel"),
+            ("D", annotate.onDrawHere, "stateLabel"),
             ("Return", self.onAccept, "exportLabel"),
             ("Enter", self.onAccept, "exportLabel"),  # of the number pad
-            ("Esc", self.onEscape, "drawingLabel"),
+            ("Esc", self.onEscape, "stateLabel"),
         )
 
     def add(self) -> None:
@@ -59,8 +59,10 @@ class Keys:
     def onAccept(self) -> str:
         """Enter: end the outline being drawn; otherwise keep the surface as a segment."""
         focused = slicer.util.mainWindow().focusWidget()
-        # Of line edits and of spin boxes, also those of the slice views' own controls.
-        if any(hasattr(focused, name) for name in ("selectedText", "cleanText")):
+        # Of line edits and of spin boxes, also those of the slice views' own controls, and of
+        # boxes that can be typed into.
+        typed = any(hasattr(focused, name) for name in ("selectedText", "cleanText"))
+        if typed or getattr(focused, "editable", False):
             focused.clearFocus()  # the shortcut took the key from it: this ends the editing
         elif self._logic.workspace.drawing.isActive:
             self._logic.workspace.drawing.finish()

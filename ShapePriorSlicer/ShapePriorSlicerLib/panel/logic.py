@@ -14,9 +14,11 @@ from model_server.errors import ShapePriorError
 from ..files.export import exportStructure
 from ..files.sample_data import EXAMPLE_PRIOR, exampleImage
 from ..scene.structure import OUTLINE
+from ..server.priors import PriorInfo
 from ..session.session import Session
 from ..session.workspace import Workspace
 from . import screen, texts
+from .guide import Around
 from .server_choice import LEND_SECONDS, ServerChoice
 from .translation import tr as _
 
@@ -49,7 +51,7 @@ class PanelLogic:
     def poll(self) -> None:
         """Take what happened since the last call."""
         try:
-            changed = self.workspace.poll(LEND_SECONDS)
+            changed = self.workspace.poll(LEND_SECONDS) or self.server.hasChanged()
             self.server.takeTests()
             self._turnToFirstSurface()
             if changed and self.onChanged is not None:
@@ -69,6 +71,11 @@ class PanelLogic:
             return
         self._turnedTo.add(node)
         screen.turnToSurface()
+
+    def around(self, views: tuple[str, ...]) -> Around:
+        """What the line under the draw buttons depends on beside the structure."""
+        hasVolume, server = screen.shownVolume() is not None, self.server
+        return Around(views, hasVolume, server.isInstalling, server.isDeclined)
 
     # --- volumes ------------------------------------------------------------------------------
 
@@ -157,9 +164,9 @@ class PanelLogic:
         """Whether the organ has a left and a right."""
         return any(p.name == session.parameters.prior and p.paired for p in self.server.priors)
 
-    def priorDescription(self, name: str) -> str:
-        """Training data, license and scores of a prior."""
-        return next((p.description for p in self.server.priors if p.name == name), "")
+    def priorInfo(self, name: str) -> PriorInfo | None:
+        """What is known of a prior."""
+        return next((p for p in self.server.priors if p.name == name), None)
 
     def addBorder(
         self, session: Session, segmentation: Node | None, segmentId: str, view: str
@@ -171,7 +178,7 @@ class PanelLogic:
         """
         if segmentation is None or not segmentId:
             raise ShapePriorError(_("No segment is chosen."), _("Choose one above the button."))
-        session.addSegmentBorder(segmentation, segmentId, screen.sliceNode(view))
+        session.addSegmentBorder(segmentation, segmentId, screen.shownSliceNode(view))
 
     def addCurve(self, session: Session, curve: Node | None) -> None:
         """A closed curve of the scene as an outline.

@@ -14,6 +14,7 @@ from .parameter_widgets import ParameterWidgets
 from .reconstruct_section import ReconstructSection
 from .section import Shared
 from .see_section import SeeSection
+from .steps import Steps
 from .structure_section import StructureSection
 
 
@@ -27,6 +28,7 @@ class Panel:
     """
 
     def __init__(self, ui: Any, logic: PanelLogic, typed: Callable[[Any], Any]) -> None:
+        _showPlain(ui)
         self._logic = logic
         self.parameters = ParameterWidgets(ui, typed)
         self.shared = shared = Shared(ui, logic, self.parameters)
@@ -41,6 +43,7 @@ class Panel:
             self.export,
             BackendSection(shared),
         )
+        self._steps = Steps(ui)
         self.keys = Keys(shared, self.annotate, self.export)
         shared.update = logic.onChanged = self.update
 
@@ -50,10 +53,12 @@ class Panel:
             return
         self.shared.updating = True
         try:
+            self.shared.forget()
             session = self._logic.workspace.current
             self.parameters.connect(session)
             for section in self._sections:
                 section.update(session)
+            self._steps.update(session, [s.structure.node for s in self._logic.workspace.sessions])
         finally:
             self.shared.updating = False
 
@@ -72,3 +77,12 @@ class Panel:
         """Another scene is there."""
         self.structure.chooseVolume()
         self.update()
+
+
+def _showPlain(ui: Any) -> None:
+    """Labels show names of priors and structures as they are: Qt would read HTML in them."""
+    import qt
+
+    for name, widget in vars(ui).items():
+        if name.endswith("Label"):
+            widget.textFormat = qt.Qt.PlainText

@@ -12,12 +12,15 @@ from .translation import tr as _
 
 Node = Any
 
+FOUR_UP = ("Red", "Green", "Yellow")  # slice views of Slicer's layout "Four-Up"
+
 
 def sliceNodes() -> list[Node]:
     """Slice nodes of the views on screen, of all views without a main window."""
     nodes = slicer.util.getNodesByClass("vtkMRMLSliceNode")
-    shown = [node for node in nodes if node.IsMappedInLayout()]
-    return shown or nodes
+    if slicer.app.layoutManager() is None:
+        return nodes
+    return [node for node in nodes if node.IsMappedInLayout()]
 
 
 def sliceNode(view: str) -> Node:
@@ -33,6 +36,18 @@ def sliceNode(view: str) -> Node:
         _("The {view} view is not on screen.").format(view=view),
         _("Choose a layout that shows it."),
     )
+
+
+def shownSliceNode(view: str) -> Node:
+    """The slice node of a view; a layout that shows none of that name is changed for one.
+
+    Raises:
+        ShapePriorError: see ``sliceNode``.
+    """
+    if view in FOUR_UP and view not in [node.GetName() for node in sliceNodes()]:
+        layout = slicer.app.layoutManager()
+        layout.setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView)
+    return sliceNode(view)
 
 
 def sliceNodeUnderMouse() -> Node | None:

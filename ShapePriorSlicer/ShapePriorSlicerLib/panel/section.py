@@ -38,6 +38,7 @@ class Shared:
         self.updating = False
         self.update: Callable[[], None] = lambda: None
         self.said: dict[str, tuple[str, bool]] = {}
+        self._moment: tuple[Any, ...] = ()
 
     def guarded(self, label: str, action: Action, *arguments: Any) -> None:
         """Do something; a label beside the button says in one sentence how that went.
@@ -47,7 +48,8 @@ class Shared:
             action: returns what to say, if anything.
             arguments: its arguments.
         """
-        self.said = {}
+        workspace = self.logic.workspace
+        self.said, workspace.drawing.problem = {}, None
         try:
             text, wrong = action(*arguments), False
         except ShapePriorError as error:
@@ -56,8 +58,20 @@ class Shared:
             logging.exception("ShapePriorSlicer")
             text, wrong = texts.surpriseText(error), True
         if text:
-            self.said = {label: (text, wrong)}
+            self.tell(label, text, wrong)
         self.update()
+
+    def tell(self, label: str, text: str, wrong: bool) -> None:
+        """Have a label say something, until the user goes on."""
+        if self.logic.workspace.current is not None:
+            self.logic.workspace.current.save()  # what the action edited is no going on
+        self._moment = self.logic.workspace.moment()
+        self.said = {label: (text, wrong)}
+
+    def forget(self) -> None:
+        """What was said before the user went on is over: an error would be red forever."""
+        if self._moment != self.logic.workspace.moment():
+            self.said = {}
 
     def chosenPrior(self) -> str:
         """Name of the prior that is chosen in the list."""
@@ -107,10 +121,11 @@ class Section:
             widget.enabled = bool(enabled)
 
     def say(self, name: str, text: str, wrong: bool = False) -> None:
-        """Fill a label, unless it still tells of the user's last action."""
+        """Fill a label, unless it still tells of the user's last action; an empty one is gone."""
         text, wrong = self.shared.said.get(name, (text, wrong))
         label = getattr(self.ui, name)
         label.text = text
+        label.setVisible(bool(text))
         style = WRONG if wrong else ""
         if label.styleSheet != style:
             label.styleSheet = style

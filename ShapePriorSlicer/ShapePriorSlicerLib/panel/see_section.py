@@ -24,7 +24,7 @@ class SeeSection(Section):
             (ui.showTemplateCheckBox, exists),
         )
         self._updateColorings(session)
-        ui.figuresLabel.text = texts.figuresText(session)
+        self.say("figuresLabel", texts.figuresText(session))
         self.say("landmarkLabel", *texts.landmarksText(session))
 
     def _updateColorings(self, session: Session | None) -> None:

@@ -33,6 +33,8 @@ class ServerChoice:
         priors: that the chosen server offers.
         remote: address and token of a server elsewhere; without address fits run here.
         missing: packages that have to be installed before anything can be computed.
+        isInstalling: whether packages are being installed.
+        isDeclined: whether the user did not want what is missing to be installed.
         onTested: called with the answer to ``testRemote``, and whether it is bad.
     """
 
@@ -43,7 +45,8 @@ class ServerChoice:
         self.priors = self.localPriors()
         self.remote = ("", "")
         self.missing = dependencies.missing()
-        self._installing = self._declined = False
+        self.isInstalling = self.isDeclined = False
+        self._told = (False, False)
         # Answers of servers elsewhere, and how many are still to come.
         self._tests: queue.SimpleQueue[tuple[str, list[PriorInfo], ShapePriorError | None]]
         self._tests, self._testing = queue.SimpleQueue(), 0
@@ -64,13 +67,13 @@ class ServerChoice:
     # --- priors -------------------------------------------------------------------------------
 
     def problem(self) -> str:
-        """Whether the folder of the user's own priors has gone since the last time."""
+        """Whether the folder of the user's own priors has gone since the last time, or which of
+        them is left out."""
         try:
-            if self.priorsFolder:
-                requirePriors(self.priorsFolder)
+            broken = requirePriors(self.priorsFolder) if self.priorsFolder else []
         except ShapePriorError as error:
-            return f"{error.what} {error.remedy}"
-        return ""
+            return str(error)
+        return str(broken[0]) if broken else ""
 
     def localPriors(self) -> list[PriorInfo]:
         """The bundled priors and the user's own."""
@@ -104,7 +107,7 @@ class ServerChoice:
             return
         self.remote = (address, token)
         self.missing = dependencies.missing(bool(address))
-        self._declined = False
+        self.isDeclined = False
         if address:
             slicer.app.userSettings().setValue(ADDRESS_SETTING, address)
         else:
@@ -150,7 +153,12 @@ class ServerChoice:
         """Ask once to install what is missing; whether everything is there."""
         if not self.missing:
             return True
-        return False if self._declined else self.install()
+        return False if self.isDeclined else self.install()
+
+    def hasChanged(self) -> bool:
+        """Whether an installation began or ended since the last call."""
+        told, self._told = self._told, (self.isInstalling, self.isDeclined)
+        return told != self._told
 
     def install(self, wheels: str | None = None) -> bool:
         """Install what is missing, after asking; whether everything is there then.
@@ -161,18 +169,18 @@ class ServerChoice:
         Raises:
             ShapePriorError: it could not be installed.
         """
-        if self._installing:
+        if self.isInstalling:
             return False  # the panel stays live while pip runs
-        dialog, self._installing = InstallDialog(), True
+        dialog, self.isInstalling = InstallDialog(), True
         try:
             outcome = dependencies.install(
                 dialog.ask, dialog.progress, slicer, bool(self.remote[0]), wheels
             )
         finally:
             dialog.close()
-            self._installing = False
+            self.isInstalling = False
             self.missing = dependencies.missing(bool(self.remote[0]))
-        self._declined = outcome is dependencies.Outcome.CANCELLED
+        self.isDeclined = outcome is dependencies.Outcome.CANCELLED
         if outcome is dependencies.Outcome.RESTART and confirmRestart():
             slicer.util.restart()
         return not self.missing

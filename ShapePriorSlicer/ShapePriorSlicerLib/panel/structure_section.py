@@ -9,6 +9,8 @@ from . import screen
 from .dialogs import confirmRemoving
 from .section import Section, Shared
 
+LABEL = "stateLabel"
+
 
 class StructureSection(Section):
     """Which structure is drawn, on which volume, explained by which prior."""
@@ -17,7 +19,7 @@ class StructureSection(Section):
         super().__init__(shared)
         ui = self.ui
         self.onClick(
-            "drawingLabel",
+            LABEL,
             (ui.exampleButton, self.onExample),
             (ui.newButton, self.onNew),
             (ui.removeButton, self.onRemove),
@@ -25,7 +27,8 @@ class StructureSection(Section):
         ui.volumeSelector.connect("currentNodeChanged(vtkMRMLNode*)", self.onVolume)
         ui.structureSelector.connect("currentIndexChanged(int)", self.onStructure)
         ui.priorSelector.connect("currentIndexChanged(int)", self.onPrior)
-        ui.nameEdit.connect("editingFinished()", self.onRename)
+        ui.structureSelector.setCompleter(None)  # it would make one name of two that begin alike
+        ui.structureSelector.lineEdit().connect("editingFinished()", self.onRename)
 
     # --- actions ------------------------------------------------------------------------------
 
@@ -41,9 +44,12 @@ class StructureSection(Section):
     def onRename(self) -> None:
         """The structure's name was edited."""
         session = self.logic.workspace.current
-        name = self.ui.nameEdit.text.strip()
-        if session is not None and name and name != session.name:
-            self.shared.guarded("drawingLabel", self.logic.workspace.rename, session, name)
+        name = self.ui.structureSelector.currentText.strip()
+        if session is None or name == session.name:
+            return
+        if name:
+            self.shared.guarded(LABEL, self.logic.workspace.rename, session, name)
+        self.ui.structureSelector.setEditText(session.name)
 
     def onRemove(self) -> None:
         """Delete the structure, after asking."""
@@ -55,18 +61,18 @@ class StructureSection(Section):
     def onVolume(self, node: Any) -> None:
         """Another volume is drawn on."""
         if not self.shared.updating:
-            self.shared.guarded("drawingLabel", self.logic.useVolume, node)
+            self.shared.guarded(LABEL, self.logic.useVolume, node)
 
     def onStructure(self, index: int) -> None:
         """Another structure."""
         sessions = self.logic.workspace.sessions
         if not self.shared.updating and 0 <= index < len(sessions):
-            self.shared.guarded("drawingLabel", self.logic.select, sessions[index])
+            self.shared.guarded(LABEL, self.logic.select, sessions[index])
 
     def onPrior(self, index: int) -> None:
         """Another organ prior."""
         if not self.shared.updating:
-            self.shared.guarded("drawingLabel", self.logic.choosePrior, self.shared.chosenPrior())
+            self.shared.guarded(LABEL, self.logic.choosePrior, self.shared.chosenPrior())
 
     def chooseVolume(self) -> None:
         """Begin with the volume the slice views show; a structure has its own."""
@@ -84,16 +90,15 @@ class StructureSection(Section):
         if [selector.itemText(i) for i in range(selector.count)] != names:
             selector.clear()
             selector.addItems(names)
-        if not ui.nameEdit.hasFocus():
-            ui.nameEdit.text = "" if session is None else session.name
         if session is not None:
             self._select(session)
-        self.enable(
-            (ui.nameEdit, exists),
-            (ui.removeButton, exists),
-            (ui.sideSelector, session is not None and self.logic.isPaired(session)),
-        )
-        ui.priorInfoLabel.text = self.logic.priorDescription(self.shared.chosenPrior())
+        self.enable((ui.structureSelector, exists), (ui.removeButton, exists))
+        paired = session is not None and self.logic.isPaired(session)
+        ui.sideLabel.setVisible(paired)
+        ui.sideSelector.setVisible(paired)
+        prior = self.logic.priorInfo(self.shared.chosenPrior())
+        ui.priorSelector.toolTip = "" if prior is None else prior.description
+        self.say("priorInfoLabel", "" if prior is None else prior.limits)
 
     def _select(self, session: Session) -> None:
         ui = self.ui

@@ -11,6 +11,7 @@ from .translation import tr as _
 
 Node = Any
 ROW_HEIGHT = 22  # pixels
+MOST_ROWS = 8  # that are seen at once
 
 
 class AnnotationTable:
@@ -43,6 +44,7 @@ class AnnotationTable:
         table = self._table
         if table.rowCount != len(rows):
             table.setRowCount(len(rows))
+        self._fit(len(rows))
         self._nodes = [row.node for row in rows]
         for index, row in enumerate(rows):
             for column, text in enumerate(texts.cells(row)):
@@ -55,6 +57,15 @@ class AnnotationTable:
             shown = qt.Qt.Checked if row.visible else qt.Qt.Unchecked
             if table.item(index, 0).checkState() != shown:
                 table.item(index, 0).setCheckState(shown)
+
+    def _fit(self, count: int) -> None:
+        """As high as its rows; gone while there are none."""
+        table = self._table
+        header = table.horizontalHeader().sizeHint.height()
+        height = header + ROW_HEIGHT * min(count, MOST_ROWS) + 2 * table.frameWidth
+        if table.minimumHeight != height:
+            table.minimumHeight = table.maximumHeight = height
+        table.setVisible(count > 0)
 
     def selectedNode(self) -> Node | None:
         """The annotation of the selected row."""

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 
 from model_server.errors import ShapePriorError
 
-from ..session.drawing import Drawing
 from ..session.session import Session
 from ..session.status import Row
 from .translation import tr as _
 
-DEVICES = {"cpu": "CPU", "cuda": "GPU"}
-COLUMNS = ("Annotation", "View", "Points", "Residual (mm)")
+COLUMNS = ("Annotation", "View", "Points", "Off (mm)")
 EXPORTS = {
     ".stl": "STL surface",
     ".ply": "PLY surface",
@@ -50,48 +48,6 @@ def surpriseText(error: Exception) -> str:
     return _("{name}: {text} The details are in the log.").format(
         name=type(error).__name__, text=str(error)
     )
-
-
-def drawingText(session: Session | None, drawing: Drawing) -> tuple[str, bool]:
-    """What to click now, and whether something was wrong with the last outline."""
-    if drawing.isActive:
-        return drawing.text, False
-    if drawing.problem is not None:
-        return f"{drawing.problem.what} {drawing.problem.remedy}", True
-    if session is None or not session.rows():
-        return _("Draw the organ's outline on two or three slices of different views."), False
-    return "", False
-
-
-def statusText(session: Session | None) -> tuple[str, bool]:
-    """Stage, seconds and residual of the fit, or what is wrong, and whether anything is."""
-    if session is None or not session.rows():
-        return _("No annotations yet."), False
-    status = session.status
-    if status.phase in ("hint", "failed"):
-        return f"{status.text} {status.remedy}", status.phase == "failed"
-    parts = [_(status.text)] if status.text else []
-    if status.seconds:
-        parts.append(_("{seconds:.1f} s").format(seconds=status.seconds))
-    if status.residualMm is not None:
-        parts.append(_("residual {mm:.2f} mm").format(mm=status.residualMm))
-    if status.device:
-        parts.append(_("on the {device}").format(device=DEVICES.get(status.device, status.device)))
-    return _sentence(parts), False
-
-
-def _sentence(parts: Sequence[str]) -> str:
-    """ "Up to date: 0.8 s, residual 0.31 mm, on the CPU"."""
-    if len(parts) < 2:
-        return "".join(parts)
-    return f"{parts[0].rstrip('.')}: {', '.join(parts[1:])}"
-
-
-def exportText(session: Session | None) -> tuple[str, bool]:
-    """Why nothing can be kept or exported yet."""
-    if session is None or session.reconstruction is None:
-        return _("There is no surface yet."), False
-    return "", False
 
 
 def installedText(isReady: bool) -> str:

@@ -14,7 +14,7 @@ import vtk
 from numpy.typing import NDArray
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
-from model_server.errors import ShapePriorError
+from model_server.errors import ShapePriorError, counted
 from model_server.geometry.curves import (
     closed_polygon,
     closed_spline,
@@ -118,6 +118,12 @@ def checkPlane(curve: Node) -> None:
 # --- curves and points --------------------------------------------------------------------------
 
 
+def orientationOf(sliceNode: Node) -> str:
+    """ "axial", "coronal", "sagittal", or "oblique"."""
+    name = str(sliceNode.GetOrientation()).lower()
+    return name if name in ("axial", "coronal", "sagittal") else "oblique"
+
+
 def definedPoints(markups: Node) -> Array:
     """(N, 3) world positions of the points that are placed; the one under the mouse is not."""
     return _positions(markups, markups.GetNthControlPointPositionWorld)
@@ -164,7 +170,7 @@ def curvePoints(curve: Node) -> Array:
     control = controlPoints(curve)
     if len(control) < LEAST_POINTS:
         raise ShapePriorError(
-            f"'{curve.GetName()}' has {len(control)} point(s).",
+            f"'{curve.GetName()}' has {counted(len(control), 'point')}.",
             f"Place at least {LEAST_POINTS} around the organ.",
             "too-few",
         )

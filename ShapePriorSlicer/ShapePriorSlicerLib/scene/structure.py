@@ -271,7 +271,7 @@ class Structure:
 
     def made(self, role: str, name: str) -> Node:
         """A new, empty annotation node in the scene, not yet an annotation of the structure."""
-        node = addedMarkups(self.scene, CLASSES[role], self.scene.GenerateUniqueName(name))
+        node = addedMarkups(self.scene, CLASSES[role], freeName(self.scene, name))
         node.CreateDefaultDisplayNodes()
         display = node.GetDisplayNode()
         display.SetSelectedColor(*COLORS[role])
@@ -345,6 +345,16 @@ class Structure:
         node.SetAttribute(KEY_ATTRIBUTE, annotation.key)
         self.add(annotation.role, node)
         return node
+
+
+def freeName(scene: Node, name: str) -> str:
+    """A name that no node has: with a number from 2 on, where one has it.
+
+    ``GenerateUniqueName`` counts on from every name it ever gave: the first outline that is kept
+    would be the third.
+    """
+    numbered = (f"{name} {i}" for i in range(2, 10_000))
+    return next(n for n in (name, *numbered) if scene.GetFirstNodeByName(n) is None)
 
 
 def addedMarkups(scene: Node, className: str, name: str) -> Node:

@@ -88,6 +88,7 @@ class RemoteBackend:
     """
 
     def __init__(self, host: str, token: str) -> None:
+        self._typed = host.strip()
         self._address = Address(f"{serverUrl(host)}/session", token)
 
     def address(self, progress: Progress | None = None) -> Address:
@@ -96,7 +97,7 @@ class RemoteBackend:
 
     def whyLost(self) -> str:
         """Nothing is known of other machines."""
-        return f"The server at {self._address.url} does not answer."
+        return f"The server at {self._typed} does not answer."
 
     def stop(self) -> None:
         """Nothing was started."""

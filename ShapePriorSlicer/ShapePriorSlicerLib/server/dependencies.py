@@ -21,7 +21,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from model_server.errors import ShapePriorError
+from model_server.errors import ShapePriorError, counted
 
 REQUIREMENTS = Path(__file__).parents[2] / "Resources" / "requirements.txt"
 TORCH = "torch>=2.5"
@@ -42,12 +42,14 @@ class Question:
     """What the user is asked before anything is installed.
 
     Attributes:
-        text: what is missing and what would happen.
+        text: what would happen, in a sentence or two.
+        details: what there is to know beside it.
         packages: what would be installed.
         choices: (answer, words on its button), the recommended first, "cancel" last.
     """
 
     text: str
+    details: str
     packages: tuple[str, ...]
     choices: tuple[tuple[str, str], ...]
 
@@ -198,29 +200,30 @@ def install(
 
 def _question(wanted: tuple[str, ...], canTorch: bool, wheels: str | Path | None) -> Question:
     """What to ask: the way torch comes is part of the one question."""
-    text = (
-        f"Reconstruction needs {len(wanted)} more Python package(s) in this Slicer. They are kept "
-        "in Slicer's own folder and change nothing that Slicer brought."
-    )
+    text = f"Install {counted(len(wanted), 'Python package')} for reconstruction?"
+    details = "They are kept in Slicer's own folder and change nothing that Slicer brought."
+    simple = ((INSTALL, "Install"), (CANCEL, "Cancel"))
     if wheels is not None:
-        text += f" They are taken from '{wheels}', without network."
-        return Question(text, wanted, ((INSTALL, "Install"), (CANCEL, "Cancel")))
+        details += f" They are taken from '{wheels}', without network."
+        return Question(text, details, wanted, simple)
     if TORCH not in wanted:
-        return Question(text, wanted, ((INSTALL, "Install"), (CANCEL, "Cancel")))
-    text += " PyTorch among them is large: 0.2 to 3 GB, depending on the graphics card."
+        return Question(text, details, wanted, simple)
+    text += " 0.2 to 3 GB are downloaded."
+    details += " PyTorch is most of the download; how large it is depends on the graphics card."
     if canTorch:
-        return Question(text, wanted, ((INSTALL, "Install"), (CANCEL, "Cancel")))
-    text += (
+        return Question(text, details, wanted, simple)
+    text += f" With the {TORCH_EXTENSION} extension Slicer restarts."
+    details += (
         f" Slicer's {TORCH_EXTENSION} extension, which is not installed, chooses the build that "
         "fits the graphics card; Slicer has to be restarted after it. pip takes the usual build "
         "without a restart."
     )
     choices = (
-        (EXTENSION, f"Install with the {TORCH_EXTENSION} extension"),
-        (PIP, "Install with pip only"),
+        (EXTENSION, f"With the {TORCH_EXTENSION} extension"),
+        (PIP, "With pip only"),
         (CANCEL, "Cancel"),
     )
-    return Question(text, wanted, choices)
+    return Question(text, details, wanted, choices)
 
 
 class _Watch:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from model_server.errors import ShapePriorError
+from model_server.errors import ShapePriorError, shown
 
 from .backend import serverUrl
 
@@ -75,6 +75,11 @@ class PriorInfo:
             told.append(f"Tells parts: {', '.join(self.parts)}.")
         return " ".join([*told, *filter(None, [self._accuracy()])])
 
+    @property
+    def limits(self) -> str:
+        """What its license forbids, if anything."""
+        return f"For non-commercial use only ({self.licence})." if "-NC" in self.licence else ""
+
     def _accuracy(self) -> str:
         """Mean overlap with true organs, of the first protocol that was measured."""
         for protocol, given in GIVEN.items():
@@ -106,11 +111,14 @@ def listPriors(folder: str = "") -> list[PriorInfo]:
     return _sorted(found)
 
 
-def requirePriors(folder: str) -> None:
+def requirePriors(folder: str) -> list[ShapePriorError]:
     """Check a folder of the user's own priors, as ``shape-prior train --output`` fills it.
 
+    Returns:
+        Why some of them are left out.
+
     Raises:
-        ShapePriorError: no such folder, no prior in it, or one that cannot be read.
+        ShapePriorError: no such folder, no prior in it, or none that can be read.
     """
     from model_server.priors.card import CARD_FILE, read_card
 
@@ -123,8 +131,15 @@ def requirePriors(folder: str) -> None:
             "Choose the folder above it." if one else "Choose the --output folder of the training.",
             "no-priors",
         )
+    broken = []
     for card in cards:
-        read_card(card.parent)
+        try:
+            read_card(card.parent)
+        except ShapePriorError as error:
+            broken.append(error)
+    if len(broken) == len(cards):
+        raise broken[0]
+    return broken
 
 
 def withPriors(environment: Mapping[str, str], folder: str) -> dict[str, str]:
@@ -161,7 +176,7 @@ def listRemotePriors(url: str, token: str) -> list[PriorInfo]:
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ShapePriorError(
-            f"No ShapePriorSlicer server answers at {base}.",
+            f"No ShapePriorSlicer server answers at {url.strip()}.",
             "Check the address and that the server runs there.",
             "no-server",
         ) from error
@@ -175,14 +190,14 @@ def _cards(answer: Any) -> Iterable[Mapping[str, Any]]:
 def _fromMap(card: Mapping[str, Any], own: bool = False) -> PriorInfo:
     parts = card.get("hyperparameters", {}).get("part_names", {})
     return PriorInfo(
-        str(card["name"]),
-        str(card["organ"]),
-        str(card["method"]),
-        str(card.get("licence", "")),
-        str(card.get("training_data", "")),
+        shown(card["name"]),
+        shown(card["organ"]),
+        shown(card["method"]),
+        shown(card.get("licence", "")),
+        shown(card.get("training_data", "")),
         bool(card.get("mirrors", False)),
         dict(card.get("scores", {})),
-        tuple(str(name) for name in parts.values()),
+        tuple(shown(name) for name in parts.values()),
         own,
     )
 

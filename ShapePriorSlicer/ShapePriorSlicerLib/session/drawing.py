@@ -8,13 +8,14 @@ import numpy as np
 import vtk
 from slicer.util import VTKObservationMixin
 
-from model_server.errors import ShapePriorError
+from model_server.errors import ShapePriorError, counted
 
 from ..scene.annotations import (
     LEAST_POINTS,
     Array,
     bindToSlice,
     definedPoints,
+    orientationOf,
     placed,
     planeOfSlice,
     sliceSpacing,
@@ -53,7 +54,7 @@ class Drawing(VTKObservationMixin):  # type: ignore[misc]
         self._scene = scene
         self.session: Session | None = None
         self.role = ""
-        self.problem: ShapePriorError | None = None  # of the last one, for the user to read
+        self.problem: ShapePriorError | None = None  # of the last one, until the user goes on
         self._node: Node | None = None
         self._sliceNode: Node | None = None
         self._ending = self._holding = False
@@ -71,11 +72,6 @@ class Drawing(VTKObservationMixin):  # type: ignore[misc]
         return "" if self._sliceNode is None else str(self._sliceNode.GetName())
 
     @property
-    def text(self) -> str:
-        """What to do now."""
-        return HOW[self.role].format(view=self.view) if self.isActive else ""
-
-    @property
     def node(self) -> Node | None:
         """The markups node that gets the points."""
         return self._node
@@ -85,7 +81,7 @@ class Drawing(VTKObservationMixin):  # type: ignore[misc]
     def outline(self, session: Session, sliceNode: Node) -> Node:
         """Begin an outline in a slice view, of any orientation; ends what was being placed."""
         self.finish()
-        name = f"{session.name} {_orientation(sliceNode)}"
+        name = f"{session.name} {orientationOf(sliceNode)}"
         curve = session.structure.made(OUTLINE, name)
         curve.GetDisplayNode().SetViewNodeIDs([sliceNode.GetID()])
         curve.SetAttribute(VIEW_ATTRIBUTE, sliceNode.GetName())
@@ -228,7 +224,7 @@ class Drawing(VTKObservationMixin):  # type: ignore[misc]
         self._scene.RemoveNode(node)
         if count:
             self.problem = ShapePriorError(
-                f"The outline had only {count} point(s).",
+                f"The outline had only {counted(count, 'point')}.",
                 f"Click at least {LEAST_POINTS} around the organ before you finish it.",
                 "too-few",
             )
@@ -271,9 +267,3 @@ def _setPlane(sliceNode: Node, matrix: Any) -> None:
 def _samePlane(one: tuple[Array, Array], other: tuple[Array, Array]) -> bool:
     off = abs(float((one[0] - other[0]) @ other[1]))
     return off < 1e-3 and abs(float(one[1] @ other[1])) > 1.0 - 1e-9
-
-
-def _orientation(sliceNode: Node) -> str:
-    """ "axial", "coronal", "sagittal", or "oblique"."""
-    name = str(sliceNode.GetOrientation()).lower()
-    return name if name in ("axial", "coronal", "sagittal") else "oblique"

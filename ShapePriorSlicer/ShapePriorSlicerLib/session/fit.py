@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -55,7 +55,6 @@ class Fit:
         isResting: tells whether no slider moves.
 
     Attributes:
-        status: for the user to read.
         shown: the surface so far.
     """
 
@@ -63,7 +62,8 @@ class Fit:
         self, structure: Structure, connection: Connection, isResting: Callable[[], bool]
     ) -> None:
         self._structure, self.connection, self._isResting = structure, connection, isResting
-        self.status = Status()
+        self._status = Status()
+        self._trouble: Status | None = None  # with the server, while nobody waits for an answer
         self.shown = ShownSurface(structure, lambda *which: self.connection.askTemplate(*which))
         self._answers: OrderedDict[Inputs, tuple[Reconstruction, Residuals]] = OrderedDict()
         self._wanted = ""  # "", "preview" or "full"
@@ -72,6 +72,15 @@ class Fit:
         self._previewed: Inputs | None = None  # what a preview was asked for last
         self._atServer: Inputs | None = None  # what the server's last result answers
         self._device = ""
+
+    @property
+    def status(self) -> Status:
+        """For the user to read."""
+        return self._trouble or self._status
+
+    @status.setter
+    def status(self, status: Status) -> None:
+        self._status, self._trouble = status, None
 
     # --- what is wanted -----------------------------------------------------------------------
 
@@ -152,7 +161,8 @@ class Fit:
         """Use another server from now on; what runs is given up."""
         self.connection.close(0.0)
         self.connection, self._asked, self._atServer, self._device = connection, None, None, ""
-        self.status = Status()
+        known = self._structure.inputs() in self._answers
+        self.status = Status() if known else self._outdated()
 
     def restore(self) -> None:
         """Take up what a saved scene holds; no server starts before the user asks for it."""
@@ -207,7 +217,7 @@ class Fit:
         """Say why there is no fit; an outdated one that runs is ended."""
         self._abandon()
         phase = "hint" if error.code in HINTS else "failed"
-        self.status = Status(phase, error.what, error.remedy, device=self._device)
+        self.status = Status(phase, error.what, error.remedy, error.code, device=self._device)
 
     def _abandon(self) -> None:
         """End what runs: it answers what is no longer asked."""
@@ -225,7 +235,8 @@ class Fit:
         elif isinstance(event, Cancelled):
             if self._asked is not None and event.request == self._asked.number:
                 self._asked = None
-                self.status = Status("idle", "Cancelled.", device=self._device)
+                remedy = "Press Reconstruct to fit again."
+                self.status = Status("idle", "Cancelled.", remedy, device=self._device)
         elif isinstance(event, Failed):
             self._takeFailure(event)
         elif isinstance(event, Lost):
@@ -235,7 +246,7 @@ class Fit:
             self.shown.updateTemplate()
             self.shown.moveLandmarks()
         elif self._asked is None:
-            pass  # the connection's own affairs; nobody waits for it
+            self._takeIdle(event)
         elif isinstance(event, Starting):
             self.status = Status("starting", event.text)
         elif isinstance(event, Connected):
@@ -243,16 +254,29 @@ class Fit:
 
     def _takeLoss(self, lost: Lost) -> None:
         self._atServer = None
-        if self._asked is not None:
-            self.status = Status("starting", f"{lost.reason} Starting it again ...")
+        if self._asked is None:
+            self._trouble = Status("lost", lost.reason, "Connecting again ...")
+        else:
+            self.status = Status("starting", f"{lost.reason} Connecting again ...")
+
+    def _takeIdle(self, event: Event) -> None:
+        """The connection's own affairs: nobody waits for it, but whether it is there is told."""
+        if isinstance(event, Connected):
+            self._trouble = None
+        elif isinstance(event, Starting) and self._trouble is not None:
+            self._trouble = replace(self._trouble, remedy=event.text)
 
     def _takeFailure(self, failed: Failed) -> None:
         if failed.code == "no-template":
             return
-        if self._asked is None or failed.request not in (None, self._asked.number):
-            return  # of an older request, or nobody waits for an answer
-        self._asked = None
-        self.status = Status("failed", failed.message, failed.remedy, device=self._device)
+        phase = "hint" if failed.code in HINTS else "failed"
+        told = Status(phase, failed.message, failed.remedy, failed.code, device=self._device)
+        if self._asked is None:
+            if failed.request is None:  # the server cannot be had, whoever asks next
+                self._trouble = told
+        elif failed.request in (None, self._asked.number):  # and not an older one
+            self._asked = None
+            self.status = told
 
     def _takeSurface(self, asked: _Asked, event: Progressed | Finished) -> None:
         found = event.reconstruction
@@ -293,10 +317,17 @@ class Fit:
         self._device = found.provenance.device or self._device
         means = [r.mean_mm for r in self.shown.residuals.values()]
         warning = found.warnings[0] if found.warnings else ""
-        stage = found.stage
-        text = warning or ("Up to date." if phase == "done" else f"Fitting: {stage} ...")
+        text = "Up to date." if phase == "done" else "Fitting ..."
         mean = float(np.mean(means)) if means else None
-        return Status(phase, text, "", stage, seconds, mean, self._device)
+        return Status(
+            phase,
+            text,
+            warning=warning,
+            stage=found.stage,
+            seconds=seconds,
+            residualMm=mean,
+            device=self._device,
+        )
 
 
 def _requirePrior(chosen: Parameters) -> None:

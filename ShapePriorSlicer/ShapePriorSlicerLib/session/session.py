@@ -15,7 +15,7 @@ from model_server.errors import ShapePriorError
 from model_server.geometry.next_plane import NextPlane
 from model_server.reconstruction import Reconstruction, Residual
 
-from ..scene.annotations import segmentOutlines
+from ..scene.annotations import orientationOf, segmentOutlines
 from ..scene.coloring import coloringsOf
 from ..scene.live_model import Figures, figuresOf
 from ..scene.parameters import Parameters, writeParameters
@@ -172,7 +172,8 @@ class Session:
             raise ShapePriorError("There is no such segment.", "Choose one.", "no-segment")
         name = segment.GetName()
         loops = segmentOutlines(segmentation, segmentId, sliceNode, name)
-        nodes = [self.structure.madeOutline(o.loops[0], name, sliceNode) for o in loops]
+        called = f"{name} {orientationOf(sliceNode)}"
+        nodes = [self.structure.madeOutline(o.loops[0], called, sliceNode) for o in loops]
         for node in nodes:
             self.structure.add(OUTLINE, node)
         self._watch.edited = True

@@ -19,9 +19,12 @@ class Status:
     """What to show beside the button.
 
     Attributes:
-        phase: "idle", "starting", "fitting", "done", "hint" or "failed".
+        phase: "idle", "starting", "fitting", "done", "hint", "failed", or "lost" while the server
+            is gone and nobody waits for an answer.
         text: one sentence.
         remedy: how to mend it, where something is wrong.
+        code: of the error, where something is wrong.
+        warning: what the fit says against its surface, if anything.
         stage: of the surface shown, e.g. "global".
         seconds: since the request.
         residualMm: mean distance of the annotations from the surface shown, mm.
@@ -31,6 +34,8 @@ class Status:
     phase: str = "idle"
     text: str = ""
     remedy: str = ""
+    code: str = ""
+    warning: str = ""
     stage: str = ""
     seconds: float = 0.0
     residualMm: float | None = None

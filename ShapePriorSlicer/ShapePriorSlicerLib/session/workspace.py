@@ -36,6 +36,7 @@ class Workspace(VTKObservationMixin):  # type: ignore[misc]
         self.drawing = Drawing(scene)
         self._changed = False
         self._placing: tuple[Any, ...] = ()  # what the drawing was when last polled
+        self._seen: tuple[Any, ...] = (None, None, None)  # the problem, and the moment
         for event, method in (
             (scene.StartCloseEvent, self._onStartClose),
             (scene.EndImportEvent, self._onEndImport),
@@ -106,11 +107,17 @@ class Workspace(VTKObservationMixin):  # type: ignore[misc]
         current = self.current or next(marked, next(reversed(self.sessions), None))
         self.select(current)  # anew: what was imported brings a mark of its own
 
+    def moment(self) -> tuple[Any, ...]:
+        """What it was before, until the user goes on: edits, undoes, turns to another structure."""
+        session = self.current
+        return (None, None) if session is None else (session, session.history.present)
+
     # --- the user's keys ----------------------------------------------------------------------
 
     def undo(self) -> str:
         """Take back the last point being drawn, or the last step of the current structure."""
         self._changed = True
+        self.drawing.problem = None
         if self.drawing.undoPoint():
             return "Draw point"
         return self.current.undo() if self.current is not None else ""
@@ -135,7 +142,15 @@ class Workspace(VTKObservationMixin):  # type: ignore[misc]
         for session in list(self.sessions):
             lend = wait if session.isActive() or session.connection.isBusy() else 0.0
             changed |= session.poll(lend)
+        self._endProblem()
         return changed
+
+    def _endProblem(self) -> None:
+        """What was wrong with the last outline is over once the user went on."""
+        seen = (self.drawing.problem, *self.moment())
+        if seen[0] is self._seen[0] and seen != self._seen:
+            self.drawing.problem = None
+        self._seen = seen
 
     def isBusy(self) -> bool:
         """Whether something runs or is about to: then ``poll`` should come often."""

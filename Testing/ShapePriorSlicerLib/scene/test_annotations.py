@@ -155,7 +155,7 @@ def test_a_point_given_again_makes_no_difference_and_is_noted(scene, linear, bes
     one, two = found.outlines
     assert np.array_equal(one.loops[0], two.loops[0])
     assert one.notes == ()
-    assert found.notes == ("1 repeated point(s) of 'axial' were left out.",)
+    assert found.notes == ("1 repeated point of 'axial' was left out.",)
 
 
 def test_a_curve_that_crosses_itself_is_sent_as_it_was_drawn(scene):

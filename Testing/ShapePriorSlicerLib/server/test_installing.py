@@ -198,7 +198,7 @@ def test_torch_comes_through_its_extension(monkeypatch, needs, before):
     slicer, user = Slicer(monkeypatch, packages), User()
     assert installed(slicer, user) is Outcome.READY
     assert len(user.questions) == 1
-    assert "PyTorch" in user.questions[0].text
+    assert "PyTorch" in user.questions[0].details
     assert utils.calls == [(False, ">=2.5")]
     assert utils.held.startswith("file://")
     assert os.environ.get("PIP_CONSTRAINT") == before
@@ -257,4 +257,4 @@ def test_wheels_come_from_a_folder_without_network(monkeypatch, needs, tmp_path,
     assert installed(slicer, user, wheels=folder) is Outcome.READY
     offline = ["--prefer-binary", "--no-index", "--find-links", str(folder)]
     assert slicer.calls == [[*offline, TWO[0]], [*offline, dependencies.TORCH]]
-    assert "without network" in user.questions[0].text
+    assert "without network" in user.questions[0].details

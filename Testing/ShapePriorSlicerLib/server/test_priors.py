@@ -112,6 +112,9 @@ def test_a_damaged_prior_keeps_no_other_from_the_list(tmp_path):
     (tmp_path / "bad-pca" / "prior.json").write_text("{")
     names = [p.name for p in listPriors(str(tmp_path)) if p.own]
     assert names == ["spleen-pca"]
+    (error,) = requirePriors(str(tmp_path))
+    assert "bad-pca" in error.what
+    shutil.rmtree(tmp_path / "good-pca")
     with pytest.raises(ShapePriorError, match="bad-pca"):
         requirePriors(str(tmp_path))
 

@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("slicer", reason="slicer-core is not installed")
 import slicer
 from scenes import CENTER, Application, draw
+from ShapePriorSlicerLib.panel.guide import drawingText
 from ShapePriorSlicerLib.scene.annotations import (
     arrayFromMatrix,
     boundPlane,
@@ -85,7 +86,7 @@ def test_an_outline_lies_where_it_was_clicked(application, session, drawing, loo
     node = drawing.outline(session, view.node)
     assert drawing.isActive
     assert drawing.view == name
-    assert name in drawing.text
+    assert name in drawingText(drawing)
     pixels = view.around()
     view.click(20, 20, "Right")
     assert ended(application, drawing)
@@ -267,6 +268,17 @@ def test_cancel_drops_the_outline(application, session, drawing, red):
     assert drawing.problem is None
     drawing.cancel()  # again is nothing
     drawing.finish()
+
+
+def test_the_first_outline_that_is_kept_has_no_number(session, drawing, red):
+    for _ in range(2):
+        drawing.outline(session, red.node)
+        drawing.cancel()
+    for _ in range(2):
+        drawing.outline(session, red.node)
+        red.around()
+        drawing.finish()
+    assert [row.name for row in session.rows()] == ["Hippocampus axial", "Hippocampus axial 2"]
 
 
 # --- the scene changes --------------------------------------------------------------------------

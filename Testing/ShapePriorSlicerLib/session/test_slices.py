@@ -105,6 +105,7 @@ def test_a_segments_border_becomes_an_outline(application, session):
         assert np.abs(gap).max() < 0.2
         assert node.GetAttribute(VIEW_ATTRIBUTE) == view.GetName()
         session.poll()
+    assert [row.name for row in session.rows()] == ["liver axial", "liver coronal"]
     assert asked(session) == ["fit"]
     assert session.history.undoText == "Draw outline"
     with pytest.raises(ShapePriorError, match="no such segment"):

@@ -193,3 +193,19 @@ def test_a_surface_that_was_deleted_is_neither_kept_nor_exported(fitted, tmp_pat
     with pytest.raises(ShapePriorError, match="There is no surface"):
         exportStructure(fitted.structure, tmp_path / f"organ{suffix}")
     assert not any(tmp_path.iterdir())
+
+
+def test_a_file_that_was_opened_is_not_written_over(application, fitted, tmp_path):
+    volume = application.scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "ct")
+    storage = application.scene.AddNewNodeByClass("vtkMRMLVolumeArchetypeStorageNode")
+    storage.SetFileName(str(tmp_path / "ct.nrrd"))
+    volume.SetAndObserveStorageNodeID(storage.GetID())
+    fitted.volume = volume
+    (tmp_path / "ct.nrrd").write_text("voxels")
+    (tmp_path / "organ.stl").symlink_to(tmp_path / "ct.nrrd")
+    for name in ("ct.nrrd", "organ.stl"):
+        with pytest.raises(ShapePriorError) as caught:
+            exportStructure(fitted.structure, tmp_path / name)
+        assert caught.value.code == "is-input"
+    assert (tmp_path / "ct.nrrd").read_text() == "voxels"
+    exportStructure(fitted.structure, tmp_path / "other.stl")

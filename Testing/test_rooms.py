@@ -18,7 +18,8 @@ MOST_LINES = 500
 # From the bottom up; rooms of one line may import from each other. What is named nowhere (commands,
 # pictures, cohorts, reports: whatever users call) stands above them all.
 ROOMS = (
-    ("errors", "pose", "observations", "reconstruction", "threads"),  # the nouns
+    # The nouns, and what every process needs.
+    ("errors", "pose", "observations", "reconstruction", "threads", "interrupts"),
     ("geometry",),
     ("io",),
     ("cases",),

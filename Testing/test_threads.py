@@ -15,7 +15,14 @@ from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from model_server.cohort import processes
 from model_server.errors import ShapePriorError
-from model_server.threads import NUMBERS, begin_with_few, few_threads, fit_threads, variables
+from model_server.threads import (
+    NUMBERS,
+    WAITING,
+    begin_with_few,
+    few_threads,
+    fit_threads,
+    variables,
+)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MANY = 3  # more than a fit takes; pools can be larger than the machine
@@ -123,11 +130,12 @@ def test_commands_that_fit_say_so_before_anything_computes(command, tmp_path):
     assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
-def test_trainings_keep_their_threads():
+def test_trainings_keep_their_threads_asleep():
     words = ("train", "pca", "--organ", "x", "--data", "Testing", "--quiet")
     said, environment = child(COMMAND, *words)
     assert said["numpy"] is None
-    assert not environment.keys() & set(variables())
+    assert not environment.keys() & set(NUMBERS)
+    assert {name: environment[name] for name in WAITING} == WAITING
 
 
 @pytest.mark.parametrize("words", [("serve", "--host", "0.0.0.0"),

@@ -12,6 +12,7 @@ from ShapePriorSlicerLib.files.labelmaps import LABELMAP_FORMATS, writeLabelmap
 from ShapePriorSlicerLib.files.surfaces import SURFACE_FORMATS, writeSurface
 from ShapePriorSlicerLib.files.tables import writeCorrespondences
 from ShapePriorSlicerLib.panel.guide import Around, Line, errorLine, stateLine
+from ShapePriorSlicerLib.scene.cameras import shownPoints
 from ShapePriorSlicerLib.scene.parameters import organOf
 from ShapePriorSlicerLib.scene.slice_views import jumpTo
 from ShapePriorSlicerLib.server.backend import Backend
@@ -69,7 +70,6 @@ class App:
         self.views = Views(self.server, self.slicer)
         self.workspace = Workspace(self.slicer.scene, makeBackend)
         self.drawing = self.workspace.drawing
-        self._centered = 0
         self._problem: tuple[Line, tuple[Any, ...]] | None = None  # and when it was told
         self._prepare()
 
@@ -123,8 +123,8 @@ class App:
             self.state.update(shown.structureValues(self.workspace))
             self.state.update(shown.drawingValues(self.drawing))
             self.state.update(shown.lineValues(self._line()))
-        if session is not None:
-            self._center(session)
+        if session is not None and session.takeFirstSurface():
+            self.views.center(shownPoints(session.structure))
 
     def _line(self) -> Line:
         """What is going on; an error of the user's last action until they go on."""
@@ -133,13 +133,6 @@ class App:
         session = self.session
         around = Around(hasVolume=session is not None and session.volume is not None)
         return stateLine(session, self.drawing, around)
-
-    def _center(self, session: Session) -> None:
-        """Turn the 3D view to the first surface and to the first final one, and then no more."""
-        seen = (session.reconstruction is not None) + (session.status.phase == "done")
-        if seen > self._centered:
-            self._centered = seen
-            self.views.center()
 
     @contextmanager
     def telling(self) -> Iterator[None]:
@@ -171,7 +164,6 @@ class App:
         prior = FIRST_PRIOR if self.session is None else self.session.parameters.prior
         self._closeAll()
         self.workspace.create(prior, volume)
-        self._centered = 0
         self.views.show(volume)
         self._problem = None
         self.refresh()

@@ -60,6 +60,8 @@ class Exchange:
                 self._open(path, name)
         except ShapePriorError as error:
             return self._refused(error)
+        except OSError as error:
+            return self._refused(_noRoom(f"'{name}'", error))
         return web.Response(text="opened")
 
     async def _download(self, request: web.Request) -> web.Response:
@@ -69,6 +71,8 @@ class Exchange:
                 content = path.read_bytes()
         except ShapePriorError as error:
             return self._refused(error)
+        except OSError as error:
+            return self._refused(_noRoom("The file", error))
         return web.Response(
             body=content,
             content_type="application/octet-stream",
@@ -78,3 +82,11 @@ class Exchange:
     def _refused(self, error: ShapePriorError) -> web.Response:
         self._tell(error)
         return web.Response(status=409, text=str(error))
+
+
+def _noRoom(name: str, error: OSError) -> ShapePriorError:
+    return ShapePriorError(
+        f"{name} cannot be kept for a moment on the server's disk ({error.strerror or error}).",
+        "Make room in its folder for temporary files.",
+        "unwritable",
+    )

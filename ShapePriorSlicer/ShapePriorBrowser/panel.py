@@ -25,7 +25,6 @@ DOWNLOADS = (
     ("vtp", "VTP", "Surface with correspondences, parts and uncertainty (LPS, mm)"),
     ("csv", "CSV", "Correspondences and parts: one line for each vertex (RAS, mm)"),
 )
-ROLE_COLORS = "{outline: '#ffd933', boundary: '#ff991a', inside: '#4de666', outside: '#f24d4d'}"
 
 
 class Actions(Protocol):
@@ -237,7 +236,7 @@ def _table(actions: Actions) -> None:
             html.Th("", style="width: 84px")
         with html.Tbody(), html.Tr(v_for="row in rows", key="row.id"):
             with html.Td(classes="sp-cell", title=("row.name",)):
-                html.Span(classes="sp-dot", style=(f"{{background: {ROLE_COLORS}[row.role]}}",))
+                html.Span(classes="sp-dot", style=("{background: row.color}",))
                 html.Span("{{ row.name }}")
             html.Td("{{ row.view || 'Any' }}")
             html.Td("{{ row.points }}", classes="sp-number")

@@ -119,7 +119,15 @@ def _rowValues(row: Row) -> Values:
         "points": row.points,
         "residual": None if row.residualMm is None else f"{row.residualMm:.2f}",
         "visible": row.visible,
+        "color": _colorOf(row.node),
     }
+
+
+def _colorOf(markups: Node) -> str:
+    """As the views show it, for style sheets."""
+    display = markups.GetDisplayNode()
+    color = (0.0, 0.0, 0.0) if display is None else display.GetSelectedColor()
+    return "#" + "".join(f"{round(255 * v):02x}" for v in color)
 
 
 def _statusValues(status: Status) -> Values:

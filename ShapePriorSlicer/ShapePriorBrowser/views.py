@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from ShapePriorSlicerLib.scene.cameras import fitCameras
 from trame.widgets import client, html
 from trame.widgets import vuetify3 as v3
 from trame_slicer.app.logic import connect_slice_view_slider_to_state
@@ -115,9 +118,11 @@ class Views:
         for view in self.all():
             view.reset_view()
 
-    def center(self) -> None:
-        """Turn the 3D view to all that is in it."""
-        self._space.reset_camera()
+    def center(self, points: NDArray[np.float64]) -> None:
+        """Show points (N, 3) RAS mm whole and large in the 3D view."""
+        width, height = self._space.render_window().GetSize()
+        aspect = max(width, 1) / max(height, 1)
+        fitCameras([(self._space.get_view_node(), aspect)], points)
         self._space.schedule_render()
 
     def fit(self, name: str) -> None:

@@ -122,7 +122,11 @@ class _Environment:
 class _LayoutManager:
     """qSlicerLayoutManager, of views that paint nothing."""
 
-    threeDViewCount = 0
+    threeDViewCount = 1
+
+    def threeDWidget(self, index: int) -> Any:
+        """One of the 3D views."""
+        return slicer_widgets.ThreeDWidget()
 
     def setLayout(self, layout: int) -> None:
         """Four-Up alone."""

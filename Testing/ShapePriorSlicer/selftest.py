@@ -73,6 +73,7 @@ class SelfTest(ScriptedLoadableModuleTest):
     def _undoAndRedo(self, session):
         self.delayDisplay("Undo and redo")
         self.assertEqual(self.logic.workspace.undo(), "Save as segment")
+        self.assertEqual(slicer.util.getNodesByClass("vtkMRMLSegmentationNode"), [])
         self.assertEqual(self.logic.workspace.undo(), "Draw outline")
         self.assertEqual(len(session.outlines()), len(OUTLINES) - 1)
         self.assertEqual(self.logic.workspace.redo(), "Draw outline")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import slicer
 from PySide6 import QtCore, QtGui, QtWidgets
 
 Property, Signal = QtCore.Property, QtCore.Signal
@@ -274,3 +275,34 @@ class qMRMLSegmentSelectorWidget(qMRMLWidget):
 
 CTK = (ctkCollapsibleButton, ctkSliderWidget)
 MRML = (qMRMLWidget, qMRMLNodeComboBox, qMRMLSegmentSelectorWidget)
+
+
+class ThreeDWidget:
+    """qMRMLThreeDWidget, its view and the window of that, which paint nothing."""
+
+    def mrmlViewNode(self) -> Any:
+        """The view node, with a camera."""
+        return _singleton("vtkMRMLViewNode")
+
+    def threeDView(self) -> ThreeDWidget:
+        """qMRMLThreeDView."""
+        return self
+
+    def renderWindow(self) -> ThreeDWidget:
+        """vtkRenderWindow."""
+        return self
+
+    def GetSize(self) -> tuple[int, int]:
+        """Pixels, as in the desktop's usual layout."""
+        _singleton("vtkMRMLCameraNode")
+        return (450, 450)
+
+
+def _singleton(className: str) -> Any:
+    """The node of the first 3D view, as its camera's displayable manager makes it."""
+    node = slicer.mrmlScene.CreateNodeByClass(className)
+    node.SetSingletonTag("1")
+    node.SetLayoutName("1")
+    found = slicer.mrmlScene.GetSingletonNode("1", className) or slicer.mrmlScene.AddNode(node)
+    node.UnRegister(None)
+    return found

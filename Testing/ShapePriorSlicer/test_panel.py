@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 pytest.importorskip("slicer", reason="slicer-core is not installed")
@@ -44,6 +45,22 @@ def test_five_clicks_and_three_outlines_from_the_example_to_an_stl(
     assert ui.stateLabel.text.startswith("Up to date: ")
     assert "mm" in ui.stateLabel.text
     assert ui.figuresLabel.text.startswith("Volume ")
+
+
+def test_the_3d_view_is_fitted_to_the_first_surface_and_by_the_button(drawn, ui):
+    camera = slicer.mrmlScene.GetSingletonNode("1", "vtkMRMLCameraNode")
+    points = slicer.util.arrayFromModelPoints(session(drawn).model.node)
+    middle = 0.5 * (points.min(axis=0) + points.max(axis=0))
+    fitted = camera.GetPosition()
+    assert np.linalg.norm(np.subtract(camera.GetFocalPoint(), middle)) < 10.0
+    camera.SetPosition(*(middle + 900.0))
+    click(ui.reconstructButton)
+    settled(drawn)
+    assert camera.GetPosition() == pytest.approx(tuple(middle + 900.0))  # it is the user's
+    click(ui.fitViewButton)
+    distances = [np.linalg.norm(np.subtract(p, middle)) for p in (fitted, camera.GetPosition())]
+    assert distances[1] == pytest.approx(distances[0], rel=0.5)
+    assert distances[1] < 10.0 * np.ptp(points, axis=0).max()
 
 
 def test_the_modules_own_self_test(ownServer):
@@ -228,7 +245,10 @@ def test_a_segment_is_kept_replaced_and_taken_back(drawn, ui):
     assert segmentation.GetSegmentation().GetNumberOfSegments() == 3  # with two parts
     click(ui.undoButton)
     click(ui.undoButton)
-    assert segmentation.GetSegmentation().GetNumberOfSegments() == 0
+    assert not slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    click(ui.redoButton)
+    (segmentation,) = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    assert ui.segmentationSelector.currentNode() is segmentation
 
 
 @pytest.mark.parametrize("suffix", [".ply", ".obj", ".vtp", ".seg.nrrd", ".correspondences.csv"])

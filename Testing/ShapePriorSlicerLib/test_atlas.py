@@ -268,6 +268,13 @@ def test_the_template_that_the_fit_chose_is_shown_and_replaced(workspace, prior)
 def test_the_template_is_colored_by_parts_as_the_organ(fitted):
     showTemplate(fitted)
     display = fitted.template.node.GetDisplayNode()
+    for measured in ("plain", "uncertainty", "distance"):  # which a template has not
+        fitted.change(coloring=measured)
+        fitted.poll()
+        assert not display.GetScalarVisibility()
+    fitted.change(coloring="correspondence")
+    fitted.poll()
+    assert display.GetScalarVisibility()
     assert display.GetActiveScalarName() == coloring.CORRESPONDENCE
     fitted.change(coloring="parts")
     fitted.poll()

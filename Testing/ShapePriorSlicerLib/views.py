@@ -12,6 +12,7 @@ import numpy as np
 import slicer
 import vtk
 from scenes import CENTER, Application
+from vtk.util.numpy_support import vtk_to_numpy
 
 SIZE = 400  # pixels
 FIELD = 100.0  # mm across
@@ -42,12 +43,18 @@ class View:
         field: mm across.
     """
 
+    MANAGERS = (
+        "vtkMRMLCrosshairDisplayableManager",
+        "vtkMRMLMarkupsDisplayableManager",
+        "vtkMRMLModelSliceDisplayableManager",
+    )
+
     def __init__(
         self, application: Application, name: str, orientation, center=CENTER, field=FIELD
     ) -> None:
         factory = slicer.vtkMRMLSliceViewDisplayableManagerFactory.GetInstance()
         factory.SetMRMLApplicationLogic(application.logic)
-        for manager in ("vtkMRMLCrosshairDisplayableManager", "vtkMRMLMarkupsDisplayableManager"):
+        for manager in self.MANAGERS:
             if not factory.IsDisplayableManagerRegistered(manager):
                 factory.RegisterDisplayableManager(manager)
         if application.logic.GetSliceLogics() is None:
@@ -85,6 +92,10 @@ class View:
         self.node.SetFieldOfView(field, field, 1)
         self.node.JumpSliceByCentering(*center)
         self._window.Render()
+
+    def picture(self) -> np.ndarray:
+        """(SIZE, SIZE, 3) of what is seen now, from below."""
+        return _picture(self._window)
 
     def close(self) -> None:
         """Let go of the window."""
@@ -142,3 +153,64 @@ class View:
             self.move(*at)
             yield at
         self.event("LeftButtonReleaseEvent", *end)
+
+
+class Space:
+    """A 3D view, off screen, with Slicer's camera, models and color legends.
+
+    Args:
+        application: whose scene it shows.
+        size: pixels.
+    """
+
+    MANAGERS = (
+        "vtkMRMLCameraDisplayableManager",
+        "vtkMRMLModelDisplayableManager",
+        "vtkMRMLColorLegendDisplayableManager",
+    )
+
+    def __init__(self, application: Application, size=(450, 450)) -> None:
+        factory = slicer.vtkMRMLThreeDViewDisplayableManagerFactory.GetInstance()
+        factory.SetMRMLApplicationLogic(application.logic)
+        for manager in self.MANAGERS:
+            if not factory.IsDisplayableManagerRegistered(manager):
+                factory.RegisterDisplayableManager(manager)
+        scene = application.scene
+        if not scene.IsNodeClassRegistered("vtkMRMLColorLegendDisplayNode"):
+            scene.RegisterNodeClass(slicer.vtkMRMLColorLegendDisplayNode())
+        self.renderer, self._window = vtk.vtkRenderer(), vtk.vtkRenderWindow()
+        self._window.SetOffScreenRendering(1)
+        self._window.SetMultiSamples(0)
+        self._window.SetSize(*size)
+        self._window.AddRenderer(self.renderer)
+        self._interactor = vtk.vtkRenderWindowInteractor()
+        self._interactor.SetRenderWindow(self._window)
+        self._interactor.Initialize()
+        self._managers = slicer.vtkMRMLDisplayableManagerGroup()
+        self._managers.SetRenderer(self.renderer)
+        self._managers.Initialize(factory, self.renderer)
+        node = scene.CreateNodeByClass("vtkMRMLViewNode")
+        node.SetLayoutName("1")
+        node.SetSingletonTag("1")
+        self.node = scene.AddNode(node)
+        node.UnRegister(None)
+        self._managers.SetMRMLDisplayableNode(self.node)
+
+    def picture(self) -> np.ndarray:
+        """(height, width, 3) of what is seen now, from below."""
+        return _picture(self._window)
+
+    def close(self) -> None:
+        """Let go of the window."""
+        self._managers.SetMRMLDisplayableNode(None)
+        self._window.Finalize()
+
+
+def _picture(window) -> np.ndarray:
+    window.Render()
+    shot = vtk.vtkWindowToImageFilter()
+    shot.SetInput(window)
+    shot.Update()
+    width, height = window.GetSize()
+    values = vtk_to_numpy(shot.GetOutput().GetPointData().GetScalars())
+    return values.reshape(height, width, -1).copy()

@@ -227,3 +227,20 @@ def test_the_label_of_a_mask_counts(folder):
     first, second = (one_case.inputs_of(c, Settings(folder)) for c in (case, chosen))
     assert (first["label"], first["segment"]) == ([], "")
     assert (second["label"], second["segment"]) == ([2], "liver")
+
+
+def test_results_are_never_written_over_inputs(folder):
+    """The table, and what another case is fitted from, are refused before the first fit."""
+    chosen = cases(folder, "A", "B")
+    other = folder / "B.stl"
+    other.write_bytes(chosen[0].annotations[0].read_bytes())
+    (folder / "out" / "B").mkdir(parents=True)
+    (folder / "out" / "B" / "B.stl").symlink_to(other)
+    read = replace(chosen[0], annotations=(*chosen[0].annotations, other))
+    table = folder / "out" / "cohort.csv"
+    table.write_bytes((folder / "cases.csv").read_bytes())
+    settings = Settings(folder / "out")
+    for these, inputs in (((read, chosen[1]), []), (chosen, [table])):
+        with pytest.raises(ShapePriorError, match="would be written over"):
+            run_cohort(these, settings, inputs=inputs)
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["B", "cohort.csv"]

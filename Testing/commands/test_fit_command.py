@@ -183,3 +183,23 @@ def test_interruption_leaves_nothing_half_written(out):
     assert process.wait(timeout=60) == 130, rest
     assert "Interrupted" in rest
     assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--output", "--report"])
+def test_inputs_are_never_written_over(run, tmp_path, option):
+    case = example_case()
+    image = tmp_path / "image.nii.gz"
+    image.write_bytes(case.image.read_bytes())
+    outline = tmp_path / "axial.mrk.json"
+    outline.write_bytes(case.outlines[0].read_bytes())
+    link = tmp_path / "organ.nii.gz"
+    link.symlink_to(image)
+    words = ("fit", "--prior", PRIOR, "--annotations", outline, "--reference", image)
+    outputs = () if option == "--output" else ("--output", tmp_path / "a.stl")
+    for path in [image, link, *([outline] if option == "--report" else [])]:
+        before = path.read_bytes()
+        result = run(*words, *outputs, option, path)
+        assert result.code == 2
+        assert "would be written over" in result.sentence()
+        assert path.read_bytes() == before
+    assert link.is_symlink()

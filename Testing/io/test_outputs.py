@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-import model_server.io.outputs as outputs
+import model_server.io.writing as writing
 from model_server.errors import ShapePriorError
-from model_server.io.outputs import FORMATS, check_outputs, format_of, write_outputs, write_together
+from model_server.io.outputs import FORMATS, check_outputs, format_of, write_outputs
 from model_server.io.surfaces import read_surface
 from model_server.io.volumes import read_volume
+from model_server.io.writing import write_together
 from model_server.jobs.report import as_json, report
 from model_server.observations import Volume
 from model_server.pose import Pose
@@ -225,7 +226,7 @@ def test_failed_rename_leaves_no_temporary_file(tmp_path, monkeypatch):
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(outputs.os, "replace", refuse)
+    monkeypatch.setattr(writing.os, "replace", refuse)
     with pytest.raises(ShapePriorError, match="Permission denied"):
         write_outputs(cube(), [tmp_path / "a.stl"])
     assert files(tmp_path) == []

@@ -100,7 +100,7 @@ def test_training_lowers_the_loss_and_resumes(tmp_path):
     assert trained.history[-1]["occupancy"] < 0.7 * trained.history[0]["occupancy"]
     assert trained.history[0]["miss"] > 0  # correspondences first
     assert trained.history[-1]["miss"] == 0
-    trainer._save(tmp_path / "c.pt")
+    trainer.checkpoint.save()
     told.clear()
     again = AtlasTrainer(
         shapes, 5, 0.5, TINY, checkpoint=tmp_path / "c.pt", progress=lambda *each: told.append(each)
@@ -113,7 +113,7 @@ def test_training_lowers_the_loss_and_resumes(tmp_path):
 
 def test_an_unfinished_training_of_other_networks_is_refused(tmp_path):
     shapes = atlas_shapes(surfaces(), 0.5, replace(TINY, latent_size=4), near=100)
-    AtlasTrainer(shapes, 5, 0.5, TINY)._save(tmp_path / "c.pt")
+    AtlasTrainer(shapes, 5, 0.5, TINY, checkpoint=tmp_path / "c.pt").checkpoint.save()
     with pytest.raises(ShapePriorError, match="another version"):
         AtlasTrainer(shapes, 5, 0.5, replace(TINY, controls=0), checkpoint=tmp_path / "c.pt")
 

@@ -72,7 +72,7 @@ def test_training_lowers_the_loss_and_resumes(tmp_path, share, loss):
     trainer = DalsTrainer(shapes.surfaces, shapes.rms_radius, config, checkpoint=tmp_path / "c.pt")
     trained = trainer.run()
     assert trained.history[-1][loss] < 0.5 * trained.history[0][loss]
-    trainer._save(tmp_path / "c.pt")
+    trainer.checkpoint.save()
     again = DalsTrainer(shapes.surfaces, shapes.rms_radius, config, checkpoint=tmp_path / "c.pt")
     assert again.step == 120
     assert np.allclose(again.latents.weight.detach().numpy(), trained.latents)

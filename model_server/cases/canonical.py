@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +13,7 @@ from scipy.spatial.transform import Rotation
 from model_server.cases.splits import Case
 from model_server.geometry.grid import Grid
 from model_server.geometry.labels import oriented
+from model_server.interrupts import worker_pool
 from model_server.pose import Pose
 from model_server.reconstruction import Surface
 
@@ -83,7 +82,7 @@ def load_surfaces(
                 progress("reading label volumes", len(surfaces) / len(cases))
         return surfaces
     # Spawned, not forked: a fork of a process in which torch has threads may hang.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with worker_pool(workers) as pool:
         for surface in pool.map(_load, cases, chunksize=4):
             surfaces.append(surface)
             if progress:

@@ -20,8 +20,6 @@ from model_server.errors import ShapePriorError
 from model_server.jobs.session import Session
 
 REPORT_FILE = "report.json"
-# Headers whose voxels lie in a file of the same name beside them.
-DETACHED = (".mhd", ".nhdr", ".hdr")
 
 
 @dataclass(frozen=True)
@@ -54,10 +52,11 @@ def fit_case(case: Case, settings: Settings) -> Outcome:
 
 
 def _fitted(case: Case, settings: Settings) -> Outcome:
-    from model_server.io.outputs import check_outputs, make_folder, remove_leftovers
+    from model_server.io.outputs import check_outputs
+    from model_server.io.writing import make_folder, remove_leftovers
 
     folder = settings.output / case.name
-    outputs = [folder / f"{case.name}{suffix}" for suffix in settings.formats]
+    *outputs, report_file = outputs_of(case, settings)
     inputs = inputs_of(case, settings)
     if not settings.again:
         report = _report_of(folder, outputs, inputs)
@@ -68,10 +67,25 @@ def _fitted(case: Case, settings: Settings) -> Outcome:
     )
     make_folder(folder)
     remove_leftovers(folder)
-    check_outputs(outputs, [folder / REPORT_FILE])
+    check_outputs(outputs, [report_file])
     result = session.fit(case.side)
-    report = session.write(result, outputs, folder / REPORT_FILE, {"cohort": inputs})
+    report = session.write(result, outputs, report_file, {"cohort": inputs})
     return _outcome(case, "fitted", report)
+
+
+def outputs_of(case: Case, settings: Settings) -> list[Path]:
+    """The result files of a case, and its report at the end."""
+    folder = settings.output / case.name
+    results = [folder / f"{case.name}{suffix}" for suffix in settings.formats]
+    return [*results, folder / REPORT_FILE]
+
+
+def files_read(case: Case) -> list[Path]:
+    """The files that a case is fitted from."""
+    from model_server.priors.registry import files_of
+
+    volumes = [path for path in (case.mask, case.reference) if path is not None]
+    return [*case.annotations, *volumes, *files_of(case.prior)]
 
 
 def inputs_of(case: Case, settings: Settings) -> dict[str, Any]:
@@ -108,6 +122,7 @@ def inputs_of(case: Case, settings: Settings) -> dict[str, Any]:
 def _hash(path: Path) -> str:
     """SHA-256 of a file's contents; of a DICOM series, of all its files."""
     from model_server.io.dicom import is_dicom, series_files
+    from model_server.io.writing import DETACHED
 
     files = [path]
     if path.is_dir() or is_dicom(path):

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 
 from model_server.cohort.case import Settings, failed, fit_case
 from model_server.cohort.table import Case, Outcome, Outcomes
-from model_server.threads import begin_with_few
+from model_server.interrupts import worker_pool
 
 DIED = "The process that fitted this case died twice (killed, or out of memory)."
 
@@ -27,7 +24,7 @@ def in_processes(cases: Sequence[Case], settings: Settings, workers: int) -> Out
     waiting = deque(cases)
     while waiting:
         suspects: list[Case] = []
-        with _pool(min(workers, len(waiting))) as pool:
+        with worker_pool(min(workers, len(waiting))) as pool:
             running: dict[Future[Outcome], Case] = {}
             while running or (waiting and not suspects):
                 while waiting and not suspects and len(running) < workers:
@@ -51,20 +48,9 @@ def in_processes(cases: Sequence[Case], settings: Settings, workers: int) -> Out
 def _alone(case: Case, settings: Settings) -> Outcome:
     """In a process of its own, twice if need be: among others it may have been the innocent one."""
     for _ in range(2):
-        with _pool(1) as pool:
+        with worker_pool(1) as pool:
             try:
                 return pool.submit(fit_case, case, settings).result()
             except BrokenProcessPool:
                 continue
     return failed(case, f"{DIED} Use fewer --workers, or see to its input.")
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    # A fork beside torch's threads may hang.
-    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin_worker)
-
-
-def _begin_worker() -> None:
-    begin_with_few()
-    # Ctrl-C reaches all processes of a terminal: this one cleans up and ends without a word.
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(128 + signal.SIGINT))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
-from model_server.cohort.case import Settings, fit_case
+from model_server.cohort.case import Settings, files_read, fit_case, outputs_of
 from model_server.cohort.on_ray import on_ray
 from model_server.cohort.processes import in_processes
 from model_server.cohort.table import TABLE_FILE, Case, Outcome, Outcomes, write_outcomes
@@ -21,6 +22,7 @@ def run_cohort(
     workers: int = 1,
     ray_address: str | None = None,
     tell: Tell | None = None,
+    inputs: Sequence[Path] = (),
 ) -> list[Outcome]:
     """Fit all cases; write ``cohort.csv``, also when interrupted: then of the cases done so far.
 
@@ -31,19 +33,24 @@ def run_cohort(
         ray_address: fit as Ray tasks instead: "local", or the address of a cluster whose nodes
             have this package and see the files under the same paths.
         tell: told each outcome as it comes.
+        inputs: further files that are not to be written over, e.g. the table of the cases.
 
     Returns:
         Outcomes in the order of the cases.
 
     Raises:
-        ShapePriorError: the output folder cannot be written, or there is no Ray.
+        ShapePriorError: the output folder cannot be written, a result would be written over a
+            file that a case is fitted from, or there is no Ray.
     """
-    from model_server.io.outputs import check_writable, make_folder
+    from model_server.io.writing import check_writable, make_folder, refuse_inputs
 
     settings = replace(settings, output=settings.output.absolute())
     make_folder(settings.output)
     table = settings.output / TABLE_FILE
     check_writable(table)
+    # Of all cases before the first: a result may be what another case is fitted from.
+    files = [table, *(path for case in cases for path in outputs_of(case, settings))]
+    refuse_inputs(files, [*inputs, *(path for case in cases for path in files_read(case))])
     outcomes: Outcomes
     if ray_address is not None:
         outcomes = on_ray(cases, settings, ray_address, workers)

@@ -192,8 +192,12 @@ def _prior(name: str, folder: Path) -> str:
 
 
 def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
-    """Write ``cohort.csv``."""
-    from model_server.io.outputs import write_text
+    """Write ``cohort.csv``.
+
+    Raises:
+        ShapePriorError: it cannot be written.
+    """
+    from model_server.io.writing import write_text
 
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")

@@ -41,8 +41,9 @@ def run_demo(folder: Path, prior: str, device: str, quiet: bool) -> dict[str, An
     Raises:
         ShapePriorError: the case is missing, or the folder cannot be written.
     """
-    from model_server.io.outputs import check_outputs, make_folder, write_together
+    from model_server.io.outputs import check_outputs
     from model_server.io.volumes import read_volume
+    from model_server.io.writing import make_folder
     from model_server.jobs.example import dice_against, example_case
     from model_server.pictures.result import save_picture
 
@@ -50,14 +51,15 @@ def run_demo(folder: Path, prior: str, device: str, quiet: bool) -> dict[str, An
     make_folder(folder)
     outputs = [folder / f"{ORGAN}{suffix}" for suffix in (".stl", ".vtp", ".nrrd", ".seg.nrrd")]
     report_file, picture_file = folder / "report.json", folder / "picture.png"
-    check_outputs(outputs, [report_file, picture_file])
+    inputs = (*case.outlines, case.image, case.truth)
+    check_outputs(outputs, [report_file, picture_file], inputs)
     session = Session.opened(prior, case.outlines, None, case.image, device)
     with fit_progress(session.prior.card.name, quiet) as progress:
         result = session.fit(progress=progress)
     dice = round(dice_against(result, read_volume(case.truth)), 4)
     content = session.write(result, outputs, report_file, {"dice_of_the_example": dice})
     image, observations = read_volume(case.image), session.observations
-    write_together({picture_file: lambda path: save_picture(path, result, observations, image)})
+    save_picture(picture_file, result, observations, image)
     return content
 
 

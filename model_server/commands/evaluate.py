@@ -34,7 +34,7 @@ def evaluate(
         begin_with_few(threads)
     check_device(device)
     if output_file:
-        from model_server.io.outputs import check_writable
+        from model_server.io.writing import check_writable
 
         check_writable(output_file)
     from model_server.evaluation.harness import evaluate as run_evaluation

@@ -59,10 +59,12 @@ def fit(
     from model_server.io.outputs import check_outputs
     from model_server.jobs.report import plausibility
     from model_server.priors.protocol import checked_strength
+    from model_server.priors.registry import files_of
 
     strength = checked_strength(strength)
     paths = output_files or []
-    check_outputs(paths, [report] if report else [])
+    inputs = (*(annotations or []), mask, reference, *files_of(prior))
+    check_outputs(paths, [report] if report else [], inputs)
     session = Session.opened(prior, annotations or [], mask, reference, device, chosen)
     with fit_progress(session.prior.card.name, quiet) as progress:
         result = session.fit(side, progress, strength)

@@ -11,12 +11,12 @@ from rich.table import Table
 
 from model_server.commands.terminal import (
     DEVICES,
-    EXIT_INTERRUPTED,
     EXIT_SOME_FAILED,
     cells,
     check_device,
     choice,
     errors,
+    interrupted,
     print_table,
 )
 
@@ -63,12 +63,11 @@ def fit_cohort(
     endings = tuple(choice(name, FORMATS, "--format") for name in dotted)
     settings = Settings(output_folder, endings, device, again)
     try:
-        outcomes = run_cohort(
-            read_cases(cases), settings, workers, ray, None if quiet else _tell_outcome
-        )
+        tell = None if quiet else _tell_outcome
+        outcomes = run_cohort(read_cases(cases), settings, workers, ray, tell, inputs=[cases])
     except KeyboardInterrupt as error:
-        errors.print("Interrupted: finished cases are kept; the same command goes on from there.")
-        raise typer.Exit(EXIT_INTERRUPTED) from error
+        state = "finished cases are kept; the same command goes on from there"
+        raise interrupted(error, state) from error
     print_table(_outcome_table(outcomes))
     failed = sum(outcome.status == "failed" for outcome in outcomes)
     if failed:

@@ -48,10 +48,12 @@ def landmarks(
         raise ShapePriorError(
             "It is not clear which landmarks to carry over.", "Give either --patient or --template."
         )
-    from model_server.io.outputs import check_writable, write_text
+    from model_server.io.writing import check_writable, write_text
     from model_server.jobs import landmarks as carried
+    from model_server.priors.registry import files_of
 
-    check_writable(output_file)
+    read = (*(annotations or []), mask, patient, template, *files_of(prior))
+    check_writable(output_file, [path for path in read if path is not None])
     if patient is not None:
         points = carried.read_landmarks(patient)
     elif template is not None:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from model_server.commands.terminal import TrainingProgress, check_device, output
+from model_server.commands.terminal import check_device, output
+from model_server.commands.training_progress import TrainingProgress
 from model_server.errors import ShapePriorError
 
 

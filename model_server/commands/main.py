@@ -2,8 +2,8 @@
 
 Results go to files and to standard output; progress, warnings and errors go to standard error.
 What the user can mend ends in one sentence and exit code 2, a cohort with failed cases in 1,
-Ctrl-C in 130. torch and VTK are imported inside the commands that need them, so that ``--help``
-answers at once.
+Ctrl-C in 130 and SIGTERM in 143. torch and VTK are imported inside the commands that need them, so
+that ``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from model_server.commands.priors import priors
 from model_server.commands.serve import serve
 from model_server.commands.terminal import Version, guarded
 from model_server.commands.train import train
-from model_server.threads import begin_with_few
+from model_server.interrupts import end_at_once, end_in_order
+from model_server.threads import begin_with_few, wait_asleep
 
 # In the order of the help.
 COMMANDS: tuple[Callable[..., Any], ...] = (
@@ -66,9 +67,16 @@ for command in COMMANDS:
 def main() -> None:
     """Entry point."""
     words = split_several(sys.argv[1:])
-    if words and words[0] not in TRAININGS:
-        begin_with_few()  # before anything that computes is imported
-    app(words)
+    # Before anything that computes is imported.
+    if words and words[0] in TRAININGS:
+        wait_asleep()
+    else:
+        begin_with_few()
+    end_in_order()
+    try:
+        app(words)
+    finally:
+        end_at_once()
 
 
 def split_several(words: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the commands share: consoles, exit codes, choices, tables and progress."""
+"""What the commands share: consoles, exit codes, choices and tables."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.text import Text
 
 from model_server import __version__
 from model_server.errors import ShapePriorError, shown, shown_lines
+from model_server.interrupts import Terminated
 
 if TYPE_CHECKING:
     from model_server.jobs.session import Progress
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 EXIT_SOME_FAILED = 1
 EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
+EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 DEVICES = ("auto", "cpu", "cuda")
 
 P = ParamSpec("P")
@@ -45,7 +46,7 @@ output = PlainConsole()
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
-    """A command whose mendable errors end in one sentence, and Ctrl-C in exit code 130."""
+    """A command whose mendable errors end in one sentence, and Ctrl-C and SIGTERM in theirs."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -55,10 +56,22 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             errors.print(f"Error: {error}", markup=False)
             raise typer.Exit(EXIT_BAD_INPUT) from error
         except KeyboardInterrupt as error:
-            errors.print("Interrupted: nothing was written.")
-            raise typer.Exit(EXIT_INTERRUPTED) from error
+            raise interrupted(
+                error, "every file is whole, as it was before or as it is new"
+            ) from error
 
     return run
+
+
+def interrupted(error: KeyboardInterrupt, state: str) -> typer.Exit:
+    """Say how things stand after Ctrl-C or SIGTERM; returns what ends the command.
+
+    Args:
+        error: which of the two it was.
+        state: what was kept, and how to go on.
+    """
+    errors.print(f"Interrupted: {state}.")
+    return typer.Exit(EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED)
 
 
 # --- choices ------------------------------------------------------------------------------------
@@ -154,60 +167,3 @@ def _progress_line(result: Reconstruction, seconds: float) -> str:
     gaps = [r.mean_mm for r in result.residuals]
     mean = f"{sum(gaps) / len(gaps):6.2f} mm from the annotations" if gaps else ""
     return f"{result.stage:<14} {seconds:6.2f} s  {mean}"
-
-
-class TrainingProgress:
-    """A bar on standard error for each stage: share done, latest figures, time."""
-
-    def __init__(self, quiet: bool) -> None:
-        from rich.progress import (
-            BarColumn,
-            Progress,
-            TaskProgressColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        columns = (
-            TextColumn("{task.description:<24}", markup=False),
-            BarColumn(24),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}", markup=False),
-        )
-        self._bar = Progress(*columns, console=errors, disable=quiet)
-        self._stage = ""
-        self._task: Any = None
-
-    def __enter__(self) -> TrainingProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._finish()
-        self._bar.stop()
-
-    def _finish(self) -> None:
-        if self._task is not None:
-            self._bar.update(self._task, completed=1.0)
-
-    def __call__(self, stage: str, share: float, figures: dict[str, Any]) -> None:
-        """Show where a training stands."""
-        if stage != self._stage:
-            self._finish()
-            self._stage = stage
-            self._task = self._bar.add_task(shown(stage), total=1.0, figures="")
-        told = shown("  ".join(f"{k} {_short(v)}" for k, v in figures.items()))
-        self._bar.update(self._task, completed=share, figures=told)
-
-    def tell(self, sentence: str) -> None:
-        """Print a sentence above the bars, also when quiet."""
-        errors.print(sentence, markup=False)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,15 +14,14 @@ import typer
 from rich.table import Table
 
 from model_server.commands.terminal import (
-    EXIT_INTERRUPTED,
-    TrainingProgress,
     cells,
     check_device,
-    errors,
+    interrupted,
     label_numbers,
     output,
     print_table,
 )
+from model_server.commands.training_progress import TrainingProgress
 from model_server.errors import ShapePriorError
 
 if TYPE_CHECKING:
@@ -81,8 +82,8 @@ def _resumable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        errors.print("Interrupted: the same command goes on from the last checkpoint.")
-        raise typer.Exit(EXIT_INTERRUPTED) from error
+        words = shlex.join(["shape-prior", *sys.argv[1:]])
+        raise interrupted(error, f"the same command goes on from there: {words}") from error
 
 
 def _score_table(card: PriorCard) -> Table:

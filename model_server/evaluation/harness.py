@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from model_server.cases.canonical import standardization
-from model_server.cases.splits import split_cases
+from model_server.cases.splits import split_cases, volume_files
 from model_server.errors import ShapePriorError
 from model_server.evaluation.metrics import Truth, measure
 from model_server.evaluation.protocols import Protocol as Annotation
 from model_server.evaluation.protocols import find_protocol
 from model_server.evaluation.results import CaseRecord, EvaluationResult, machine
+from model_server.io.writing import refuse_inputs
 from model_server.observations import Observations, Volume
 from model_server.pose import Pose
 from model_server.priors.protocol import FitSettings, ShapePrior
-from model_server.priors.registry import METHODS, UNTRAINED, load_prior
+from model_server.priors.registry import METHODS, UNTRAINED, files_of, load_prior
 from model_server.reconstruction import Reconstruction, Surface
 from model_server.threads import begin_with_few
 
@@ -269,7 +270,7 @@ def cases_of(
     Raises:
         ShapePriorError: no such folder or split, or no case.
     """
-    folder = data / organ if (data / organ).is_dir() else data
+    folder = _folder_of(organ, data)
     if not folder.is_dir():
         raise ShapePriorError(f"There is no folder '{folder}'.", "Give --data.", "no-data")
     parts = split_cases(folder, ONLY.get(organ, "") if only is None else only)
@@ -285,6 +286,10 @@ def cases_of(
     if not choices[split]:
         raise ShapePriorError(f"'{folder}' has no {split} case.", "Check --data.", "no-data")
     return choices[split]
+
+
+def _folder_of(organ: str, data: Path) -> Path:
+    return data / organ if (data / organ).is_dir() else data
 
 
 def use_threads(threads: int | None) -> None:
@@ -334,13 +339,17 @@ def evaluate(
         progress: told case, method, number done and number in all.
 
     Raises:
-        ShapePriorError: no such data, protocol, split, or no method.
+        ShapePriorError: no such data, protocol, split, or no method; an output that is an input,
+            or cannot be written.
     """
     if not methods:
         raise ShapePriorError("No method was named.", "Give --methods, e.g. dals pca rbf.")
     chosen = [m if isinstance(m, Method) else Method.named(m, organ) for m in methods]
     annotation = find_protocol(protocol)
     cases = cases_of(organ, data, split, only)[:limit]
+    if output is not None:
+        read = [path for method in chosen for path in files_of(method.prior)]
+        refuse_inputs((output,), [*volume_files(_folder_of(organ, data)), *read])
     use_threads(threads)
     records = run(*(organ, cases, chosen, annotation, device, load, every_stage, repeats, progress))
     result = EvaluationResult(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from model_server.evaluation.results import COLUMNS, PAIRED_METRICS, EvaluationResult
+from model_server.io.writing import make_folder, write_together
 
 DPI = 150
 WIDE = 20  # ratio of counts from which their axis is logarithmic
@@ -24,8 +25,8 @@ def _figure(columns: int, width: float = 4.0, height: float = 3.6) -> tuple[Any,
 
 
 def _save(figure: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI)
+    make_folder(path.parent)
+    write_together({path: lambda part: figure.savefig(part, dpi=DPI)})
 
 
 def plot_methods(

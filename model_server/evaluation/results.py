@@ -16,6 +16,7 @@ import numpy as np
 
 from model_server.errors import counted
 from model_server.evaluation.metrics import LARGER_IS_BETTER
+from model_server.io.writing import make_folder, write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -217,11 +218,13 @@ class EvaluationResult:
         return asdict(self) | {"summary": self.summary(), "paired": paired}
 
     def save(self, path: Path) -> None:
-        """Write JSON, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(_plain(self.as_dict()), indent=1) + "\n")
-        part.replace(path)
+        """Write JSON, whole or not at all.
+
+        Raises:
+            ShapePriorError: it cannot be written.
+        """
+        make_folder(path.parent)
+        write_text(path, json.dumps(_plain(self.as_dict()), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> EvaluationResult:

@@ -26,6 +26,7 @@ from model_server.geometry.curves import (
 )
 from model_server.geometry.outlines import laid_in_slice, mended_outline
 from model_server.io.fcsv import is_point_list, read_point_list
+from model_server.io.writing import write_text
 from model_server.observations import Grid, Observations, PlanarOutline, PointSet, Volume
 
 Array = NDArray[np.float64]
@@ -341,9 +342,12 @@ def write_markups(path: Path, markups: Iterable[Markup]) -> None:
     Args:
         path: ends in ``.mrk.json``.
         markups: closed curves (their control points) and point lists, RAS mm.
+
+    Raises:
+        ShapePriorError: the file cannot be written.
     """
     content = {"@schema": SCHEMA, "markups": [_as_entry(markup) for markup in markups]}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def _as_entry(markup: Markup) -> dict[str, Any]:

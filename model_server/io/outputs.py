@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from model_server.errors import ShapePriorError
@@ -18,13 +14,12 @@ from model_server.io.volumes import (
     require_contains,
     write_labelmap,
 )
+from model_server.io.writing import Write, check_writable, of_bytes, write_together
 from model_server.observations import Grid, Volume
 from model_server.reconstruction import Reconstruction
 
 TABLE_FORMAT = ".csv"  # of correspondences
 FORMATS = (*SURFACE_FORMATS, *VOLUME_FORMATS, TABLE_FORMAT)
-PART = ".part-"  # begins the names of files that are being written
-Write = Callable[[Path], None]
 
 
 def format_of(path: Path) -> str:
@@ -43,74 +38,31 @@ def format_of(path: Path) -> str:
     )
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder for results, and those above it, where they are missing.
-
-    Raises:
-        ShapePriorError: it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ShapePriorError(
-            f"The folder '{folder}' cannot be made ({error.strerror}).",
-            "Choose another --output.",
-            "unwritable",
-        ) from error
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a process that was killed while writing into ``folder`` left behind."""
-    for path in folder.glob(f"{PART}*"):
-        path.unlink(missing_ok=True)
-
-
-def check_outputs(outputs: Sequence[Path], others: Sequence[Path] = ()) -> None:
+def check_outputs(
+    outputs: Sequence[Path], others: Sequence[Path] = (), inputs: Iterable[Path | None] = ()
+) -> None:
     """Refuse, before any work is done, outputs that could not be written.
 
     Args:
         outputs: surfaces and labelmaps.
         others: files of any format, e.g. the report.
+        inputs: files and folders that are read; None where there is none.
 
     Raises:
         ShapePriorError: nothing to write, an unknown format, a missing or read-only folder or
-            file, one file named twice.
+            file, one file named twice, or one of the inputs.
     """
     if not outputs:
         raise ShapePriorError("No output was named.", "Give --output, e.g. --output organ.stl.")
     for path in outputs:
         format_of(path)
+    read = [path for path in inputs if path is not None]
     seen: set[Path] = set()
     for path in (*outputs, *others):
         if path.resolve() in seen:
             raise ShapePriorError(f"'{path}' is named twice.", "Name each output once.")
         seen.add(path.resolve())
-        check_writable(path)
-
-
-def check_writable(path: Path) -> None:
-    """Refuse a file that could not be written.
-
-    Raises:
-        ShapePriorError: see ``check_outputs``.
-    """
-    folder = path.parent
-    if not folder.is_dir():
-        raise ShapePriorError(
-            f"The folder '{folder}' for '{path.name}' does not exist.",
-            "Create it first.",
-            "unwritable",
-        )
-    if path.is_dir():
-        raise ShapePriorError(f"'{path}' is a folder.", "Name a file.", "unwritable")
-    try:
-        # Permission bits do not tell of read-only mounts: try.
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-        if path.exists() and not os.access(path, os.W_OK):
-            raise PermissionError(f"'{path.name}' is write-protected")
-    except OSError as error:
-        raise _unwritable(path, error) from error
+        check_writable(path, read)
 
 
 def write_outputs(
@@ -141,7 +93,7 @@ def write_outputs(
         for path in paths
     }
     for path, text in (others or {}).items():
-        jobs[path] = partial(_write_bytes, text.encode())
+        jobs[path] = of_bytes(text.encode())
     write_together(jobs)
 
 
@@ -153,57 +105,10 @@ def _writer(
     names: Mapping[int, str],
 ) -> Write:
     if suffix == TABLE_FORMAT:
-        return partial(_write_bytes, correspondence_table(reconstruction, names).encode())
+        return of_bytes(correspondence_table(reconstruction, names).encode())
     if suffix in SURFACE_FORMATS:
-        return lambda path: _write_bytes(surface_bytes(reconstruction, suffix), path)
+        return lambda part: part.write_bytes(surface_bytes(reconstruction, suffix))
     surface = reconstruction.surface
     geometry = geometry_around(surface) if reference is None else geometry_of(reference)
     parts = reconstruction.parts
     return lambda path: write_labelmap(path, surface, geometry, organ, parts, names)
-
-
-def _write_bytes(content: bytes, path: Path) -> None:
-    path.write_bytes(content)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole, or not at all.
-
-    Raises:
-        ShapePriorError: it cannot be written.
-    """
-    write_together({path: partial(_write_bytes, text.encode())})
-
-
-def write_together(jobs: Mapping[Path, Write]) -> None:
-    """Run each writer on a temporary file beside its target, then rename them all.
-
-    Raises:
-        ShapePriorError: a file cannot be written; then no target has changed, unless renaming
-            itself failed half-way.
-    """
-    ready: list[tuple[Path, Path]] = []
-    path = Path()
-    try:
-        for path, write in jobs.items():
-            # ITK chooses the format by the ending: the mark goes in front.
-            partial_file = path.with_name(f"{PART}{os.getpid()}-{path.name}")
-            ready.append((partial_file, path))
-            write(partial_file)
-        for partial_file, path in ready:
-            os.replace(partial_file, path)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    finally:
-        # Also after Ctrl-C.
-        for partial_file, _ in ready:
-            with suppress(OSError):
-                partial_file.unlink(missing_ok=True)
-
-
-def _unwritable(path: Path, error: OSError) -> ShapePriorError:
-    return ShapePriorError(
-        f"'{path}' cannot be written ({error.strerror or error}).",
-        "Choose another place, or make room and permission there.",
-        "unwritable",
-    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ Array = NDArray[np.float64]
 VOLUME_FORMATS = (".seg.nrrd", ".nrrd", ".nii.gz")
 DEFAULT_SPACING_MM = 1.0
 MARGIN_MM = 5.0  # around the shape where there is no reference
+CHUNK_BYTES = 1 << 20
 MOST_OUTSIDE = 0.01  # share of the shape that may lie outside the reference
 # What lies toward - and + along R, A, S.
 SIDES = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
@@ -219,7 +222,7 @@ def write_labelmap(
 
 
 def write_image(path: Path, image: sitk.Image) -> None:
-    """Write any image, compressed.
+    """Write any image, compressed; through ``write_together``, as all writers.
 
     Raises:
         OSError: the file cannot be written.
@@ -228,7 +231,30 @@ def write_image(path: Path, image: sitk.Image) -> None:
     try:
         sitk.WriteImage(image, str(path), True)
     except RuntimeError as error:
-        raise OSError(f"ITK could not write '{path}'") from error
+        raise OSError(0, "ITK could not write it: the disk may be full") from error
+    voxel = image.GetSizeOfPixelComponent() * image.GetNumberOfComponentsPerPixel()
+    _require_whole(path, voxel * image.GetNumberOfPixels())
+
+
+def _require_whole(path: Path, count: int) -> None:
+    """Unpack a .nrrd or .nii.gz to nowhere: of a full disk, ITK's NIfTI writer tells never, that
+    of NRRD not where the file is short.
+
+    Raises:
+        OSError: less than ``count`` bytes, or a broken stream.
+    """
+    found = 0
+    try:
+        with path.open("rb") as stream, gzip.open(stream) as file:
+            if path.name.lower().endswith(".nrrd"):
+                while stream.readline().strip():
+                    pass  # the header ends with an empty line
+            while chunk := file.read(CHUNK_BYTES):
+                found += len(chunk)
+    except (EOFError, OSError, zlib.error) as error:
+        raise OSError(0, "it came out incomplete: the disk may be full") from error
+    if found < count:
+        raise OSError(0, "it came out incomplete: the disk may be full")
 
 
 def segmentation_header(

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from model_server.errors import ShapePriorError
 from model_server.geometry.closest import closest_on_mesh
 from model_server.geometry.labels import voxelize
-from model_server.io.outputs import make_folder, write_together
 from model_server.io.surfaces import surface_file
 from model_server.io.volumes import read_volume
+from model_server.io.writing import Write, make_folder, of_bytes, refuse_inputs, write_together
 from model_server.jobs.shape_modes import shape_modes
 from model_server.observations import Observations
 from model_server.pictures.shape_space import Row, Tile, draw
@@ -30,6 +30,7 @@ MODES = 4
 DEVIATIONS = (-2.0, -1.0, 0.0, 1.0, 2.0)  # at which a mode is shown, in standard deviations
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the way from one shape to another
 SAMPLES = 5
+PICTURE = "explore.png"
 DICE_GRID = 128  # voxels along each edge of the templates' bounding box, as the paper has them
 DECODED_AT = {"pca": 2, "atlas": 3}  # resolution that looks smooth; others have their own
 
@@ -137,14 +138,18 @@ def explore(
         seed: of the random shapes.
 
     Raises:
-        ShapePriorError: a prior without a latent space, or a volume that cannot be used.
+        ShapePriorError: a prior without a latent space, a volume that cannot be used, or a file
+            that cannot be written, or that is one of these volumes.
     """
+    given_files = [path for path in (first, second) if path is not None]
+    # Links may lead anywhere, whatever they are called.
+    refuse_inputs((*folder.glob("*.ply"), folder / PICTURE), given_files)
     space = _Space(prior)
     drawn = [
         _Shape(z, space.scale, f"sample {k + 1}")
         for k, z in enumerate(space.need("sample")(samples, seed))
     ]
-    given = [space.reconstructed(path) for path in (first, second) if path is not None]
+    given = [space.reconstructed(path) for path in given_files]
     mean = _Shape(space.mean, space.scale, "mean")
     ends = given if len(given) == 2 else [mean, *given] if given else [mean, *drawn][-2:]
     if not given and len(drawn) > 2:
@@ -153,7 +158,7 @@ def explore(
     rows = [*_mode_rows(space), _sample_row(space, drawn), _way_row(space, ends), *templates]
     sentences = [_nearest(prior, shape) for shape in given]
     sentences += _template_sentences(templates)
-    return _written(prior, folder, rows, "explore.png", sentences)
+    return _written(prior, folder, rows, PICTURE, sentences)
 
 
 def explore_templates(prior: ShapePrior, folder: Path) -> Exploration:
@@ -181,7 +186,9 @@ def _written(
         for index, tile in enumerate(row.tiles):
             name = "mean" if tile.title.startswith("mean") else f"{row.key}-{index + 1}"
             names.setdefault(id(tile.surface), (name, tile.surface))
-    jobs = {folder / f"{name}.ply": partial(_write, s) for name, s in names.values()}
+    jobs: dict[Path, Write] = {
+        folder / f"{name}.ply": of_bytes(surface_file(s, ".ply")) for name, s in names.values()
+    }
     title = f"{prior.card.name}: what it learned from {_count(prior)} training shapes"
     write_together({**jobs, folder / picture: partial(draw, title, rows)})
     return Exploration((*jobs, folder / picture), tuple(s for s in sentences if s))
@@ -189,10 +196,6 @@ def _written(
 
 def _count(prior: ShapePrior) -> int:
     return len(prior.card.splits.get("training", []))
-
-
-def _write(surface: Surface, path: Path) -> None:
-    path.write_bytes(surface_file(surface, ".ply"))
 
 
 # --- rows ---------------------------------------------------------------------------------------

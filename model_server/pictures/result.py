@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model_server.io.writing import write_together
 from model_server.observations import Observations, PlanarOutline, Volume
 from model_server.pictures.marks import INK, PAPER, draw_compass, draw_scale
 from model_server.pictures.rendering import PIXELS, Camera, camera_for, halved, render
@@ -37,7 +38,7 @@ def save_picture(
         title: above all.
 
     Raises:
-        OSError: the file cannot be written.
+        ShapePriorError: the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -62,7 +63,7 @@ def save_picture(
     for cell, shown in zip(cells, slices, strict=False):
         draw_slice(figure.add_subplot(cell), shown, half, reconstruction, image)
     _draw_facts(figure.add_subplot(grid[1, 2]), reconstruction)
-    figure.savefig(path, facecolor=PAPER)
+    write_together({path: lambda part: figure.savefig(part, facecolor=PAPER)})
 
 
 def _title(reconstruction: Reconstruction) -> str:

@@ -55,13 +55,13 @@ class Row:
     compared: str = ""
 
 
-def draw(title: str, rows: Sequence[Row], path: Path) -> None:
-    """Draw rows into a PNG, all shapes from one side and in one scale.
+def draw(title: str, rows: Sequence[Row], part: Path) -> None:
+    """Draw rows into a PNG, all shapes from one side and in one scale; for ``write_together``.
 
     Args:
         title: above all.
         rows: at least one.
-        path: of the PNG.
+        part: of the PNG.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -89,7 +89,7 @@ def draw(title: str, rows: Sequence[Row], path: Path) -> None:
             if index == column == 0:
                 _draw_marks(axes, camera)
     _draw_bars(figure, grid, rows, limits)
-    figure.savefig(path, format="png", facecolor=PAPER)
+    figure.savefig(part, format="png", facecolor=PAPER)
 
 
 def _camera(surfaces: Sequence[Surface]) -> Camera:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError
+from model_server.io.writing import Write, make_folder, of_bytes, write_together
 
 FORMAT_VERSION = 1
 CARD_FILE = "prior.json"
@@ -64,16 +65,33 @@ def part_names(card: PriorCard) -> dict[int, str]:
 
 
 def save_prior(folder: Path, card: PriorCard, weights: dict[str, NDArray[Any]]) -> PriorCard:
-    """Write ``prior.json`` and ``weights.safetensors`` into ``folder``; returns the card with
-    its checksum."""
+    """Write ``prior.json`` and ``weights.safetensors`` into ``folder``, together; returns the
+    card with its checksum.
+
+    Raises:
+        ShapePriorError: they cannot be written; then what was there stays.
+    """
     from safetensors.numpy import save
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     blob = save({k: np.ascontiguousarray(v) for k, v in weights.items()})
     card = PriorCard(**{**asdict(card), "checksum": hashlib.sha256(blob).hexdigest()})
-    (folder / WEIGHTS_FILE).write_bytes(blob)
-    (folder / CARD_FILE).write_text(json.dumps(asdict(card), indent=1) + "\n")
+    write_together({folder / WEIGHTS_FILE: of_bytes(blob), folder / CARD_FILE: of_card(card)})
     return card
+
+
+def save_card(folder: Path, card: PriorCard) -> None:
+    """Write ``prior.json`` beside weights that stay as they are.
+
+    Raises:
+        ShapePriorError: it cannot be written.
+    """
+    write_together({folder / CARD_FILE: of_card(card)})
+
+
+def of_card(card: PriorCard) -> Write:
+    """The writer of a card, for ``write_together``."""
+    return of_bytes((json.dumps(asdict(card), indent=1) + "\n").encode())
 
 
 def read_card(folder: Path) -> PriorCard:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from model_server.errors import ShapePriorError
-from model_server.priors.card import CARD_FILE, PriorCard, read_card
+from model_server.priors.card import CARD_FILE, WEIGHTS_FILE, PriorCard, read_card
 from model_server.priors.protocol import ShapePrior
 
 # method -> module and class; the class offers ``load(folder, card, device, quick)`` and says by
@@ -155,6 +155,12 @@ def _part_of(place: tuple[str, str]) -> Any:
     """The class of a module; loading it may take a while."""
     module, kind = place
     return getattr(import_module(module), kind)
+
+
+def files_of(name: str | Path) -> tuple[Path, ...]:
+    """The files that a prior is read from; none where there is no such prior, or it needs none."""
+    folder = prior_folders().get(str(name), Path(name))
+    return tuple(f for f in (folder / CARD_FILE, folder / WEIGHTS_FILE) if f.is_file())
 
 
 def _folder_of(name: str | Path) -> Path:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +14,7 @@ from scipy.spatial import cKDTree
 from model_server.cases.canonical import standardization
 from model_server.geometry.icosphere import icosphere
 from model_server.geometry.labels import oriented, spline_surface, voxelize
+from model_server.interrupts import worker_pool
 from model_server.observations import Volume
 from model_server.pose import Pose
 from model_server.priors.implicit_atlas_decoder import base_nodes
@@ -155,7 +154,7 @@ def atlas_shapes(
         boxed=boxed,
     )
     found: list[list[tuple[NDArray[np.float32], ...]]] = []
-    with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
+    with worker_pool(WORKERS) as pool:
         for each in pool.map(measure, surfaces, seeds.tolist()):
             found.append(each)
             if progress:

@@ -17,6 +17,7 @@ from model_server.fitting.mesh_losses import chamfer, sample_mesh, triangle_qual
 from model_server.geometry.icosphere import icosphere
 from model_server.priors.dals_decoder import DalsDecoder
 from model_server.reconstruction import Surface
+from model_server.training.checkpoints import Checkpoint, State, load_state
 from model_server.training.pointwolf import PointWolf
 from model_server.training.progress import Progress
 from model_server.training.wrapping import wrap_all
@@ -138,7 +139,7 @@ class DalsTrainer:
         rms_radius: their RMS radius.
         config: hyperparameters.
         device: torch device.
-        checkpoint: file to write every 500 steps and to resume from when it exists.
+        checkpoint: file to write every minute and to resume from when it exists.
         workers: processes that prepare the shapes.
     """
 
@@ -152,7 +153,8 @@ class DalsTrainer:
         workers: int = 1,
     ) -> None:
         torch.manual_seed(config.seed)
-        self.config, self.device, self.checkpoint = config, torch.device(device), checkpoint
+        self.config, self.device = config, torch.device(device)
+        self.checkpoint = Checkpoint(checkpoint, self._state)
         self.real_count = len(surfaces)
         shapes = training_shapes(surfaces, config, rms_radius, workers)
         self.clouds = torch.from_numpy(shapes.clouds).to(self.device)
@@ -173,24 +175,25 @@ class DalsTrainer:
         self.rng = np.random.default_rng(config.seed)
         self.step = 0
         self.history: list[dict[str, float]] = []
-        if checkpoint and checkpoint.exists():
-            self._resume(checkpoint)
+        kept = load_state(checkpoint, self.device)
+        if kept is not None:
+            self._resume(kept)
 
     def run(self, progress: Progress | None = None) -> TrainedDals:
         """Train to the end; ``progress(stage, share, losses)`` is called every 50 steps."""
         running: list[dict[str, float]] = []
-        for order in self._batches():
-            losses = self._train_step(order)
-            running.append(losses)
-            self.step += 1
-            if self.step % 50 == 0:
-                mean = {k: float(np.mean([r[k] for r in running if k in r])) for k in losses}
-                self.history.append({"step": self.step, **mean})
-                running = []
-                if progress:
-                    progress("training", self.step / self.config.steps, mean)
-            if self.checkpoint and self.step % 500 == 0:
-                self._save(self.checkpoint)
+        with self.checkpoint.kept():
+            for order in self._batches():
+                with self.checkpoint.step():
+                    losses = self._train_step(order)
+                    running.append(losses)
+                    self.step += 1
+                if self.step % 50 == 0:
+                    mean = {k: float(np.mean([r[k] for r in running if k in r])) for k in losses}
+                    self.history.append({"step": self.step, **mean})
+                    running = []
+                    if progress:
+                        progress("training", self.step / self.config.steps, mean)
         latents = self.latents.weight.detach().cpu().numpy()
         return TrainedDals(self.decoder.cpu().eval(), latents, self.real_count, self.history)
 
@@ -254,24 +257,17 @@ class DalsTrainer:
             "quality": triangle_quality(vertices, self.triangles),
         }
 
-    def _save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".part")
-        torch.save(
-            {
-                "decoder": self.decoder.state_dict(),
-                "latents": self.latents.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "latent_optimizer": self.latent_optimizer.state_dict(),
-                "step": self.step,
-                "history": self.history,
-            },
-            partial,
-        )
-        partial.replace(path)
+    def _state(self) -> State:
+        return {
+            "decoder": self.decoder.state_dict(),
+            "latents": self.latents.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "latent_optimizer": self.latent_optimizer.state_dict(),
+            "step": self.step,
+            "history": self.history,
+        }
 
-    def _resume(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True, map_location=self.device)
+    def _resume(self, state: State) -> None:
         self.decoder.load_state_dict(state["decoder"])
         self.latents.load_state_dict(state["latents"])
         self.optimizer.load_state_dict(state["optimizer"])

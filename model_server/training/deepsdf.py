@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from model_server.geometry.closest import closest_on_mesh
 from model_server.geometry.labels import voxelize
 from model_server.geometry.sampling import sample_surface
 from model_server.priors.deepsdf_decoder import DeepSdfDecoder
 from model_server.reconstruction import Surface
+from model_server.training.checkpoints import Checkpoint, State, load_state
+from model_server.training.progress import Progress
 
 Array = NDArray[np.float64]
 CLAMP = 0.1  # canonical units, the paper's delta
@@ -43,7 +47,8 @@ def train_deepsdf(
     rms_radius: float,
     steps: int = 4000,
     device: str = "cpu",
-    progress: Callable[[str, float, dict[str, Any]], None] | None = None,
+    progress: Progress | None = None,
+    checkpoint: Path | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Weights of a decoder and the Gaussian of its latents.
 
@@ -53,6 +58,7 @@ def train_deepsdf(
         steps: of ADAM.
         device: "cpu" or "cuda".
         progress: called every 100 steps.
+        checkpoint: file to write every minute and to resume from when it exists.
     """
     del rms_radius
     rng = np.random.default_rng(0)
@@ -70,21 +76,33 @@ def train_deepsdf(
         ]
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for step in range(steps):
-        shapes = torch.from_numpy(rng.integers(len(surfaces), size=BATCH_SHAPES)).to(where)
-        picked = torch.from_numpy(rng.integers(data.shape[1], size=BATCH_POINTS)).to(where)
-        batch = data[shapes][:, picked]
-        codes = latents(shapes)[:, None].expand(-1, BATCH_POINTS, -1)
-        found = decoder(codes, batch[..., :3])
-        clamped = found.clamp(-CLAMP, CLAMP) - batch[..., 3].clamp(-CLAMP, CLAMP)
-        fit = clamped.abs().mean()
-        loss = fit + LATENT_WEIGHT * latents(shapes).square().sum(1).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if progress and step % 100 == 99:
-            progress("training", (step + 1) / steps, {"distance": float(fit.detach())})
+    done = 0
+
+    def state() -> State:
+        return {
+            "decoder": decoder.state_dict(),
+            "latents": latents.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "step": done,
+        }
+
+    kept = load_state(checkpoint, where)
+    if kept is not None:
+        decoder.load_state_dict(kept["decoder"])
+        latents.load_state_dict(kept["latents"])
+        optimizer.load_state_dict(kept["optimizer"])
+        schedule.load_state_dict(kept["schedule"])
+        done = kept["step"]
+    keeper = Checkpoint(checkpoint, state)
+    with keeper.kept():
+        while done < steps:
+            with keeper.step():
+                fit = _step(data, decoder, latents, optimizer, rng)
+                schedule.step()
+                done += 1
+            if progress and done % 100 == 0:
+                progress("training", done / steps, {"distance": fit})
     weights = {
         f"decoder.{k}": v.detach().cpu().numpy().astype(np.float16)
         for k, v in decoder.state_dict().items()
@@ -93,3 +111,25 @@ def train_deepsdf(
     weights["latent_mean"] = codes.mean(axis=0)
     weights["latent_spread"] = codes.std(axis=0)
     return weights
+
+
+def _step(
+    data: Tensor,
+    decoder: DeepSdfDecoder,
+    latents: torch.nn.Embedding,
+    optimizer: torch.optim.Optimizer,
+    rng: np.random.Generator,
+) -> float:
+    """One step of ADAM; how far distances are missed."""
+    shapes = torch.from_numpy(rng.integers(len(data), size=BATCH_SHAPES)).to(data.device)
+    picked = torch.from_numpy(rng.integers(data.shape[1], size=BATCH_POINTS)).to(data.device)
+    batch = data[shapes][:, picked]
+    codes = latents(shapes)[:, None].expand(-1, BATCH_POINTS, -1)
+    found = decoder(codes, batch[..., :3])
+    clamped = found.clamp(-CLAMP, CLAMP) - batch[..., 3].clamp(-CLAMP, CLAMP)
+    fit = clamped.abs().mean()
+    loss = fit + LATENT_WEIGHT * latents(shapes).square().sum(1).mean()
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return float(fit.detach())

@@ -27,12 +27,14 @@ from model_server.reconstruction import Surface
 from model_server.training.atlas_config import AtlasTraining
 from model_server.training.atlas_shapes import WORKERS, WRAP_LEVEL, AtlasShapes
 from model_server.training.atlas_start import Lesson, cluster_centers, starting_latents
+from model_server.training.checkpoints import Checkpoint, State, load_state
 from model_server.training.pca import train_modes
 from model_server.training.progress import Progress
 from model_server.training.spline_modes import PrincipalModes, controls_onto, fitted_controls
 
 STRIDE = 4  # distance nodes in a cell of the sub-grid, along each axis
 LEAST_SPREAD = 0.05
+TOLD_STEPS = 20  # between figures of the training
 WARM_UP = 0.1  # share of the steps until the learning rate is at its peak
 TAUGHT = 0.2  # share of the steps in which D learns the rough correspondences
 LESSON_SPREAD = 0.06  # standard deviation of its places beside the surface, in RMS radii
@@ -110,7 +112,7 @@ class AtlasTrainer:
         rms_radius: of the canonical shapes.
         config: hyperparameters.
         device: torch device.
-        checkpoint: file to write every 200 steps and to resume from when it exists.
+        checkpoint: file to write every minute and to resume from when it exists.
         progress: told the stage, the share of it done and the losses.
     """
 
@@ -126,7 +128,8 @@ class AtlasTrainer:
     ) -> None:
         torch.manual_seed(config.seed)
         self.progress = progress or (lambda stage, share, figures: None)
-        self.config, self.device, self.checkpoint = config, torch.device(device), checkpoint
+        self.config, self.device = config, torch.device(device)
+        self.checkpoint = Checkpoint(checkpoint, self._state)
         self.real_count, self.rms_radius = real_count, rms_radius
         self.grid = torch.from_numpy(shapes.grid).to(self.device)
         self.near = torch.from_numpy(shapes.near).to(self.device)
@@ -242,16 +245,16 @@ class AtlasTrainer:
     def run(self) -> TrainedAtlas:
         """Train to the end."""
         running: list[dict[str, float]] = []
-        for order in self._batches():
-            running.append(self._train_step(order))
-            self.step += 1
-            if self.step % 50 == 0:
-                means = {k: float(np.mean([r[k] for r in running])) for k in running[0]}
-                self.history.append({"step": self.step, **means})
-                running = []
-                self.progress("training", self.step / self.config.steps, means)
-            if self.checkpoint and self.step % 200 == 0:
-                self._save(self.checkpoint)
+        with self.checkpoint.kept():
+            for order in self._batches():
+                with self.checkpoint.step():
+                    running.append(self._train_step(order))
+                    self.step += 1
+                if self.step % TOLD_STEPS == 0:
+                    means = {k: float(np.mean([r[k] for r in running])) for k in running[0]}
+                    self.history.append({"step": self.step, **means})
+                    running = []
+                    self.progress("training", self.step / self.config.steps, means)
         latents = self.latents.weight.detach().cpu().numpy()
         return TrainedAtlas(self.decoder.eval(), latents, self.real_count, self.history)
 
@@ -366,9 +369,8 @@ class AtlasTrainer:
 
     # --- checkpoints --------------------------------------------------------------------------
 
-    def _save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        state = {
+    def _state(self) -> State:
+        return {
             "template": torch.from_numpy(self.template),
             "decoder": self.decoder.state_dict(),
             "latents": self.latents.state_dict(),
@@ -376,17 +378,12 @@ class AtlasTrainer:
             "step": self.step,
             "history": self.history,
         }
-        part = path.with_suffix(".part")
-        torch.save(state, part)
-        part.replace(path)
 
     def _kept(self, latents: tuple[int, int]) -> dict[str, Any] | None:
         """The checkpoint, if there is one; (S, c) are the latents it must have."""
-        if not self.checkpoint or not self.checkpoint.exists():
+        kept = load_state(self.checkpoint.file, self.device)
+        if kept is None:
             return None
-        kept: dict[str, Any] = torch.load(
-            self.checkpoint, map_location=self.device, weights_only=True
-        )
         if "template" not in kept or kept["latents"]["weight"].shape != latents:
             raise self._of_another_version()
         return kept
@@ -403,9 +400,9 @@ class AtlasTrainer:
         self.step, self.history = kept["step"], kept["history"]
 
     def _of_another_version(self) -> ShapePriorError:
-        assert self.checkpoint is not None
+        assert self.checkpoint.file is not None
         return ShapePriorError(
-            f"The unfinished training in '{self.checkpoint.parent}' is of another version.",
+            f"The unfinished training in '{self.checkpoint.file.parent}' is of another version.",
             "Remove that folder, then start again.",
             "bad-checkpoint",
         )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from model_server.fitting.leftover import NAMES, Leftover
 from model_server.priors.card import PriorCard
+from model_server.training.checkpoints import CHECKPOINT_FILE
 from model_server.training.prepared import FEW, Prepared, workers
 from model_server.training.progress import Progress
 
@@ -110,7 +111,7 @@ def _train_dals(
         shapes.rms_radius,
         config,
         str(choose_device(device)),
-        folder / "checkpoint.pt",
+        folder / CHECKPOINT_FILE,
         workers(len(shapes.surfaces)),
     )
     if progress:
@@ -168,7 +169,7 @@ def _train_atlas(
         shapes.rms_radius,
         config,
         str(choose_device(device)),
-        folder / "checkpoint.pt",
+        folder / CHECKPOINT_FILE,
         progress,
     )
     trained = trainer.run()
@@ -181,7 +182,7 @@ def _train_atlas(
     parts = atlas_parts(trained, known)
     if parts is not None:
         arrays["parts"], card = parts, known.named(card)
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
     training = asdict(config) | {
         "base": list(trainer.sizes.base),
         "controls": list(trainer.sizes.controls or ()),
@@ -199,7 +200,6 @@ def _train_deepsdf(
 ) -> Finished:
     from model_server.training.deepsdf import train_deepsdf
 
-    del folder
     shapes = prepared.canonical
     weights = train_deepsdf(
         shapes.surfaces,
@@ -207,6 +207,7 @@ def _train_deepsdf(
         steps=int(options.get("steps", 4000)),
         device=device,
         progress=progress,
+        checkpoint=folder / CHECKPOINT_FILE,
     )
     return card, weights
 

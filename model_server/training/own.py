@@ -7,13 +7,13 @@ on from. The finished prior moves into its place whole.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,17 +23,20 @@ from scipy.spatial.transform import Rotation
 from model_server.cases.checks import HOLD_OUT_FROM, CheckedLabels, check_labels
 from model_server.cases.splits import Case, case_name
 from model_server.errors import ShapePriorError
-from model_server.io.outputs import make_folder, write_text, write_together
-from model_server.priors.card import CARD_FILE, PriorCard, read_card
+from model_server.io.writing import make_folder, of_copy, unwritable, write_text, write_together
+from model_server.priors.card import CARD_FILE, PriorCard, read_card, save_card
 from model_server.training.prepared import Prepared, prepare
 from model_server.training.progress import Progress
 from model_server.training.run import (
     CHECKSUM,
+    Arrays,
     DataSource,
     Told,
     Training,
     checked_method,
+    learned_pose_prior,
     tell_unfinished,
+    telling_what_is_kept,
     train_on,
 )
 
@@ -180,7 +183,7 @@ def train_own(
     _check_neighbors(output, training, prepared.checksum())
     work = training.unfinished(output, prepared)
     tell_unfinished(training, work, told)
-    with _writing(output):
+    with _writing(output), telling_what_is_kept(work, told):
         card = _staged(prepared, training, output, work, held_out, progress)
         _publish(work / STAGED, output)
         shutil.rmtree(work, ignore_errors=True)
@@ -234,18 +237,7 @@ def _writing(output: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-    except RuntimeError as error:
-        if "inline_container" not in str(error):  # so torch tells that it cannot write
-            raise
-        reason = "the checkpoint was cut off: is the disk full?"
-    else:
-        return
-    raise ShapePriorError(
-        f"'{output}' cannot be written ({reason}).",
-        "Make room and permission there, or choose another --output, then start again.",
-        "unwritable",
-    )
+        raise unwritable(output, error) from error
 
 
 def _tell_turned(prepared: Prepared, told: Told | None) -> None:
@@ -299,21 +291,27 @@ def _staged(
     staged = work / STAGED
     curve = LossCurve(progress, work / CURVE_FILE)
     make_folder(staged)
+    pose_prior = cache(partial(learned_pose_prior, prepared, progress))
     if training.method != "pca":
-        _stage_quick_look(prepared, training, output, staged, progress)
+        _stage_quick_look(prepared, training, output, staged, progress, pose_prior)
     folder = staged / training.name
     if not (folder / CARD_FILE).is_file():
-        train_on(prepared, training, folder, work, curve)
+        train_on(prepared, training, folder, work, curve, pose_prior)
     card = read_card(folder)
     card = replace(card, scores=measured_scores(folder, prepared, held_out, progress))
-    write_text(folder / CARD_FILE, json.dumps(asdict(card), indent=1) + "\n")
+    save_card(folder, card)
     if training.method != "pca":
         curve.draw(folder / LOSS_FILE, card.name, card.scores)
     return card
 
 
 def _stage_quick_look(
-    prepared: Prepared, training: Training, output: Path, staged: Path, progress: Progress | None
+    prepared: Prepared,
+    training: Training,
+    output: Path,
+    staged: Path,
+    progress: Progress | None,
+    pose_prior: Callable[[], Arrays],
 ) -> None:
     """The PCA prior of the same shapes: one that is there, or a new one."""
     quick = replace(training, method="pca", options={}, command=f"along with {training.name}")
@@ -325,16 +323,16 @@ def _stage_quick_look(
         if card.hyperparameters.get(CHECKSUM) == prepared.checksum():
             shutil.copytree(there, target, dirs_exist_ok=True)
             return
-    train_on(prepared, quick, target, staged, progress)
+    train_on(prepared, quick, target, staged, progress, pose_prior)
 
 
 def _publish(staged: Path, output: Path) -> None:
-    """Move finished priors into their places, the card of each last."""
+    """Put finished priors into their places, the files of each together, its card last."""
     for folder in sorted(staged.iterdir(), key=lambda f: not f.name.endswith("-pca")):
         target = output / folder.name
         make_folder(target)
-        for file in sorted(folder.iterdir(), key=lambda f: f.name == CARD_FILE):
-            os.replace(file, target / file.name)
+        files = sorted(folder.iterdir(), key=lambda f: f.name == CARD_FILE)
+        write_together({target / file.name: of_copy(file) for file in files})
 
 
 # --- scores ---------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from model_server.fitting.pose_prior import KINDS, PosePrior, Regression, Span, 
 from model_server.observations import Observations
 from model_server.pose import Pose
 from model_server.reconstruction import Surface
+from model_server.training.progress import Progress
 
 Array = NDArray[np.float64]
 RIDGE = 1.0  # in units of standardized features, per draw
@@ -136,7 +137,11 @@ VARIED: dict[str, Draw] = {
 
 
 def learn_pose_prior(
-    surfaces: Sequence[Surface], poses: Sequence[Pose], draws: int = 6, seed: int = 0
+    surfaces: Sequence[Surface],
+    poses: Sequence[Pose],
+    draws: int = 6,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> PosePrior:
     """Annotate every training shape ``draws`` times in each way, and regress its pose.
 
@@ -148,11 +153,15 @@ def learn_pose_prior(
         poses: canonical -> RAS mm, not mirrored.
         draws: of each shape and kind, even.
         seed: of the drawings.
+        progress: told the share done.
     """
     rng = np.random.default_rng(seed)
-    return PosePrior(
-        {kind: Lesson.of(kind, surfaces, poses, draws, rng).regression() for kind in KINDS}
-    )
+    known: dict[str, Regression] = {}
+    for kind in KINDS:
+        if progress:
+            progress("learning the pose prior", len(known) / len(KINDS), {})
+        known[kind] = Lesson.of(kind, surfaces, poses, draws, rng).regression()
+    return PosePrior(known)
 
 
 @dataclass(frozen=True)

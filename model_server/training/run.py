@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from model_server import __version__
 from model_server.errors import ShapePriorError
 from model_server.priors.card import PriorCard, save_prior
+from model_server.training.checkpoints import CHECKPOINT_FILE, told_state
 from model_server.training.methods import TRAINERS, leftover_of
 from model_server.training.pose_prior import learn_pose_prior
 from model_server.training.prepared import Prepared, prepare
@@ -24,6 +26,7 @@ from model_server.training.progress import Progress
 ALIASES = {"implicit-atlas": "atlas"}
 CHECKSUM = "labels_checksum"  # key among the hyperparameters of a card
 Told = Callable[[str], None]
+Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,8 @@ def train(
     training = Training(method, organ, source, chosen, command, device)
     work = training.unfinished(output, prepared)
     tell_unfinished(training, work, told)
-    card = train_on(prepared, training, output / training.name, work, progress)
+    with telling_what_is_kept(work, told):
+        card = train_on(prepared, training, output / training.name, work, progress)
     shutil.rmtree(work, ignore_errors=True)
     return card
 
@@ -170,7 +174,7 @@ def tell_unfinished(training: Training, work: Path, told: Told | None) -> None:
     """Say what of earlier trainings that were interrupted is used, and what is not."""
     if told is None:
         return
-    if (work / "checkpoint.pt").exists():
+    if (work / CHECKPOINT_FILE).exists():
         told(f"Going on from the checkpoint in '{work.name}'.")
     others = sorted(p.name for p in work.parent.glob(f"{training.name}.unfinished-*") if p != work)
     if others:
@@ -186,6 +190,7 @@ def train_on(
     folder: Path,
     work: Path,
     progress: Progress | None = None,
+    pose_prior: Callable[[], Arrays] | None = None,
 ) -> PriorCard:
     """Train on prepared shapes and write the prior into a folder.
 
@@ -195,20 +200,35 @@ def train_on(
         folder: of the prior.
         work: of the checkpoint, from which it goes on where there is one.
         progress: see ``train``.
+        pose_prior: where it was learned before; by default it is learned.
     """
     card = _card(training.method, training.organ, prepared, training.source, training.command)
     # Before the long part: after it, only the saving is left to be interrupted.
-    pose_prior: dict[str, NDArray[Any]] = {}
+    learned: Arrays = {}
     if training.method != "deepsdf":
-        if progress:
-            progress("learning the pose prior", 0.0, {})
-        pose_prior = learn_pose_prior(*prepared.unmirrored()).arrays()
+        learned = pose_prior() if pose_prior else learned_pose_prior(prepared, progress)
     card, weights = TRAINERS[training.method](
         card, prepared, training.options, training.device, work, progress
     )
-    weights |= pose_prior
+    weights |= learned
     weights["rms_radius"] = np.array([prepared.canonical.rms_radius], dtype=np.float32)
     return save_prior(folder, card, weights)
+
+
+def learned_pose_prior(prepared: Prepared, progress: Progress | None = None) -> Arrays:
+    """The pose prior of prepared shapes, as priors keep it."""
+    return learn_pose_prior(*prepared.unmirrored(), progress=progress).arrays()
+
+
+@contextmanager
+def telling_what_is_kept(work: Path, told: Told | None) -> Iterator[None]:
+    """Say what is kept of a training that is interrupted within this."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if told:
+            told(told_state(work))
+        raise
 
 
 def _command(method: str, organ: str, data: Path, only: str, options: dict[str, Any]) -> str:

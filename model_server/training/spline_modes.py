@@ -9,11 +9,9 @@ models of the brain using nonrigid registration).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache, partial, reduce
-from multiprocessing import get_context
 
 import numpy as np
 import torch
@@ -22,6 +20,7 @@ from scipy import sparse
 from scipy.linalg import solve
 from torch import Tensor
 
+from model_server.interrupts import worker_pool
 from model_server.priors.implicit_atlas_decoder import SplineModes
 from model_server.reconstruction import Surface
 
@@ -105,8 +104,8 @@ def controls_onto(
     with ExitStack() as stack:
         fitted: Iterable[NDArray[np.float32]] = map(fit, wrapped)
         if len(wrapped) > ALONE:
-            pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-            fitted = stack.enter_context(pool).map(fit, wrapped, chunksize=8)
+            pool = stack.enter_context(worker_pool(workers))
+            fitted = pool.map(fit, wrapped, chunksize=8)
         for each in fitted:
             found.append(each)
             done(len(found) / len(wrapped))

@@ -8,9 +8,7 @@ learns the way before Eq. 1 refines it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +17,7 @@ from scipy.spatial import cKDTree
 
 from model_server.geometry.grid import Grid
 from model_server.geometry.icosphere import icosphere, neighbor_means
+from model_server.interrupts import worker_pool
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
@@ -89,5 +88,5 @@ def wrap_all(surfaces: Sequence[Surface], level: int, workers: int = 1) -> Array
     """(N, V, 3) ``wrap`` of each surface."""
     if workers == 1:
         return np.stack([wrap(s, level) for s in surfaces])
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with worker_pool(workers) as pool:
         return np.stack(list(pool.map(partial(wrap, level=level), surfaces)))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from model_server.errors import ShapePriorError
 
-from ..scene.structure import LANDMARKS, MODEL, VOLUME, Structure
+from ..scene.structure import LANDMARKS, MODEL, SEGMENTATION, VOLUME, Structure
 from .labelmaps import LABELMAP_FORMATS, writeLabelmap
 from .surfaces import SURFACE_FORMATS, writeSurface
 from .tables import writeCorrespondences, writeLandmarks
-from .writing import formatOf
+from .writing import formatOf, refuseInputs
 
 CORRESPONDENCES, LANDMARK_TABLE = ".correspondences.csv", ".landmarks.csv"
 # The longer ending first: ".seg.nrrd" is an ".nrrd" too.
@@ -35,9 +36,11 @@ def exportStructure(structure: Structure, path: Path, suffix: str = "") -> Path:
         The file that was written.
 
     Raises:
-        ShapePriorError: it cannot be written, or there is no volume or landmark for it.
+        ShapePriorError: it cannot be written, it is a file of the volume, of an annotation or of
+            the segmentation, or there is no volume or landmark for it.
     """
     path = withSuffix(path, suffix)
+    refuseInputs(path, inputFiles(structure))
     suffix = suffix or formatOf(path, SUFFIXES)
     model = structure.refers(MODEL)
     if model is None:
@@ -52,6 +55,22 @@ def exportStructure(structure: Structure, path: Path, suffix: str = "") -> Path:
     else:
         _writeLandmarks(structure, path)
     return path
+
+
+def inputFiles(structure: Structure) -> list[str]:
+    """The files of what a structure was made from, and of the segmentation it is kept in."""
+    nodes = [structure.refers(VOLUME), structure.refers(SEGMENTATION)]
+    nodes += [node for _, node in structure.annotations()]
+    storages = [node.GetStorageNode() for node in nodes if node is not None]
+    return [name for storage in storages if storage is not None for name in _filesOf(storage)]
+
+
+def _filesOf(storage: Any) -> list[str]:
+    """The file of a storage node, and those that belong to it, as the slices of a series."""
+    more = range(storage.GetNumberOfFileNames())
+    names = [storage.GetFullNameFromFileName()]
+    names += [storage.GetFullNameFromNthFileName(number) for number in more]
+    return [name for name in names if name]
 
 
 def _writeLandmarks(structure: Structure, path: Path) -> None:

@@ -22,6 +22,7 @@ Color = tuple[float, float, float]
 
 LABELMAP_FORMATS = (".seg.nrrd", ".nrrd", ".nii.gz")
 CHUNK_BYTES = 1 << 20
+VOLUME_STORAGE = "vtkMRMLVolumeArchetypeStorageNode"
 
 
 def writeLabelmap(
@@ -66,14 +67,13 @@ def writeLabelmap(
         kind = "vtkMRMLSegmentationStorageNode"
     else:
         node = _scratchVolume((parts or labelmap).whole(), labelmap.grid)
-        kind = "vtkMRMLVolumeArchetypeStorageNode"
+        kind = VOLUME_STORAGE
 
     def write(partial: Path) -> None:
         import slicer
 
         saveNode(getattr(slicer, kind)(), node, partial)
-        if suffix == ".nii.gz":
-            _requireWhole(partial, int(np.prod(labelmap.grid.size)))
+        _requireWhole(partial, int(np.prod(labelmap.grid.size)) if kind is VOLUME_STORAGE else 1)
 
     writeWhole(path, write)
 
@@ -106,17 +106,21 @@ def _scratchSegmentation(
 
 
 def _requireWhole(path: Path, count: int) -> None:
-    """Unpack a file to nowhere: the NIfTI writer does not tell of a full disk.
+    """Unpack a .nrrd or .nii.gz to nowhere: of a full disk, ITK's NIfTI writer tells never, that
+    of NRRD not where the file is short.
 
     Raises:
         OSError: less than ``count`` bytes, or a broken stream.
     """
     found = 0
     try:
-        with gzip.open(path) as file:
+        with path.open("rb") as stream, gzip.open(stream) as file:
+            if path.name.lower().endswith(".nrrd"):
+                while stream.readline().strip():
+                    pass  # the header ends with an empty line
             while chunk := file.read(CHUNK_BYTES):
                 found += len(chunk)
-    except (EOFError, zlib.error) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise OSError("the file came out incomplete; the disk may be full") from error
     if found < count:
         raise OSError("the file came out incomplete; the disk may be full")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ..files.export import withSuffix
 from ..session.session import Session
@@ -10,6 +11,8 @@ from . import texts
 from .dialogs import chooseFile, confirmReplacing
 from .section import Section, Shared
 from .translation import tr as _
+
+Node = Any
 
 LABEL = "exportLabel"
 
@@ -24,6 +27,7 @@ class ExportSection(Section):
         for button, suffix in ((ui.exportStlButton, ".stl"), (ui.exportNrrdButton, ".nrrd")):
             button.connect("clicked(bool)", lambda _checked, s=suffix: self.onExport(s))
         self._makeMenu()
+        self._offered: Node | None = None  # the segmentation that was chosen for the user last
 
     def _makeMenu(self) -> None:
         """The formats without a button of their own."""
@@ -67,4 +71,12 @@ class ExportSection(Section):
             (ui.exportNrrdButton, surface),
             (ui.exportOtherButton, surface),
         )
+        self._offerSegmentation(session)
         self.say("exportLabel", "")
+
+    def _offerSegmentation(self, session: Session | None) -> None:
+        """Choose where the structure was kept last, once; another choice is the user's."""
+        segmentation = None if session is None else session.segmentation
+        if segmentation is not None and segmentation is not self._offered:
+            self.ui.segmentationSelector.setCurrentNode(segmentation)
+        self._offered = segmentation

@@ -13,6 +13,7 @@ from model_server.errors import ShapePriorError
 
 from ..files.export import exportStructure
 from ..files.sample_data import EXAMPLE_PRIOR, exampleImage
+from ..scene.cameras import fitCameras, shownPoints
 from ..scene.structure import OUTLINE
 from ..server.priors import PriorInfo
 from ..session.session import Session
@@ -41,7 +42,6 @@ class PanelLogic:
         self.onChanged: Callable[[], None] | None = None
         self.server = ServerChoice(self.restartServer)
         self.problem = self.server.problem()
-        self._turnedTo: set[Node] = set()  # structures whose first surface was turned to
         self.workspace = Workspace(slicer.mrmlScene, self.server.make)
 
     def close(self) -> None:
@@ -53,7 +53,7 @@ class PanelLogic:
         try:
             changed = self.workspace.poll(LEND_SECONDS) or self.server.hasChanged()
             self.server.takeTests()
-            self._turnToFirstSurface()
+            self._fitFirstSurface()
             if changed and self.onChanged is not None:
                 self.onChanged()
         except Exception as error:
@@ -63,14 +63,15 @@ class PanelLogic:
                 logging.exception("ShapePriorSlicer")
             self.problem = problem
 
-    def _turnToFirstSurface(self) -> None:
-        shown = self.workspace.current if self.hasSurface() else None
-        node = None if shown is None else shown.structure.node
-        if node is None or node in self._turnedTo:
-            self._turnedTo &= {session.structure.node for session in self.workspace.sessions}
-            return
-        self._turnedTo.add(node)
-        screen.turnToSurface()
+    def _fitFirstSurface(self) -> None:
+        """Turn the 3D views to the current structure's first surface, and then no more."""
+        session = self.workspace.current
+        if session is not None and session.takeFirstSurface():
+            self.fitView()
+
+    def fitView(self) -> None:
+        """Show the current structure whole and large in the 3D views."""
+        fitCameras(screen.threeDViews(), shownPoints(self.requireSurface().structure))
 
     def around(self, views: tuple[str, ...]) -> Around:
         """What the line under the draw buttons depends on beside the structure."""

@@ -70,8 +70,13 @@ def showVolume(volume: Node) -> None:
     slicer.util.setSliceViewerLayers(background=volume, fit=True)
 
 
-def turnToSurface() -> None:
-    """Turn the 3D views to what is in them: Slicer leaves the camera where it was."""
+def threeDViews() -> list[tuple[Node, float]]:
+    """View node of each 3D view on screen, and how many times as wide as high it is."""
     layout = slicer.app.layoutManager()
-    for index in range(0 if layout is None else layout.threeDViewCount):
-        layout.threeDWidget(index).threeDView().resetFocalPoint()
+    count = 0 if layout is None else layout.threeDViewCount
+    return [_viewAndAspect(layout.threeDWidget(index)) for index in range(count)]
+
+
+def _viewAndAspect(widget: Any) -> tuple[Node, float]:
+    width, height = widget.threeDView().renderWindow().GetSize()
+    return widget.mrmlViewNode(), max(width, 1) / max(height, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..scene.parameters import COLORINGS
 from ..session.session import Session
 from . import texts
-from .section import Section
+from .section import Section, Shared
 
 FLAGS_ROLE = 255  # Qt::UserRole - 1: where items of Qt's own model keep whether they can be chosen
 CHOOSABLE, GRAY = 33, 0  # Qt::ItemIsSelectable | Qt::ItemIsEnabled, Qt::NoItemFlags
@@ -14,11 +14,16 @@ CHOOSABLE, GRAY = 33, 0  # Qt::ItemIsSelectable | Qt::ItemIsEnabled, Qt::NoItemF
 class SeeSection(Section):
     """Coloring, opacity, template and figures; most widgets are the parameter node's own."""
 
+    def __init__(self, shared: Shared) -> None:
+        super().__init__(shared)
+        self.onClick("landmarkLabel", (self.ui.fitViewButton, self.logic.fitView))
+
     def update(self, session: Session | None) -> None:
         """Show what can be seen, and the figures of the surface."""
         ui, exists = self.ui, session is not None
         self.enable(
             (ui.coloringSelector, exists),
+            (ui.fitViewButton, self.logic.hasSurface()),
             (ui.opacitySlider, exists),
             (ui.slicesOnCheckBox, exists),
             (ui.showTemplateCheckBox, exists),

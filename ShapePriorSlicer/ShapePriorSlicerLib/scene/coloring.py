@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -28,11 +28,20 @@ DISTANCE = "DistanceToAnnotationsMm"
 
 @dataclass(frozen=True)
 class Shade:
-    """A coloring: the point array, the color table ("" for colors as they are), the title."""
+    """A coloring: the point array, the color table ("" for colors as they are), the title.
+
+    Slice views cannot show colors as they are: Slicer's mapper there asks for a range of values,
+    and complains of "Bad table range: [0, -1]" many times a second.
+    """
 
     array: str
     table: str = ""
     title: str = ""
+
+    @property
+    def hasLegend(self) -> bool:
+        """Whether there is something to read off: a measure, or names of parts."""
+        return bool(self.title)
 
 
 SHADES = {
@@ -55,8 +64,12 @@ PART_COLORS = (
 )
 NO_PART = (0.6, 0.6, 0.6)
 TABLE_TAG = "ShapePriorParts"  # begins the singleton tags of tables of parts
-LEGEND_ATTRIBUTE = "ShapePriorSlicer.Legend"  # marks ours among the scene's legends
+LEGEND_ATTRIBUTE = "ShapePriorSlicer.Legend"  # title of ours among the scene's legends
+LEGEND_LABELS = 5  # of a measure
+MOST_COLORS = 256  # of a measure
 LEGEND_SIZE = (0.08, 0.4)  # share of the view's width and height; the text follows
+LEGEND_LETTER = 0.018  # share of the view's width for each letter of a part's name
+MOST_WIDTH = 0.5
 LEGEND_TEXT = 14  # points
 LEGEND_ENDS = (0.03, 0.92)  # where the lowest and the highest stand; titles are above them
 LEGEND_ROOM = 0.85  # share of the view's height that all legends take at most
@@ -99,16 +112,16 @@ def color(model: Node, coloring: str, names: Mapping[int, str], legend: bool = T
         legend: whether measures and parts get a legend.
     """
     display = model.GetDisplayNode()
-    shade = SHADES.get(coloring)
-    array = None if shade is None else model.GetPolyData().GetPointData().GetArray(shade.array)
-    if shade is None or array is None:
+    shade = _shadeOf(model, coloring)
+    if shade is None:
         _hideLegend(display)
         display.SetScalarVisibility(False)
         return
     display.SetActiveScalar(shade.array, vtk.vtkAssignAttribute.POINT_DATA)
-    values = vtk_to_numpy(array)
+    values = vtk_to_numpy(model.GetPolyData().GetPointData().GetArray(shade.array))
+    labels: list[str] = []
     if shade.array == PARTS:
-        _useParts(display, values, names)
+        labels = _useParts(display, values, names)
     elif shade.table:
         display.SetScalarRangeFlag(display.UseManualScalarRange)
         display.SetScalarRange(0.0, max(float(values.max(initial=0.0)), 0.1))
@@ -116,34 +129,49 @@ def color(model: Node, coloring: str, names: Mapping[int, str], legend: bool = T
     else:
         display.SetScalarRangeFlag(display.UseDirectMapping)
     display.SetScalarVisibility(True)
-    if legend and (shade.table or shade.array == PARTS):
-        _showLegend(display, shade)  # it needs the colors to be there
+    if legend and shade.hasLegend:
+        _showLegend(display, shade.title, labels)  # it needs the colors to be there
     else:
         _hideLegend(display)
+
+
+def isInSlices(model: Node, coloring: str) -> bool:
+    """Whether slice views can show a model in these colors too."""
+    shade = _shadeOf(model, coloring)
+    return shade is None or shade.hasLegend
+
+
+def _shadeOf(model: Node, coloring: str) -> Shade | None:
+    """What a model is colored by; None for its plain color, also where it has no such array."""
+    shade, mesh = SHADES.get(coloring), model.GetPolyData()
+    if shade is None or mesh is None or mesh.GetPointData().GetArray(shade.array) is None:
+        return None
+    return shade
 
 
 # --- parts --------------------------------------------------------------------------------------
 
 
-def _useParts(display: Node, values: NDArray[Any], names: Mapping[int, str]) -> None:
-    """One color for each part, from the lowest number to the highest."""
+def _useParts(display: Node, values: NDArray[Any], names: Mapping[int, str]) -> list[str]:
+    """One color for each part, from the lowest number to the highest; returns what they are."""
     # Not of what is shown alone: a part should keep its color from surface to surface.
     numbers = {*np.unique(values).tolist(), *names} or {1}
     low, high = int(min(numbers)), int(max(numbers))
-    table = _tableOfParts(display.GetScene(), low, high, names)
+    labels = [partName(number, names) for number in range(low, high + 1)]
+    table = _tableOfParts(display.GetScene(), low, labels)
     display.SetScalarRangeFlag(display.UseManualScalarRange)
     display.SetScalarRange(low - 0.5, high + 0.5)
     display.SetAndObserveColorNodeID(table.GetID())
+    return labels
 
 
-def _tableOfParts(scene: Node, low: int, high: int, names: Mapping[int, str]) -> Node:
-    """The color table of these parts; all surfaces with the same parts share it.
+def _tableOfParts(scene: Node, low: int, labels: Sequence[str]) -> Node:
+    """The color table of parts from a number on; all surfaces with the same parts share it.
 
     It is no part of a saved scene: it is made again under the same ID.
     """
     import slicer
 
-    labels = [partName(number, names) for number in range(low, high + 1)]
     digest = blake2b(repr((low, labels)).encode(), digest_size=6).hexdigest()
     tag = f"{TABLE_TAG}{digest}"
     found = scene.GetSingletonNode(tag, "vtkMRMLColorTableNode")
@@ -156,7 +184,7 @@ def _tableOfParts(scene: Node, low: int, high: int, names: Mapping[int, str]) ->
     table.SetNumberOfColors(len(labels))
     for index, label in enumerate(labels):
         table.SetColor(index, label, *partColor(low + index), 1.0)
-    table.GetLookupTable().SetTableRange(low - 0.5, high + 0.5)
+    table.GetLookupTable().SetTableRange(low - 0.5, low + len(labels) - 0.5)
     table.SetHideFromEditors(True)
     table.SaveWithSceneOff()
     return scene.AddNode(table)
@@ -179,8 +207,8 @@ def _hideLegend(display: Node) -> None:
         _arrangeLegends(display.GetScene())
 
 
-def _showLegend(display: Node, shade: Shade) -> None:
-    """A color legend beside the surface: a measure with its unit, or the names of the parts."""
+def _showLegend(display: Node, title: str, labels: Sequence[str]) -> None:
+    """A color legend beside the surface: a measure with its unit, or the labels of parts."""
     import slicer
 
     if not _hasLegends(display):
@@ -190,14 +218,22 @@ def _showLegend(display: Node, shade: Shade) -> None:
     legend = legend or logic.AddDefaultColorLegendDisplayNode(display)
     if legend is None:
         return
-    legend.SetAttribute(LEGEND_ATTRIBUTE, "1")
-    legend.SetUseColorNamesForLabels(shade.array == PARTS)
-    legend.SetLabelFormat("%s" if shade.array == PARTS else "%.1f")
-    legend.SetTitleText(shade.title)
+    was = legend.StartModify()
+    legend.SetAttribute(LEGEND_ATTRIBUTE, title)
+    legend.SetUseColorNamesForLabels(bool(labels))
+    legend.SetLabelFormat("%s" if labels else "%.1f")
+    # Of a table with few colors, Slicer takes their number once and for all.
+    legend.SetMaxNumberOfColors(len(labels) or MOST_COLORS)
+    legend.SetNumberOfLabels(len(labels) or LEGEND_LABELS)
     for text in (legend.GetTitleTextProperty(), legend.GetLabelTextProperty()):
         text.SetFontSize(LEGEND_TEXT)
+    # Slicer makes the text so small that the longest label fits beside the bar.
+    longest = max(map(len, labels), default=0)
+    width = min(LEGEND_SIZE[0] + LEGEND_LETTER * longest, MOST_WIDTH)
+    legend.SetSize(width, legend.GetSize()[1])
     legend.SetVisibility2D(False)  # slices are for drawing
     legend.SetVisibility(True)
+    legend.EndModify(was)
     _arrangeLegends(display.GetScene())
 
 
@@ -218,8 +254,9 @@ def _arrangeLegends(scene: Node) -> None:
         x, _ = legend.GetPosition()
         place = 0.5 if len(legends) == 1 else index / (len(legends) - 1)
         share = LEGEND_ENDS[1] + place * (LEGEND_ENDS[0] - LEGEND_ENDS[1])
-        legend.SetSize(LEGEND_SIZE[0], height)
-        legend.SetPosition(x, share)
-        title = legend.GetTitleText().rsplit(": ", 1)[-1]
         whose = f"{legend.GetDisplayableNode().GetName()}: " if len(legends) > 1 else ""
-        legend.SetTitleText(f"{whose}{title}")
+        was = legend.StartModify()
+        legend.SetSize(legend.GetSize()[0], height)
+        legend.SetPosition(x, share)
+        legend.SetTitleText(f"{whose}{legend.GetAttribute(LEGEND_ATTRIBUTE)}")
+        legend.EndModify(was)

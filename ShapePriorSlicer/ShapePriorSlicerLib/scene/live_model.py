@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import vtk
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
@@ -26,15 +25,18 @@ from .coloring import (
     UNCERTAINTY,
     color,
     correspondenceColors,
+    isInSlices,
 )
 from .meshes import polyDataOf
+from .palette import Color
 from .parameters import Parameters
 from .structure import Structure
 
 Array = NDArray[np.float64]
 Node = Any
 
-PLAIN = (0.86, 0.56, 0.36)
+CUT_ATTRIBUTE = "ShapePriorSlicer.Cut"  # marks the display node of slices alone
+CUT_THICKNESS = 2  # pixels
 # Of the model node, for a saved scene.
 PRIOR_ATTRIBUTE = "ShapePriorSlicer.Prior"
 NAMES_ATTRIBUTE = "ShapePriorSlicer.PartNames"  # JSON
@@ -84,13 +86,19 @@ class LiveModel:
         role: under which the structure refers to the node.
         suffix: of the node's name.
         legend: whether its colors get a legend.
+        plain: its color where it is not colored by an array; by default that of the structure.
     """
 
     def __init__(
-        self, structure: Structure, role: str, suffix: str = "", legend: bool = True
+        self,
+        structure: Structure,
+        role: str,
+        suffix: str = "",
+        legend: bool = True,
+        plain: Color | None = None,
     ) -> None:
         self._structure, self._role, self._suffix = structure, role, suffix
-        self._legend = legend
+        self._legend, self._plain = legend, plain
 
     @property
     def node(self) -> Node | None:
@@ -110,17 +118,7 @@ class LiveModel:
         node = self.node or self._made()
         surface = reconstruction.surface
         shown = replace(surface, points=fromWorld(node, surface.points))
-        if not _movePoints(node, shown):
-            node.SetAndObservePolyData(polyDataOf(shown))
-        data = node.GetPolyData().GetPointData()
-        for name, values in _arrays(reconstruction, observations).items():
-            if values is None:
-                data.RemoveArray(name)
-                continue
-            array = numpy_to_vtk(np.ascontiguousarray(values), deep=1)
-            array.SetName(name)
-            data.AddArray(array)
-        node.GetPolyData().Modified()
+        _put(node, shown, _arrays(reconstruction, observations))
         _describe(node, reconstruction)
         self.display(chosen)
         return node
@@ -128,8 +126,9 @@ class LiveModel:
     def clear(self) -> None:
         """Empty the node, if there is one."""
         node = self.node
-        if node is not None:
-            node.SetAndObservePolyData(vtk.vtkPolyData())
+        if node is not None and node.GetPolyData() is not None:
+            node.GetPolyData().Initialize()
+            node.GetPolyData().Modified()
 
     def display(self, chosen: Parameters) -> None:
         """Follow the user's coloring, opacity and slice cuts."""
@@ -137,11 +136,13 @@ class LiveModel:
         display = None if node is None else node.GetDisplayNode()
         if node is None or display is None:
             return
+        inSlices = isInSlices(node, chosen.coloring)
         was = display.StartModify()
         display.SetOpacity(chosen.opacity)
-        display.SetVisibility2D(chosen.slicesOn)
+        display.SetVisibility2D(chosen.slicesOn and inSlices)
         color(node, chosen.coloring, partNamesOf(node), self._legend)
         display.EndModify(was)
+        self._cut(node, chosen.slicesOn and not inSlices)
 
     def restored(self) -> Reconstruction | None:
         """What a saved scene's node holds, without pose and latents, or None."""
@@ -169,13 +170,27 @@ class LiveModel:
             nearest_training=_nearest(node),
         )
 
+    def _cut(self, node: Node, isShown: bool) -> None:
+        """Show or hide the surface's cuts in its plain color, whatever 3D views show."""
+        displays = [node.GetNthDisplayNode(i) for i in range(node.GetNumberOfDisplayNodes())]
+        found = next((d for d in displays if d is not None and d.GetAttribute(CUT_ATTRIBUTE)), None)
+        if found is None and isShown:
+            found = node.GetScene().AddNewNodeByClass("vtkMRMLModelDisplayNode")
+            found.SetAttribute(CUT_ATTRIBUTE, "1")
+            found.SetVisibility3D(False)
+            found.SetSliceIntersectionThickness(CUT_THICKNESS)
+            node.AddAndObserveDisplayNodeID(found.GetID())
+        if found is not None:
+            found.SetColor(*node.GetDisplayNode().GetColor())
+            found.SetVisibility2D(isShown)
+
     def _made(self) -> Node:
         name = self._structure.name + self._suffix
         node = self._structure.scene.AddNewNodeByClass("vtkMRMLModelNode", name)
         node.CreateDefaultDisplayNodes()
         display = node.GetDisplayNode()
-        display.SetColor(*PLAIN)
-        display.SetSliceIntersectionThickness(2)
+        display.SetColor(*(self._plain or self._structure.colors.surface))
+        display.SetSliceIntersectionThickness(CUT_THICKNESS)
         self._structure.refer(self._role, node)
         self._structure.file(node)
         return node
@@ -233,10 +248,32 @@ def _trianglesOf(mesh: Any) -> NDArray[np.int64] | None:
     return ids.reshape(-1, 3) if len(ids) == 3 * cells.GetNumberOfCells() else None
 
 
-def _movePoints(node: Node, surface: Surface) -> bool:
-    """Move the points the node has; False where its triangles are others."""
+def _put(node: Node, surface: Surface, arrays: dict[str, NDArray[Any] | None]) -> None:
+    """Put a surface with its arrays into a node.
+
+    Into the mesh that it has: another mesh would have every view build its pipelines anew, and
+    Slicer would stand still for as long. Views hear of it once.
+    """
     mesh = node.GetPolyData()
-    if mesh is None or mesh.GetNumberOfPoints() != len(surface.points):
+    if mesh is None:
+        mesh = polyDataOf(surface)
+        _setArrays(mesh, arrays)
+        node.SetAndObservePolyData(mesh)
+        return
+    if _movePoints(mesh, surface):
+        _setArrays(mesh, arrays)
+        mesh.Modified()
+    else:
+        fresh = polyDataOf(surface)
+        _setArrays(fresh, arrays)
+        was = node.StartModify()
+        mesh.ShallowCopy(fresh)
+        node.EndModify(was)
+
+
+def _movePoints(mesh: Any, surface: Surface) -> bool:
+    """Move the points of a mesh; False where its triangles are others."""
+    if mesh.GetNumberOfPoints() != len(surface.points):
         return False
     known = _trianglesOf(mesh)
     if known is None or not np.array_equal(known, surface.triangles):
@@ -244,3 +281,23 @@ def _movePoints(node: Node, surface: Surface) -> bool:
     vtk_to_numpy(mesh.GetPoints().GetData())[:] = surface.points
     mesh.GetPoints().Modified()
     return True
+
+
+def _setArrays(mesh: Any, arrays: dict[str, NDArray[Any] | None]) -> None:
+    """Give a mesh these point arrays, in place where it has them already."""
+    data = mesh.GetPointData()
+    for name, values in arrays.items():
+        known = data.GetArray(name)
+        if values is None:
+            data.RemoveArray(name)
+        elif known is not None and _isLike(vtk_to_numpy(known), values):
+            vtk_to_numpy(known)[:] = values
+            known.Modified()
+        else:
+            array = numpy_to_vtk(np.ascontiguousarray(values), deep=1)
+            array.SetName(name)
+            data.AddArray(array)
+
+
+def _isLike(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype

@@ -70,7 +70,7 @@ def saveToSegmentation(
     ijkToFrame = _rectangular(toFrame @ labelmap.grid.ijkToWorld)
     parts = partsOf(labelmap, surface)
     if segmentation is None:
-        segmentation = _newSegmentation(scene, volume, name or model.GetName())
+        segmentation = newSegmentation(scene, volume, _freeName(scene, name or model.GetName()))
     else:
         _requireSupported(segmentation)
     content = segmentation.GetSegmentation()
@@ -86,11 +86,23 @@ def saveToSegmentation(
     return segmentation, segmentId
 
 
-def _newSegmentation(scene: Node, volume: Node, name: str) -> Node:
+def newSegmentation(scene: Node, volume: Node | None, name: str) -> Node:
+    """An empty segmentation on the voxels of a volume and under its transform."""
     node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
     node.CreateDefaultDisplayNodes()
-    node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
+    if volume is not None:
+        node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
+        node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
     return node
+
+
+def _freeName(scene: Node, name: str) -> str:
+    """A name that no segmentation has: with a number from 2 on, where one has it."""
+    count = scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode")
+    nodes = (scene.GetNthNodeByClass(i, "vtkMRMLSegmentationNode") for i in range(count))
+    taken = {node.GetName() for node in nodes}
+    numbered = (f"{name} {i}" for i in range(2, count + 3))
+    return next(free for free in (name, *numbered) if free not in taken)
 
 
 def _setReference(segmentation: Node, volume: Node) -> None:

@@ -1,4 +1,5 @@
-"""Slice views that are moved for the user: to an annotation, and to where one more tells most."""
+"""Slice views: moved for the user, to an annotation or to where one more tells most; and which of
+them show an outline."""
 
 from __future__ import annotations
 
@@ -12,12 +13,22 @@ from model_server.geometry.next_plane import NextPlane, next_plane, slices_acros
 from model_server.observations import Volume
 from model_server.reconstruction import Reconstruction
 
-from .annotations import LEAST_POINTS, Array, definedPoints, flatPlane, planeOfSlice, volumeOf
+from .annotations import (
+    LEAST_POINTS,
+    Array,
+    definedPoints,
+    flatPlane,
+    planeOfSlice,
+    volumeOf,
+)
 from .structure import CURVE_CLASS, VIEW_ATTRIBUTE
 
 Node = Any
 
 SAME_NORMAL = 1.0 - 1e-7  # of a view that lies in a plane already
+NEAR_NORMAL = float(np.cos(np.radians(2.0)))  # of a view that an outline lies in
+
+Views = tuple[tuple[str, tuple[float, ...]], ...]  # IDs; of slice views with their normals
 
 
 def jumpTo(node: Node, sliceNodes: Sequence[Node]) -> Node | None:
@@ -42,6 +53,50 @@ def _turnTo(sliceNode: Node, normal: Array, point: Array) -> None:
     across = np.cross(helper, normal)
     across /= np.linalg.norm(across)
     sliceNode.SetSliceToRASByNTP(*normal, *across, *point, 0)
+
+
+# --- outlines in their own planes ----------------------------------------------------------------
+
+
+def viewsOf(scene: Node) -> Views:
+    """All views of a scene, and where slice views look: what decides which outlines they show."""
+    spaces = _nodesOf(scene, "vtkMRMLViewNode")
+    slices = _nodesOf(scene, "vtkMRMLSliceNode")
+    return (
+        *((node.GetID(), ()) for node in spaces),
+        *((node.GetID(), _normalOf(node)) for node in slices),
+    )
+
+
+def _normalOf(sliceNode: Node) -> tuple[float, ...]:
+    """As ``planeOfSlice`` tells it, for a timer that asks many times a second."""
+    matrix = sliceNode.GetSliceToRAS()
+    return tuple(round(matrix.GetElement(row, 2), 6) for row in range(3))
+
+
+def _nodesOf(scene: Node, name: str) -> list[Node]:
+    count = scene.GetNumberOfNodesByClass(name)
+    return [scene.GetNthNodeByClass(index, name) for index in range(count)]
+
+
+def showInOwnPlanes(curves: Iterable[Node], views: Views) -> None:
+    """Show each outline in 3D, and in slice views of its own plane alone.
+
+    In others it would run across the organ as a faded line with dots.
+    """
+    for curve in curves:
+        display, points = curve.GetDisplayNode(), definedPoints(curve)
+        if display is None or len(points) < LEAST_POINTS:
+            continue
+        normal = flatPlane(points)[1]
+        spaces = [view for view, across in views if not across]
+        slices = [v for v, across in views if across and abs(float(normal @ across)) > NEAR_NORMAL]
+        wanted = spaces + slices
+        was = display.StartModify()
+        display.SetVisibility2D(bool(slices))  # without any ID, it would be shown everywhere
+        if list(display.GetViewNodeIDs()) != wanted:
+            display.SetViewNodeIDs(wanted)
+        display.EndModify(was)
 
 
 # --- the next slice ------------------------------------------------------------------------------

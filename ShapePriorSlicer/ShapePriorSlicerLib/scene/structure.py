@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from .annotations import (
     placed,
     sliceSpacing,
 )
+from .markups import dress, setLocalPoints
+from .palette import INSIDE_COLOR, LANDMARK_COLOR, OUTSIDE_COLOR, PAIRS, Color, Pair
 from .parameters import Parameters, readParameters, writeParameters
 
 Node = Any
@@ -32,6 +35,7 @@ KIND_ATTRIBUTE = "ShapePriorSlicer.Kind"  # of the parameter node: "structure"
 FOLDER_ATTRIBUTE = "ShapePriorSlicer.Folder"  # of the folder made for a structure
 KEY_ATTRIBUTE = "ShapePriorSlicer.Key"  # the same for an annotation that undo brings back
 VIEW_ATTRIBUTE = "ShapePriorSlicer.View"  # the slice view an outline was drawn in
+COLORS_ATTRIBUTE = "ShapePriorSlicer.Colors"  # of the parameter node: which pair of the palette
 
 # Annotations, by the role under which the parameter node refers to them.
 OUTLINE, BOUNDARY, INSIDE, OUTSIDE = "outline", "boundary", "inside", "outside"
@@ -50,14 +54,7 @@ VOLUME, MODEL, TEMPLATE, LANDMARKS = "volume", "model", "template", "landmarks"
 SEGMENTATION = "segmentation"
 
 LOOP_POINTS = 24  # control points of an outline made from a dense loop
-
-COLORS = {
-    OUTLINE: (1.0, 0.85, 0.2),
-    BOUNDARY: (1.0, 0.6, 0.1),
-    INSIDE: (0.3, 0.9, 0.4),
-    OUTSIDE: (0.95, 0.3, 0.3),
-    TEMPLATE_LANDMARKS: (0.4, 0.8, 1.0),
-}
+LANDMARK_LABELS = "%d"  # the node's name before it, on organ and template, would cover both
 
 
 @dataclass(frozen=True)
@@ -130,6 +127,7 @@ class Structure:
         node.SetName(name)
         node.SetModuleName(MODULE)
         node.SetAttribute(KIND_ATTRIBUTE, "structure")
+        node.SetAttribute(COLORS_ATTRIBUTE, str(_freePair(cls.all(scene))))
         node.SetHideFromEditors(True)
         writeParameters(node, parameters)
         added = scene.AddNode(node)
@@ -152,6 +150,17 @@ class Structure:
     def parameters(self) -> Parameters:
         """The user's choices."""
         return readParameters(self.node)
+
+    @property
+    def pair(self) -> int:
+        """Which colors of the palette it has; the first ones in scenes of older versions."""
+        text = self.node.GetAttribute(COLORS_ATTRIBUTE) or "0"
+        return int(text) % len(PAIRS) if text.isdigit() else 0
+
+    @property
+    def colors(self) -> Pair:
+        """Of its outlines and its surface."""
+        return PAIRS[self.pair]
 
     @property
     def saved(self) -> int:
@@ -212,6 +221,7 @@ class Structure:
         if node.GetAttribute(KEY_ATTRIBUTE) in taken:
             node.SetAttribute(KEY_ATTRIBUTE, None)  # a copy of one of ours
         _keyOf(node)
+        self._dress(role, node)
         self.node.AddNodeReferenceID(role, node.GetID())
         self.file(node)
 
@@ -225,8 +235,7 @@ class Structure:
         """
         spacing = float(np.linalg.norm(loop - np.roll(loop, 1, axis=0), axis=1).sum()) / LOOP_POINTS
         curve = self.made(OUTLINE, name)
-        for point in resample_loop(loop, spacing):
-            curve.AddControlPoint(*point)
+        setLocalPoints(curve, resample_loop(loop, spacing))
         bindToSlice(curve, sliceNode, sliceSpacing(self.refers(VOLUME), sliceNode))
         curve.SetAttribute(VIEW_ATTRIBUTE, sliceNode.GetName())
         return curve
@@ -272,15 +281,23 @@ class Structure:
     def made(self, role: str, name: str) -> Node:
         """A new, empty annotation node in the scene, not yet an annotation of the structure."""
         node = addedMarkups(self.scene, CLASSES[role], freeName(self.scene, name))
-        node.CreateDefaultDisplayNodes()
-        display = node.GetDisplayNode()
-        display.SetSelectedColor(*COLORS[role])
-        display.SetColor(*COLORS[role])
-        display.SetPropertiesLabelVisibility(False)
-        display.SetPointLabelsVisibility(role == TEMPLATE_LANDMARKS)
-        if role == OUTLINE:
-            display.SetGlyphScale(1.5)
+        self._dress(role, node)
         return node
+
+    def _dress(self, role: str, node: Node) -> None:
+        """Show a markups node as an annotation of this structure, also one that others made."""
+        isLandmark = role == TEMPLATE_LANDMARKS
+        dress(node, self._colorOf(role), labels=isLandmark, large=role == OUTLINE)
+        if isLandmark and not node.GetNumberOfControlPoints():
+            node.SetControlPointLabelFormat(LANDMARK_LABELS)
+
+    def _colorOf(self, role: str) -> Color:
+        others = {
+            INSIDE: INSIDE_COLOR,
+            OUTSIDE: OUTSIDE_COLOR,
+            TEMPLATE_LANDMARKS: LANDMARK_COLOR,
+        }
+        return others.get(role, self.colors.outline)
 
     # --- state --------------------------------------------------------------------------------
 
@@ -378,6 +395,12 @@ def addedMarkups(scene: Node, className: str, name: str) -> Node:
     return node
 
 
+def _freePair(structures: list[Structure]) -> int:
+    """The first colors that the fewest structures have."""
+    taken = Counter(structure.pair for structure in structures)
+    return min(range(len(PAIRS)), key=lambda pair: taken[pair])
+
+
 def _hierarchy(scene: Node) -> Node:
     import slicer
 
@@ -441,16 +464,3 @@ def _transformId(scene: Node, key: str) -> str | None:
     count = scene.GetNumberOfNodesByClass("vtkMRMLTransformNode")
     nodes = (scene.GetNthNodeByClass(i, "vtkMRMLTransformNode") for i in range(count))
     return next((n.GetID() for n in nodes if key and n.GetAttribute(KEY_ATTRIBUTE) == key), None)
-
-
-def setLocalPoints(node: Node, points: Array) -> None:
-    """Give a markups node these placed points, mm in its own frame; labels of kept ones stay."""
-    was = node.StartModify()
-    while node.GetNumberOfControlPoints() > len(points):
-        node.RemoveNthControlPoint(node.GetNumberOfControlPoints() - 1)
-    for index, point in enumerate(points):
-        if index < node.GetNumberOfControlPoints():
-            node.SetNthControlPointPosition(index, *point)
-        else:
-            node.AddControlPoint(*point)
-    node.EndModify(was)

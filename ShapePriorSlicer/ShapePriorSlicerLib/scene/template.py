@@ -17,15 +17,17 @@ from .annotations import Array, definedPoints, fromWorld, localPoints, placed
 from .coloring import PARTS
 from .landmarks import Places, onPatient, onTemplate
 from .live_model import LiveModel
+from .markups import dress, setLocalPoints
+from .palette import LANDMARK_COLOR, TEMPLATE_COLOR
 from .parameters import Parameters
 from .structure import (
+    LANDMARK_LABELS,
     LANDMARKS,
     POINTS_CLASS,
     TEMPLATE,
     TEMPLATE_LANDMARKS,
     Structure,
     addedMarkups,
-    setLocalPoints,
 )
 
 Node = Any
@@ -46,7 +48,7 @@ class TemplateView:
 
     def __init__(self, structure: Structure) -> None:
         self._structure = structure
-        self._model = LiveModel(structure, TEMPLATE, " template", legend=False)
+        self._model = LiveModel(structure, TEMPLATE, " template", False, TEMPLATE_COLOR)
         self._known: dict[tuple[str, int], Template] = {}
         self.problem: ShapePriorError | None = None  # of the landmarks, for the user to read
 
@@ -79,8 +81,9 @@ class TemplateView:
         self._setVisible(True)
 
     def color(self, chosen: Parameters) -> None:
-        """Color the template as the organ: by place, or by parts."""
-        coloring = "parts" if chosen.coloring == "parts" and self._hasParts() else "correspondence"
+        """Color the template as the organ, by place or by parts; what is measured, it has not."""
+        shared = "correspondence" if chosen.coloring == "correspondence" else "plain"
+        coloring = "parts" if chosen.coloring == "parts" and self._hasParts() else shared
         self._model.display(replace(COLORS, coloring=coloring))
 
     def moveLandmarks(self, patient: Reconstruction | None) -> None:
@@ -190,7 +193,8 @@ class TemplateView:
     def _madeLandmarks(self) -> Node:
         name = f"{self._structure.name} landmarks"
         node = addedMarkups(self._structure.scene, POINTS_CLASS, name)
-        node.CreateDefaultDisplayNodes()
+        dress(node, LANDMARK_COLOR, labels=True)
+        node.SetControlPointLabelFormat(LANDMARK_LABELS)
         node.SetLocked(True)  # they follow the fit; the ones on the template are moved by hand
         self._structure.refer(LANDMARKS, node)
         self._structure.file(node)

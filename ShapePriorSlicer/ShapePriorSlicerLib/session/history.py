@@ -15,6 +15,7 @@ from ..scene.structure import OUTLINE, Annotation, State, readState
 STEPS = 100
 FILE_MM = 1e-6  # by which a saved point may be off
 SLIDERS = ("strength", "opacity")  # whose steps go on with the one before
+SAVE = "Save as segment"
 NAMES = {
     "outline": "outline",
     "boundary": "boundary point",
@@ -104,6 +105,20 @@ class History:
         self._place = min(self._place + 1, len(self._steps) - 1)
         return self.present
 
+    @property
+    def saves(self) -> list[int]:
+        """Numbers of the saves as a segment that are steps."""
+        return [step.state.saved for step in self._steps if step.text == SAVE]
+
+    def forgetSave(self, number: int) -> None:
+        """Let a save that can neither be taken back nor done again be no step of its own."""
+        for index, step in enumerate(self._steps):
+            if index and step.text == SAVE and step.state.saved == number:
+                self._steps[index - 1] = Step(self._steps[index - 1].text, step.state)
+                del self._steps[index]
+                self._place -= self._place >= index
+                return
+
     def amend(self, state: State) -> None:
         """Say what the present state is in truth, where the scene could not be brought to it."""
         self._steps[self._place] = Step(self._steps[self._place].text, state)
@@ -171,7 +186,7 @@ def _near(one: State, other: State) -> bool:
 def described(before: State, after: State) -> str:
     """What a user did between two states."""
     if before.saved != after.saved:
-        return "Save as segment"
+        return SAVE
     changed = _changedChoices(before.parameters, after.parameters)
     if before.annotations == after.annotations:
         return CHANGES[changed[0]] if len(changed) == 1 else "Change settings"

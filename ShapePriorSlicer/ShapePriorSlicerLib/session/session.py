@@ -31,6 +31,7 @@ from .watch import Watch
 Node = Any
 
 HISTORY_PARAMETER = "history"
+SEEN_ATTRIBUTE = "ShapePriorSlicer.Seen"  # of a structure whose first surface was shown large
 SETTLE_SECONDS = 0.25  # a slider that rested this long is let go
 MERGE_SECONDS = 1.0  # changes of one slider within this time are one step
 LONG_AGO = -1e9
@@ -58,7 +59,10 @@ class Session:
         self._fit = Fit(structure, connection, self._isResting)
         self.model, self.template = self._fit.shown.model, self._fit.shown.template
         self.history = self._restoredHistory()
+        self._forgetLostSaves()
         self._fit.restore()
+        if self.reconstruction is not None:
+            self.takeFirstSurface()  # of a saved scene, which has its cameras
         self._watch = Watch(structure)
 
     # --- what the user reads ------------------------------------------------------------------
@@ -193,6 +197,17 @@ class Session:
         outlines = self.structure.nodes(OUTLINE)
         return moveToNextSlice(self.reconstruction, outlines, sliceNodes, self.volume)
 
+    def takeFirstSurface(self) -> bool:
+        """Whether there is a surface for the first time in the life of the structure.
+
+        Said once, also over saving and opening: afterwards cameras are the user's.
+        """
+        node = self.structure.node
+        if self.reconstruction is None or node.GetAttribute(SEEN_ATTRIBUTE):
+            return False
+        node.SetAttribute(SEEN_ATTRIBUTE, "1")
+        return True
+
     # --- the fit ------------------------------------------------------------------------------
 
     @property
@@ -233,6 +248,11 @@ class Session:
         self._commit()
         return node
 
+    @property
+    def segmentation(self) -> Node | None:
+        """The segmentation the surface was kept in last."""
+        return self._keeper.segmentation
+
     # --- the timer, the scene -----------------------------------------------------------------
 
     def poll(self, wait: float = 0.0) -> bool:
@@ -261,8 +281,9 @@ class Session:
         self._commit()
 
     def noticeRemoval(self) -> None:
-        """Some node left the scene; if it was an annotation, that is an edit."""
+        """Some node left the scene: an annotation, or a segmentation that undo would need."""
         self._watch.noticeRemoval()
+        self._forgetLostSaves()
 
     def close(self) -> None:
         """Stop watching the scene and end the connection."""
@@ -333,6 +354,14 @@ class Session:
     def _keepHistory(self) -> None:
         """Put it into the scene at once: not every way of saving tells that it begins."""
         self.structure.node.SetParameter(HISTORY_PARAMETER, self.history.text())
+
+    def _forgetLostSaves(self) -> None:
+        """Offer no undo that would do nothing."""
+        lost = self._keeper.lost(self.history.saves)
+        for number in lost:
+            self.history.forgetSave(number)
+        if lost:
+            self._keepHistory()
 
     def _restoredHistory(self) -> History:
         """That of a saved scene, or a new one."""

@@ -49,7 +49,8 @@ class ShownSurface:
         self.model.show(found, observations, self._structure.parameters)
         digest = "" if answers is None else _digest(answers)
         self._structure.node.SetParameter(FITTED_PARAMETER, digest)
-        self._keepResiduals()
+        # Of a preview they are passing: keeping them would have the whole panel follow each.
+        self._keepResiduals(residuals if answers is not None else {})
         if first or answers is not None:  # on the way to it the fit may still change templates
             self.updateTemplate()
         self.moveLandmarks()
@@ -107,8 +108,8 @@ class ShownSurface:
         """Put the landmarks where the template's are on this surface."""
         self.template.moveLandmarks(self.reconstruction)
 
-    def _keepResiduals(self) -> None:
-        kept = {node: [r.name, r.kind, r.mean_mm, r.max_mm] for node, r in self.residuals.items()}
+    def _keepResiduals(self, residuals: Residuals) -> None:
+        kept = {node: [r.name, r.kind, r.mean_mm, r.max_mm] for node, r in residuals.items()}
         self._structure.node.SetParameter(RESIDUALS_PARAMETER, json.dumps(kept))
 
 

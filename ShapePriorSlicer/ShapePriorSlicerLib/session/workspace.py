@@ -8,7 +8,8 @@ from typing import Any
 from slicer.util import VTKObservationMixin
 
 from ..scene.parameters import Parameters, organOf
-from ..scene.structure import VOLUME, Structure
+from ..scene.slice_views import Views, showInOwnPlanes, viewsOf
+from ..scene.structure import OUTLINE, VOLUME, Structure
 from ..server.backend import Backend, LocalBackend
 from ..server.connection import Connection
 from .drawing import Drawing
@@ -35,6 +36,7 @@ class Workspace(VTKObservationMixin):  # type: ignore[misc]
         self.current: Session | None = None
         self.drawing = Drawing(scene)
         self._changed = False
+        self._views: Views = ()  # when last polled
         self._placing: tuple[Any, ...] = ()  # what the drawing was when last polled
         self._seen: tuple[Any, ...] = (None, None, None)  # the problem, and the moment
         for event, method in (
@@ -142,6 +144,11 @@ class Workspace(VTKObservationMixin):  # type: ignore[misc]
         for session in list(self.sessions):
             lend = wait if session.isActive() or session.connection.isBusy() else 0.0
             changed |= session.poll(lend)
+        views = viewsOf(self.scene)
+        if changed or views != self._views:
+            self._views = views
+            for session in self.sessions:
+                showInOwnPlanes(session.structure.nodes(OUTLINE), views)
         self._endProblem()
         return changed
 

@@ -116,3 +116,28 @@ def test_an_existing_file_is_replaced(model, tmp_path):
     writeSurface(model, tmp_path / "a.stl")
     assert (tmp_path / "a.stl").stat().st_size > 1000
     assert time.time() - (tmp_path / "a.stl").stat().st_mtime < 60
+
+
+def test_links_are_written_through(model, tmp_path):
+    target, link = tmp_path / "target.stl", tmp_path / "link.stl"
+    target.write_text("old")
+    link.symlink_to(target)
+    writeSurface(model, link)
+    assert link.is_symlink()
+    assert target.stat().st_size > 1000
+    assert sorted(os.listdir(tmp_path)) == ["link.stl", "target.stl"]
+
+
+def test_a_short_labelmap_on_a_full_disk_is_told(scene, model, volume, tmp_path):
+    """Short ones stay in buffers until they are closed, and ITK does not look then."""
+    resource = pytest.importorskip("resource", reason="no file size limits")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
+    try:
+        for suffix in LABELMAP_FORMATS:
+            with pytest.raises(ShapePriorError) as caught:
+                writeLabelmap(scene, model, volume, tmp_path / f"a{suffix}")
+            assert caught.value.code == "unwritable"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert os.listdir(tmp_path) == []

@@ -12,12 +12,14 @@ pytest.importorskip("slicer", reason="slicer-core is not installed")
 import slicer
 import vtk
 from scenes import bend, transformed, turn
+from ShapePriorBrowser.colors import provideColors
 from ShapePriorSlicerLib.scene import coloring, live_model
 from ShapePriorSlicerLib.scene.annotations import toWorld
 from ShapePriorSlicerLib.scene.landmarks import onPatient
 from ShapePriorSlicerLib.scene.live_model import LiveModel
 from ShapePriorSlicerLib.scene.parameters import COLORINGS, Parameters
 from ShapePriorSlicerLib.scene.structure import MODEL, Structure
+from views import Space, View, cannotRender
 from vtk.util.numpy_support import vtk_to_numpy
 
 from model_server.observations import Observations, PointSet
@@ -86,6 +88,42 @@ def test_other_triangles_keep_the_node_and_its_colors(model):
     assert display.GetScalarVisibility()
     assert display.GetActiveScalarName() == coloring.UNCERTAINTY
     assert display.GetScalarRange() == pytest.approx((0.0, 0.6))
+
+
+class Events:
+    """How often views are told of a model's mesh, and of how it is displayed."""
+
+    def __init__(self, node) -> None:
+        self.mesh = self.display = 0
+        node.AddObserver(node.PolyDataModifiedEvent, self._onMesh)
+        node.AddObserver(node.DisplayModifiedEvent, self._onDisplay)
+
+    def _onMesh(self, caller, event) -> None:
+        self.mesh += 1
+
+    def _onDisplay(self, caller, event) -> None:
+        self.display += 1
+
+
+@pytest.mark.parametrize("faces", [FACES, FACES[::-1], FACES[:4]], ids=["same", "other", "fewer"])
+def test_views_hear_of_a_surface_once(model, faces):
+    """In the mesh they have: another would have them build their pipelines anew."""
+    node = model.show(reconstruction(), ASKED, UNCERTAIN)
+    mesh, events = node.GetPolyData(), Events(node)
+    model.show(reconstruction(12.0, faces), ASKED, UNCERTAIN)
+    assert node.GetPolyData() is mesh
+    assert mesh.GetNumberOfPolys() == len(faces)
+    assert np.allclose(array(node, coloring.UNCERTAINTY), np.linspace(0.1, 0.6, 6))
+    assert (events.mesh, events.display) == (1, 0)
+
+
+def test_a_cleared_model_is_filled_again(model):
+    node = model.show(reconstruction(), ASKED, UNCERTAIN)
+    model.clear()
+    assert node.GetPolyData().GetNumberOfPoints() == 0
+    assert model.restored() is None
+    model.show(reconstruction(), ASKED, UNCERTAIN)
+    assert np.allclose(model.restored().surface.points, 10 * OCTAHEDRON)
 
 
 def test_a_deleted_node_is_made_anew(application, model):
@@ -192,6 +230,72 @@ def test_a_legend_alone_is_in_the_middle_again(legends):
     assert legendOf(first).GetTitleText() == "Uncertainty (mm)"
     low, high = reach(legendOf(first))
     assert low + high == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_measure_has_all_its_colors_after_parts(legends):
+    """Of a table with few colors Slicer takes their number once and for all."""
+    parts = np.array([1, 1, 1, 2, 2, 2], dtype=np.uint8)
+    model = legends("organ", "parts", parts=parts)
+    legend = legendOf(model)
+    shown = (legend.GetMaxNumberOfColors(), legend.GetNumberOfLabels())
+    assert shown == (2, 2)
+    assert legend.GetUseColorNamesForLabels()
+    model.display(UNCERTAIN)
+    shown = (legend.GetMaxNumberOfColors(), legend.GetNumberOfLabels())
+    assert shown == (256, 5)
+    assert not legend.GetUseColorNamesForLabels()
+
+
+def test_a_legend_of_long_names_is_wider(legends):
+    """Slicer shrinks the text until it fits beside the bar."""
+    parts = np.array([1, 1, 1, 2, 2, 2], dtype=np.uint8)
+    widths = [
+        legendOf(legends(name, "parts", parts=parts, part_names={1: name})).GetSize()[0]
+        for name in ("head", "right posterior section", 100 * "a")
+    ]
+    assert widths[0] < widths[1] <= widths[2] == 0.5
+    model = legends("organ", "uncertainty")
+    assert legendOf(model).GetSize()[0] < widths[0]
+
+
+@pytest.mark.skipif(bool(cannotRender()), reason=cannotRender())
+def test_names_of_parts_can_be_read(application, legends):
+    provideColors(application.scene)
+    space = Space(application)
+    parts = np.array([1, 1, 1, 2, 2, 2], dtype=np.uint8)
+    names = {1: "left lateral section", 2: "right posterior section"}
+    model = legends("organ", "parts", parts=parts, part_names=names)
+    model.node.GetDisplayNode().SetOpacity(0.0)
+    letters = space.picture().min(axis=2) > 200  # white, on the colors' left
+    rows = np.flatnonzero(letters.any(axis=1))
+    lines = np.split(rows, np.flatnonzero(np.diff(rows) > 4) + 1)
+    heights = [len(line) for line in lines]
+    assert len(lines) == 3  # two names and the title
+    assert min(heights) >= 8  # pixels; it was 2
+    space.close()
+
+
+@pytest.mark.skipif(bool(cannotRender()), reason=cannotRender())
+def test_slices_cut_a_surface_in_every_coloring_without_complaint(application, model, tmp_path):
+    """Slicer's slice views complained of a bad table range for colors as they are."""
+    view = View(application, "Red", "Axial", center=np.zeros(3))
+    log = vtk.vtkFileOutputWindow()
+    log.SetFileName(str(tmp_path / "log.txt"))
+    log.SetFlush(True)
+    usual = vtk.vtkOutputWindow.GetInstance()
+    provideColors(application.scene)
+    vtk.vtkOutputWindow.SetInstance(log)
+    try:
+        for name in ("plain", "correspondence", "uncertainty", "correspondence", "distance"):
+            model.show(reconstruction(), ASKED, replace(CHOSEN, coloring=name))
+            assert view.picture().any(), name
+            model.display(replace(CHOSEN, coloring=name, slicesOn=False))
+            assert not view.picture().any(), name
+    finally:
+        vtk.vtkOutputWindow.SetInstance(usual)
+        view.close()
+    path = tmp_path / "log.txt"
+    assert not path.exists() or "table range" not in path.read_text()
 
 
 def test_unnamed_parts_are_numbered_and_a_part_keeps_its_color(legends):

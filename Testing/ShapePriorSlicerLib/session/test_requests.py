@@ -10,6 +10,7 @@ from scenes import FakeConnection, asked, draw, move, outline, points
 from ShapePriorSlicerLib.scene.annotations import definedPoints
 
 from model_server.errors import ShapePriorError
+from model_server.reconstruction import Residual
 from model_server.service.wire import observations_map, read_observations
 
 
@@ -93,6 +94,23 @@ def test_a_drag_asks_for_one_preview_at_a_time_and_its_release_for_a_fit(fitted)
     fitted.poll()
     assert len(asked(fitted)) == 3
     assert fitted.history.undoText == "Move point of an outline"
+
+
+def test_previews_in_a_drag_leave_the_parameter_node_and_the_mesh_alone(fitted):
+    """The panel follows the one, views build their pipelines anew for another of the other."""
+    node, heard = outline(fitted), []
+    mesh = fitted.model.node.GetPolyData()
+    for step in range(3):
+        drag(node)
+        fitted.poll()
+        if step == 1:  # the first one said that the surface is no answer any more
+            fitted.structure.node.AddObserver("ModifiedEvent", lambda *_: heard.append(1))
+        residuals = (Residual("axial", "outline", 0.1 + step, 1.0),)
+        fitted.connection.answer(shift=float(step), residuals=residuals)
+        fitted.poll()
+        assert fitted.status.residualMm == pytest.approx(0.1 + step)
+    assert not heard
+    assert fitted.model.node.GetPolyData() is mesh
 
 
 def test_a_drag_back_to_where_it_began_brings_the_surface_back(fitted):

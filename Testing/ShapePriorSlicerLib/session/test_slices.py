@@ -13,6 +13,7 @@ from scenes import CENTER, asked, curve, ellipse, outline, transformed, turn
 from ShapePriorSlicerLib.scene.annotations import definedPoints, planeOfSlice
 from ShapePriorSlicerLib.scene.slice_views import jumpTo
 from ShapePriorSlicerLib.scene.structure import OUTLINE, VIEW_ATTRIBUTE
+from views import View, cannotRender
 
 from model_server.errors import ShapePriorError
 from model_server.geometry.next_plane import LEAST_GAP_MM
@@ -50,6 +51,42 @@ def test_jump_to_nothing(application, fitted):
     empty = curve(fitted.structure, [], "empty")
     assert jumpTo(empty, [application.view("Red", "Axial")]) is None
     assert jumpTo(outline(fitted), []) is None
+
+
+def shownIn(node):
+    return set(node.GetDisplayNode().GetViewNodeIDs())
+
+
+def test_outlines_are_shown_in_views_of_their_own_plane_and_in_3d(application, workspace, fitted):
+    red, green = application.view("Red", "Axial"), application.view("Green", "Coronal")
+    space = application.scene.AddNewNodeByClass("vtkMRMLViewNode").GetID()
+    workspace.poll()
+    axial, coronal = outline(fitted), outline(fitted, 1)
+    assert shownIn(axial) == {space, red.GetID()}
+    assert shownIn(coronal) == {space, green.GetID()}
+    jumpTo(coronal, [red])  # turns Red into the coronal plane
+    workspace.poll()
+    assert shownIn(axial) == {space}
+    assert shownIn(coronal) == {space, red.GetID(), green.GetID()}
+    transformed(application.scene, turn(40.0), coronal)
+    workspace.poll()
+    assert shownIn(coronal) == {space}
+
+
+@pytest.mark.skipif(bool(cannotRender()), reason=cannotRender())
+def test_an_outline_is_not_seen_in_other_planes_and_slices(application, workspace, fitted):
+    view = View(application, "Red", "Axial")
+    axial, coronal = outline(fitted), outline(fitted, 1)
+    fitted.change(slicesOn=False)
+    axial.SetDisplayVisibility(False)
+    workspace.poll()
+    assert not view.picture().any()  # the coronal one crosses it
+    axial.SetDisplayVisibility(True)
+    coronal.SetDisplayVisibility(False)
+    assert view.picture().any()
+    view.node.SetSliceOffset(CENTER[2] + 3.0)
+    assert not view.picture().any()
+    view.close()
 
 
 def test_suggested_slices_are_new_ones(application, fitted):

@@ -16,7 +16,6 @@ from model_server.training import atlas_shapes, few_shot, own, run, wrapping
 __all__ = ["hippocampus", "shapes"]
 
 Wrapped = np.ndarray
-POOL = "worker_pool" if hasattr(atlas_shapes, "worker_pool") else "ProcessPoolExecutor"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,7 +35,7 @@ def modest_trainings() -> Iterator[None]:
         patch.setattr(wrapping, "wrap", wrap)
         patch.setattr(atlas_shapes, "wrap", wrap)
         patch.setattr(atlas_shapes, "cover", remembered(wrapping.cover))
-        patch.setattr(atlas_shapes, POOL, lambda *_, **__: ThreadPoolExecutor(1))
+        patch.setattr(atlas_shapes, "worker_pool", lambda *_, **__: ThreadPoolExecutor(1))
         yield
 
 

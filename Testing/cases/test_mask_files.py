@@ -158,3 +158,20 @@ def test_an_organ_at_the_border_may_be_cut_off(tmp_path):
     array = np.zeros((20, 20, 20), np.uint8)
     array[:, 5:15, 5:15] = array[5:15, :, 5:15] = array[5:15, 5:15, :] = 1
     assert read_mask(file(tmp_path / "cut.nrrd", array)).notes == ()  # cut to its box
+
+
+def test_a_mask_on_every_third_slice_is_told_what_it_is(tmp_path):
+    array = block(1)
+    array[[z for z in range(30) if z % 3]] = 0
+    for axes in ((0, 1, 2), (2, 1, 0)):
+        with pytest.raises(
+            ShapePriorError, match="single slices with empty ones between"
+        ) as caught:
+            read_mask(file(tmp_path / "a.nii.gz", np.ascontiguousarray(array.transpose(axes))))
+        assert "Fill between slices" in caught.value.remedy
+
+
+def test_an_island_beside_the_organ_is_no_single_slice(tmp_path):
+    array = block(1)
+    array[20, 8, 8] = 1
+    assert read_mask(file(tmp_path / "a.nii.gz", array)).array.sum() == 1001

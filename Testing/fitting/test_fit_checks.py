@@ -15,10 +15,13 @@ from model_server.fitting.checks import (
     check_fit,
     check_points,
     check_size,
+    mask_warnings,
     point_warnings,
 )
 from model_server.geometry.icosphere import icosphere
-from model_server.observations import Observations, PointSet
+from model_server.geometry.labels import voxelize
+from model_server.observations import Observations, PointSet, Volume
+from model_server.reconstruction import Surface
 
 # --- before a fit -------------------------------------------------------------------------------
 
@@ -149,3 +152,15 @@ def test_all_checks_of_three_outlines_take_a_few_milliseconds() -> None:
         check_fit(told, surface, CARD, 10.0)
         took.append(time.process_time() - before)
     assert min(took) < 0.02
+
+
+def test_a_surface_of_another_volume_than_its_mask_is_told() -> None:
+    ijk_to_ras = np.diag([1.0, 1.0, 1.0, 1.0])
+    ijk_to_ras[:3, 3] = -20.0
+    surface = Surface(10.0 * icosphere(3).points, icosphere(3).triangles)
+    label = voxelize(surface, ijk_to_ras, (40, 40, 40)).astype(np.uint8)
+    observations = Observations(label_map=Volume(label, ijk_to_ras, "ball"))
+    assert mask_warnings(observations, surface) == ()
+    (said,) = mask_warnings(observations, Surface(1.1 * surface.points, surface.triangles))
+    assert said.startswith("The surface holds 5.5")
+    assert "the mask 'ball' 4.1" in said

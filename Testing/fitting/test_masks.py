@@ -153,7 +153,7 @@ def test_the_largest_island_far_off_is_not_followed(label: Volume, truth: Truth)
     final = list(load_prior("hippocampus-pca").fit(given, settings=QUICKLY))[-1]
     assert dice(final.surface, truth.label) > 0.97
     (note,) = [w for w in final.warnings if "separate parts" in w]
-    assert note.startswith("1 of the 2 separate parts of 'mask' are not followed")
+    assert note.startswith("1 of the 2 separate parts of 'mask' is not followed")
 
 
 def test_of_two_organs_in_one_mask_one_is_taken_and_the_other_told(

@@ -176,3 +176,11 @@ def test_too_little_is_refused_in_words(prior, outlines):
     flat = outlines.outlines[0].loops[0][:12]
     with pytest.raises(ShapePriorError, match="one plane"):
         last(prior, Observations(boundary=(PointSet(flat, "clicks"),)))
+
+
+def test_annotations_larger_than_a_body_are_refused(prior, outlines):
+    first, *others = outlines.outlines
+    loops = tuple(loop + 2e3 for loop in first.loops)
+    far = replace(first, origin=first.origin + 2e3, loops=loops)
+    with pytest.raises(ShapePriorError, match="more than any structure of a body"):
+        last(prior, replace(outlines, outlines=(far, *others)))

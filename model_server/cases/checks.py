@@ -259,13 +259,21 @@ def check_extent(crop: Mask, inside: Mask) -> None:
         )
     if count < LEAST_VOXELS:
         raise FaultError(
-            f"has only {count} labeled voxels", "segment the whole organ, in finer voxels"
+            f"has only {counted(count, 'labeled voxel')}",
+            "segment the whole organ, in finer voxels",
         )
     if min(crop.shape) < LEAST_THICKNESS:
         raise FaultError(
             f"is labeled on only {counted(min(crop.shape), 'slice')}",
             "segment the organ on all its slices",
         )
+    for axis in range(3):
+        filled = np.asarray(crop.any(axis=_others(axis)))
+        if not (filled[1:] & filled[:-1]).any():
+            raise FaultError(
+                "is labeled on single slices with empty ones between",
+                "fill them, e.g. by 'Fill between slices' in 3D Slicer's Segment Editor",
+            )
 
 
 def _check_pieces(crop: Mask, array: NDArray[Any], values: Sequence[int]) -> None:

@@ -22,6 +22,7 @@ SIZE_FACTOR = 2.0  # beyond the largest or smallest training shape by this facto
 TOO_FAR = 0.6  # of a point, as a share of the organ's RMS radius: it does not belong to it
 BARE = 0.35  # share of the surface without a click within the RMS radius, for a warning
 FAR = 0.2  # of a click, the same, for a warning
+OFF_MASK = 0.1  # of a mask's volume: masks of whole organs come back within 0.03
 ONE_SIDED = 0.02  # RMS radii from the clicks' convex hull to the organ's center, for a warning
 
 Array = NDArray[np.float64]
@@ -101,6 +102,22 @@ def check_fit(
         *contradictions(observations, usual),
         *coverage_warnings(planes, card, usual),
         *check_points(observations, surface, card, radius),
+        *mask_warnings(observations, surface),
+    )
+
+
+def mask_warnings(observations: Observations, surface: Surface) -> tuple[str, ...]:
+    """That a surface has another volume than the mask it was fitted to, in one sentence."""
+    label = observations.label_map
+    if label is None:
+        return ()
+    voxel = abs(float(np.linalg.det(label.ijk_to_ras[:3, :3]))) / 1000.0
+    held, found = np.count_nonzero(label.array) * voxel, surface.volume() / 1000.0
+    if abs(found - held) <= OFF_MASK * held:
+        return ()
+    return (
+        f"The surface holds {found:.3g} ml, the mask '{label.name}' {held:.3g} ml: look where "
+        "they differ, and check that the mask is one whole organ, and that of the prior.",
     )
 
 

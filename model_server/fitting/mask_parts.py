@@ -155,7 +155,8 @@ def _note(name: str, organ: str, volumes: Array, off: Array, left: NDArray[np.in
     near, far = (f"{value:.0f}" for value in (off[left].min(), off[left].max()))
     away = near if near == far else f"{near} to {far}"
     return (
-        f"{len(left)} of the {len(volumes)} separate parts of '{name}' are not followed "
+        f"{len(left)} of the {len(volumes)} separate parts of '{name}' "
+        f"{'is' if len(left) == 1 else 'are'} not followed "
         f"({', '.join(named[:MOST_NAMED])} ml{more}, {away} mm off): the {organ} of the prior is "
         "likelier without them."
     )

@@ -20,7 +20,7 @@ from scipy import ndimage
 from model_server.errors import ShapePriorError
 from model_server.fitting.baseline import baseline_answer
 from model_server.fitting.calibration import Calibration
-from model_server.fitting.checks import open_ends, point_warnings
+from model_server.fitting.checks import mask_warnings, open_ends, point_warnings
 from model_server.fitting.contradictions import contradictions, require_depth
 from model_server.fitting.coverage import coverage_warnings, plane_gaps
 from model_server.fitting.drawn_planes import drawn_planes
@@ -43,6 +43,7 @@ MARGIN = 0.15  # around the annotations, as a share of their box's diagonal
 LOWERED = (0.0, 0.15, 0.25, 0.35, 0.45, 0.6, 0.8, 1.0)  # deviations, until the parts are one
 WHOLE = 0.98  # share of the places known to be inside that make one part
 BETTER = 0.02  # more of them, for the field to be lowered further
+MOST_EXTENT_MM = 2000.0  # of the annotations: more are not in mm
 MOST_SMOOTHNESS = 10.0  # of all that a card says of it, in frame units
 SLOPE_STEP = 0.02  # units to both sides of the surface, for its slope
 LEAST_SLOPE = 0.2  # of the median one
@@ -84,11 +85,18 @@ class AnyStructurePrior:
         """Yield the one surface; as quick without a start.
 
         Raises:
-            ShapePriorError: too few annotations, or all in one plane.
+            ShapePriorError: too few annotations, all in one plane, or larger than a body.
         """
         del start
         observations = taken(observations)
         require_depth(observations)
+        extent = observations.extent_mm()
+        if extent > MOST_EXTENT_MM:
+            raise ShapePriorError(
+                f"The annotations span {extent:,.0f} mm, more than any structure of a body.",
+                "Check that they are in mm and belong to one structure.",
+                "wrong-size",
+            )
         with few_threads():
             found = self._fitted(observations, settings)
         yield found
@@ -116,6 +124,7 @@ class AnyStructurePrior:
             *contradictions(observations, radius),
             *coverage_warnings(gaps, self.card, radius),
             *point_warnings(observations, surface, radius),
+            *mask_warnings(observations, surface),
         )
 
 

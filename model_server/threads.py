@@ -18,6 +18,7 @@ from typing import Any
 from model_server.errors import ShapePriorError
 
 FIT_THREADS = 1
+MOST_THREADS = 256  # libraries take memory for each, and end the process when there is none
 NUMBER = "OMP_NUM_THREADS"  # the user's word, for all libraries
 NUMBERS = (
     NUMBER,
@@ -35,7 +36,7 @@ LIBRARIES = ("numpy", "scipy.linalg", "torch")
 def fit_threads() -> int:
     """How many threads a fit takes in this process."""
     first = os.environ.get(NUMBER, "").split(",")[0].strip()  # a list is for nested loops
-    return int(first) if first.isdigit() and int(first) else FIT_THREADS
+    return int(first) if first.isdecimal() and int(first) else FIT_THREADS
 
 
 def variables() -> dict[str, str]:
@@ -53,10 +54,13 @@ def begin_with_few(count: int | None = None) -> None:
         count: threads, whatever the environment says.
 
     Raises:
-        ShapePriorError: less than one.
+        ShapePriorError: less than one, or far too many.
     """
-    if count is not None and count < 1:
-        raise ShapePriorError(f"{count} threads were asked for.", "Choose at least one.")
+    if count is not None and not 1 <= count <= MOST_THREADS:
+        raise ShapePriorError(
+            f"{count} threads were asked for.",
+            f"Choose 1 to {MOST_THREADS}, at best no more than there are processor cores.",
+        )
     if count is not None:
         os.environ.update(dict.fromkeys(NUMBERS, str(count)))
     for name, value in variables().items():

@@ -98,3 +98,9 @@ def test_what_cannot_be_read_is_refused(folder, content):
         path.write_bytes(content)
     with pytest.raises(ShapePriorError, match=r"cannot be used: it (cannot be read|is not a text)"):
         read_cases(path)
+
+
+def test_a_superscript_is_no_label(folder):
+    path = table(folder, "A,rbf,,m.nrrd,\u00b2", header="case,prior,annotations,mask,label")
+    with pytest.raises(ShapePriorError, match="is not a number"):
+        read_cases(path)

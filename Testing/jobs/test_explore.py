@@ -11,6 +11,7 @@ import pytest
 import SimpleITK as sitk
 from matplotlib.image import imread
 
+from model_server.errors import ShapePriorError
 from model_server.geometry.icosphere import icosphere
 from model_server.geometry.labels import voxelize
 from model_server.io.surfaces import read_surface
@@ -144,6 +145,13 @@ def test_what_cannot_be_explored_is_one_sentence(explored, tmp_path, words, sent
     assert done.returncode == 2
     assert sentence in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_shapes_are_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(explore, "_mode_rows", lambda space: pytest.fail("decoded"))
+    (tmp_path / "file").touch()
+    with pytest.raises(ShapePriorError, match="cannot be made"):
+        explore.explore(load_prior("hippocampus-pca"), tmp_path / "file")
 
 
 def test_gaps_are_signed_distances():

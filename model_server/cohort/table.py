@@ -168,7 +168,7 @@ def _case(row: dict[str, str], folder: Path) -> tuple[Case, list[str]]:
     if side not in SIDES:
         problems.append(f"the side '{side}' is none of {', '.join(SIDES)}")
     label = row.get("label", "").replace(";", " ").split()
-    if not all(word.isdigit() for word in label):
+    if not all(word.isdecimal() for word in label):
         problems.append(f"the label '{row['label']}' is not a number, or several parted by ;")
         label = []
     choice = MaskChoice(tuple(sorted({int(word) for word in label})), row.get("segment", ""))

@@ -17,7 +17,7 @@ def explore(
         Path, typer.Option("--output", help="Folder for meshes and picture; made if missing.")
     ] = Path("explore"),
     samples: Annotated[int, typer.Option(min=1, max=12, help="Random shapes.")] = 5,
-    seed: Annotated[int, typer.Option(help="Of the random shapes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random shapes.")] = 0,
     first: Annotated[
         Path | None, typer.Option(help="Label volume to go from (to, where it is the only one) ...")
     ] = None,

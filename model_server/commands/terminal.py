@@ -115,7 +115,7 @@ def label_numbers(text: str) -> tuple[int, ...]:
         ShapePriorError: no such list.
     """
     words = [word.strip() for word in text.split(",")] if text else []
-    if not all(word.isdigit() and int(word) > 0 for word in words):
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
         raise ShapePriorError(
             f"--label '{text}' is not a list of label values.",
             "Write e.g. --label 1 or 1,2; a name goes with --segment.",

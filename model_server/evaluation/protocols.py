@@ -204,7 +204,7 @@ def find_protocol(name: str) -> Protocol:
     if name in FIXED:
         return FIXED[name]
     kind, _, count = name.rpartition("-")
-    if kind in COUNTED and count.isdigit() and int(count) > 0:
+    if kind in COUNTED and count.isdecimal() and int(count) > 0:
         return COUNTED[kind](int(count))
     known = ", ".join([*FIXED, *(f"{kind}-N" for kind in COUNTED)])
     raise ShapePriorError(

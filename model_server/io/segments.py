@@ -103,4 +103,4 @@ def segments_of(header: Header) -> tuple[Segment, ...]:
 
 
 def _whole(text: str | None, otherwise: int) -> int:
-    return int(text) if text is not None and text.strip().isdigit() else otherwise
+    return int(text) if text is not None and text.strip().isdecimal() else otherwise

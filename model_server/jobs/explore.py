@@ -150,6 +150,7 @@ def explore(
         for k, z in enumerate(space.need("sample")(samples, seed))
     ]
     given = [space.reconstructed(path) for path in given_files]
+    make_folder(folder)  # before the work of decoding: perhaps it cannot be made
     mean = _Shape(space.mean, space.scale, "mean")
     ends = given if len(given) == 2 else [mean, *given] if given else [mean, *drawn][-2:]
     if not given and len(drawn) > 2:

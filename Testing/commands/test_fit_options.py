@@ -141,3 +141,22 @@ def test_only_the_header_of_a_reference_is_read(shape_prior, outlines, tmp_path)
     )
     assert done.returncode == 0, done.stderr
     assert read_grid(tmp_path / "o.nii.gz").shape == (60, 90, 80)
+
+
+def test_numbers_that_no_program_can_use_are_refused(shape_prior, five_clicks, tmp_path):
+    fit = ("fit", "--prior", PRIOR, "--output", tmp_path / "o.stl")
+    for words, says in (
+        ((*fit, "--mask", five_clicks, "--label", "\u00b2"), "is not a list of label values"),
+        ((*fit, "--annotations", five_clicks, "--threads", 100_000), "Choose 1 to 256"),
+        (("explore", "--prior", PRIOR, "--seed", -1), "greater than or equal to 0"),
+    ):
+        done = shape_prior(*words)
+        assert (done.returncode, says in done.stderr) == (2, True), done.stderr
+
+
+def test_a_method_that_there_is_not_is_no_method_with_a_dice_of_zero(shape_prior, tmp_path):
+    done = shape_prior(
+        "evaluate", "--organ", "hippocampus", "--data", tmp_path, "--methods", "pca", "daals"
+    )
+    assert done.returncode == 2
+    assert "There is no prior called 'daals'" in done.stderr

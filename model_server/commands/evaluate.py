@@ -37,7 +37,12 @@ def evaluate(
         from model_server.io.writing import check_writable
 
         check_writable(output_file)
+    from model_server.evaluation.harness import Method
     from model_server.evaluation.harness import evaluate as run_evaluation
+    from model_server.priors.registry import prior_card
+
+    for method in methods or []:
+        prior_card(Method.named(method, organ).prior)  # one that is missing is no bad one
 
     def tell(case: str, method: str, done: int, total: int) -> None:
         if not quiet:

@@ -108,3 +108,9 @@ def test_a_folder_without_a_scan_is_refused(tmp_path):
     assert "holds no DICOM image" in refusal(tmp_path).what
     (tmp_path / "a.dcm").write_bytes(bytes(128) + b"DICM" + bytes(50))
     assert "without an image" in refusal(tmp_path / "a.dcm").what
+
+
+def test_a_slice_far_from_the_others_makes_no_volume_of_a_million_slices(tmp_path):
+    scan(tmp_path / "ct", [0.0, 2.5, 5.0, 7.5, 2.5e6])
+    error = refusal(tmp_path / "ct")
+    assert "more slices are missing (999,996) than there are (5)" in error.what

@@ -316,6 +316,13 @@ def _rows(heights: Array, name: str) -> tuple[NDArray[np.int64], tuple[str, ...]
     missing = int(rows[-1]) + 1 - len(rows)
     if not missing:
         return rows, ()
+    if missing > len(rows):
+        raise ShapePriorError(
+            f"Of the DICOM series '{name}' more slices are missing ({missing:,}) than there are "
+            f"({len(rows)}).",
+            "Put all slices of the scan into one folder, and none that lies far from the others.",
+            "bad-geometry",
+        )
     wide = int(gaps.argmax())
     note = (
         f"{counted(missing, 'slice')} of the DICOM series '{name}' "

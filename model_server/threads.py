@@ -18,7 +18,8 @@ from typing import Any
 from model_server.errors import ShapePriorError
 
 FIT_THREADS = 1
-MOST_THREADS = 256  # libraries take memory for each, and end the process when there is none
+# More than the machine has cores wait for each other: 256 on two cores hold a fit up for minutes.
+MOST_THREADS = max(4, 2 * (os.cpu_count() or 1))
 NUMBER = "OMP_NUM_THREADS"  # the user's word, for all libraries
 NUMBERS = (
     NUMBER,

@@ -13,7 +13,7 @@ from model_server import __version__
 from model_server.io.markups import Markup, write_markups
 from model_server.io.volumes import read_grid
 from model_server.service.server import ServeOptions
-from model_server.threads import NUMBERS
+from model_server.threads import MOST_THREADS, NUMBERS
 
 PRIOR = "hippocampus-pca"
 
@@ -147,7 +147,7 @@ def test_numbers_that_no_program_can_use_are_refused(shape_prior, five_clicks, t
     fit = ("fit", "--prior", PRIOR, "--output", tmp_path / "o.stl")
     for words, says in (
         ((*fit, "--mask", five_clicks, "--label", "\u00b2"), "is not a list of label values"),
-        ((*fit, "--annotations", five_clicks, "--threads", 100_000), "Choose 1 to 256"),
+        ((*fit, "--annotations", five_clicks, "--threads", 100_000), f"Choose 1 to {MOST_THREADS}"),
         (("explore", "--prior", PRIOR, "--seed", -1), "greater than or equal to 0"),
     ):
         done = shape_prior(*words)

@@ -19,7 +19,7 @@ from model_server.errors import ShapePriorError
 
 FIT_THREADS = 1
 # More than the machine has cores wait for each other: 256 on two cores hold a fit up for minutes.
-MOST_THREADS = max(4, 2 * (os.cpu_count() or 1))
+MOST_THREADS = max(8, 2 * (os.cpu_count() or 1))
 NUMBER = "OMP_NUM_THREADS"  # the user's word, for all libraries
 NUMBERS = (
     NUMBER,

@@ -114,15 +114,15 @@ class Drawing(VTKObservationMixin):  # type: ignore[misc]
 
     def cancel(self) -> None:
         """End placing and drop the outline being drawn; points that were clicked stay."""
-        node, role = self._node, self.role
-        if node is None:
+        node, role, session = self._node, self.role, self.session
+        if node is None or session is None:
             return
         self._ending = True
         try:
             self._leavePlaceMode()
             self._forget()
             if self._scene.IsNodePresent(node) and (role == OUTLINE or not placed(node)):
-                self._scene.RemoveNode(node)
+                session.structure.remove(node)
         finally:
             self._ending = False
 
@@ -213,7 +213,7 @@ class Drawing(VTKObservationMixin):  # type: ignore[misc]
             return
         if role != OUTLINE:
             if not placed(node):
-                self._scene.RemoveNode(node)
+                session.structure.remove(node)
             return
         removeRepeated(node)
         count = len(placed(node))
@@ -221,7 +221,7 @@ class Drawing(VTKObservationMixin):  # type: ignore[misc]
             node.GetDisplayNode().RemoveAllViewNodeIDs()
             session.add(OUTLINE, node)
             return
-        self._scene.RemoveNode(node)
+        session.structure.remove(node)
         if count:
             self.problem = ShapePriorError(
                 f"The outline had only {counted(count, 'point')}.",

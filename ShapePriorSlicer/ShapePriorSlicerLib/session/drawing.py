@@ -204,7 +204,11 @@ class Drawing(VTKObservationMixin):  # type: ignore[misc]
         bindToSlice(self._node, self._sliceNode, spacing)
 
     def _conclude(self) -> None:
-        """Keep the outline that was drawn, or say why not."""
+        """Keep the outline that was drawn, or say why not.
+
+        Within the mouse event that ends it, whose widget may still ask for the display node: that
+        one stays.
+        """
         node, session, role = self._node, self.session, self.role
         self._forget()
         assert node is not None
@@ -213,7 +217,7 @@ class Drawing(VTKObservationMixin):  # type: ignore[misc]
             return
         if role != OUTLINE:
             if not placed(node):
-                session.structure.remove(node)
+                self._scene.RemoveNode(node)
             return
         removeRepeated(node)
         count = len(placed(node))
@@ -221,7 +225,7 @@ class Drawing(VTKObservationMixin):  # type: ignore[misc]
             node.GetDisplayNode().RemoveAllViewNodeIDs()
             session.add(OUTLINE, node)
             return
-        session.structure.remove(node)
+        self._scene.RemoveNode(node)
         if count:
             self.problem = ShapePriorError(
                 f"The outline had only {counted(count, 'point')}.",

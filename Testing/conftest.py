@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,11 @@ Array = NDArray[np.float64]
 REPOSITORY = Path(__file__).resolve().parent.parent
 RADII = np.array([7.0, 20.0, 8.0])  # of a hippocampus, mm along R, A, S
 CENTER = np.array([-25.0, 10.0, 30.0])  # RAS mm
+
+
+def pytest_configure() -> None:
+    """Ctrl-C is heard: a shell lets what it starts in the background ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
-from model_server.cohort import processes
 from model_server.errors import ShapePriorError
+from model_server.interrupts import worker_pool
 from model_server.threads import (
     NUMBERS,
     WAITING,
@@ -147,7 +147,7 @@ def test_the_number_of_a_command_outweighs_the_environment(words):
 
 
 def test_processes_of_a_cohort_have_one_thread_each(plain):
-    with processes._pool(1) as pool:
+    with worker_pool(1) as pool:
         assert pool.submit(os.getenv, "OMP_NUM_THREADS").result(120) == "1"
 
 

@@ -217,6 +217,19 @@ def test_colors_are_seen(coloring, job, person):
     person.shot(f"6-{coloring.split()[0].lower()}")
 
 
+def test_keys_undo_after_a_choice_from_a_list(job, person):
+    """The list keeps the focus, as an input that nobody types into."""
+    person.page.get_by_label("Color").first.click(force=True)
+    person.page.get_by_role("option", name="Plain").click()
+    chosen = person.page.get_by_label("Color").first
+    person.until(lambda: chosen.input_value() == "Plain", "a choice")
+    person.page.wait_for_timeout(300)
+    person.page.keyboard.press("Control+z")
+    person.until(lambda: chosen.input_value() != "Plain", "undo by key", 10.0)
+    person.page.keyboard.press("Control+y")
+    person.until(lambda: chosen.input_value() == "Plain", "redo by key", 10.0)
+
+
 def test_every_download_is_what_it_says(job, person):
     for name in ("NRRD", "SEG.NRRD"):
         label = np.asarray(read_volume(person.download(name)).array) > 0

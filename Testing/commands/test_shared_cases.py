@@ -42,7 +42,7 @@ def fitted(shape_prior, tmp_path):
         ("clicks_410_ras.fcsv", ""),
         ("status_preview.mrk.json", ""),
         ("extra_nodes.mrk.json", "'R' (ROI), 'P' (Plane), 'L' (Line)"),
-        ("closing_near.mrk.json", "1 repeated point(s)"),
+        ("closing_near.mrk.json", "1 repeated point of"),
         ("type_linear.mrk.json", ""),
     ],
 )

@@ -12,6 +12,7 @@ from matplotlib.image import imread
 from numpy.typing import NDArray
 
 from model_server.cases.simulate import middle_planes, oblique_planes
+from model_server.errors import ShapePriorError
 from model_server.geometry.icosphere import icosphere
 from model_server.geometry.labels import voxelize
 from model_server.geometry.loops import section_loops
@@ -150,7 +151,7 @@ def test_a_plane_that_misses_the_surface(surface, image, tmp_path):
     assert near(picture, VERMILION) > 50
 
 
-def test_an_unwritable_place_is_an_os_error(surface, tmp_path):
+def test_an_unwritable_place_is_a_sentence(surface, tmp_path):
     observations = Observations()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ShapePriorError, match="cannot be written"):
         save_picture(tmp_path / "no" / "a.png", result(surface, observations), observations)

@@ -225,10 +225,10 @@ def test_other_labels_and_options_never_take_a_checkpoint(shapes, hippocampus, t
     with pytest.raises(KeyboardInterrupt):
         train_own("dals", "bean", labels, zoo, steps=650, options=options, progress=note)
     assert begun == pytest.approx([50 / 600, 50 / 650])
-    assert said == [
+    assert said[0] == (
         f"Unfinished trainings of other labels or options are left alone: {first.name}. Remove "
         "them if they are not needed."
-    ]
+    )
     assert (first / "checkpoint.pt").read_bytes() == kept
     with pytest.raises(KeyboardInterrupt):  # the same again goes on
         train_own("dals", "bean", labels, zoo, steps=600, options=options, progress=note)

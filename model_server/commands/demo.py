@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 
 from model_server.commands.terminal import check_device, fit_progress, output
-from model_server.jobs.example import ORGAN
 from model_server.jobs.session import Session
 
 
@@ -44,7 +43,7 @@ def run_demo(folder: Path, prior: str, device: str, quiet: bool) -> dict[str, An
     from model_server.io.outputs import check_outputs
     from model_server.io.volumes import read_volume
     from model_server.io.writing import make_folder
-    from model_server.jobs.example import dice_against, example_case
+    from model_server.jobs.example import ORGAN, dice_against, example_case
     from model_server.pictures.result import save_picture
 
     case = example_case()
@@ -65,6 +64,8 @@ def run_demo(folder: Path, prior: str, device: str, quiet: bool) -> dict[str, An
 
 def told(content: dict[str, Any], folder: Path) -> list[str]:
     """What a newcomer wants to know at the end: how it went, where it is, what is next."""
+    from model_server.jobs.example import ORGAN
+
     gaps = [residual["mean_mm"] for residual in content["residuals"]]
     command = command_line()
     return [

@@ -349,7 +349,9 @@ def evaluate(
     cases = cases_of(organ, data, split, only)[:limit]
     if output is not None:
         read = [path for method in chosen for path in files_of(method.prior)]
-        refuse_inputs((output,), [*volume_files(_folder_of(organ, data)), *read])
+        folder = _folder_of(organ, data)
+        read += volume_files(folder) if folder.is_dir() else []
+        refuse_inputs((output,), read)
     use_threads(threads)
     records = run(*(organ, cases, chosen, annotation, device, load, every_stage, repeats, progress))
     result = EvaluationResult(

@@ -45,6 +45,7 @@ class _Leftover(_Part):
 class _Scale(_Part):
     scale: Number
     floor: Number
+    growth: Number = 0.0
 
 
 class _Hyperparameters(_Part):

@@ -7,8 +7,14 @@
     if (view && view.dataset.view !== "ThreeD") hovered = view.dataset.view;
   });
 
+  // A list that was chosen from keeps the focus, as an input that takes no letters.
+  const closedList = (element) =>
+    element.inputMode === "none" && element.getAttribute("aria-expanded") !== "true";
+
   const typing = (element) =>
-    element && (element.isContentEditable || /^(text|search|number)$/.test(element.type || ""));
+    element &&
+    (element.isContentEditable || /^(text|search|number)$/.test(element.type || "")) &&
+    !closedList(element);
 
   function actionOf(event) {
     const key = event.key.toLowerCase();

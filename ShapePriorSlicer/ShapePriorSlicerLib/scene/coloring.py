@@ -203,7 +203,9 @@ def _hideLegend(display: Node) -> None:
 
     legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(display)
     if legend is not None:
+        # By both: who shows the hidden organ again shows all its display nodes.
         legend.SetVisibility(False)
+        legend.SetVisibility3D(False)
         _arrangeLegends(display.GetScene())
 
 
@@ -232,6 +234,7 @@ def _showLegend(display: Node, title: str, labels: Sequence[str]) -> None:
     width = min(LEGEND_SIZE[0] + LEGEND_LETTER * longest, MOST_WIDTH)
     legend.SetSize(width, legend.GetSize()[1])
     legend.SetVisibility2D(False)  # slices are for drawing
+    legend.SetVisibility3D(True)
     legend.SetVisibility(True)
     legend.EndModify(was)
     _arrangeLegends(display.GetScene())
@@ -242,7 +245,8 @@ def _shownLegends(scene: Node) -> Iterator[Node]:
     for index in range(count):
         legend = scene.GetNthNodeByClass(index, "vtkMRMLColorLegendDisplayNode")
         model = legend.GetDisplayableNode()
-        if legend.GetAttribute(LEGEND_ATTRIBUTE) and legend.GetVisibility() and model is not None:
+        isShown = legend.GetVisibility() and legend.GetVisibility3D()
+        if legend.GetAttribute(LEGEND_ATTRIBUTE) and isShown and model is not None:
             yield legend
 
 

@@ -1,4 +1,4 @@
-"""Markups nodes: their points all at once, and how they look."""
+"""Markups nodes: made while others are placed, their points all at once, and how they look."""
 
 from __future__ import annotations
 
@@ -56,3 +56,24 @@ def dress(node: Node, color: Color, labels: bool = False, large: bool = False) -
     if large:
         display.SetGlyphScale(LARGE_GLYPHS)
     display.EndModify(was)
+
+
+def addedMarkups(scene: Node, className: str, name: str) -> Node:
+    """A new markups node; whoever is placing points goes on with the node they had.
+
+    Slicer's markups logic makes every node that comes into the scene the active one.
+    """
+    selection = scene.GetNodeByID("vtkMRMLSelectionNodeSingleton")
+    interaction = scene.GetNodeByID("vtkMRMLInteractionNodeSingleton")
+    placing = (
+        selection is not None
+        and interaction is not None
+        and interaction.GetCurrentInteractionMode() == interaction.Place
+    )
+    active = selection.GetActivePlaceNodeID() if placing else None
+    kind = selection.GetActivePlaceNodeClassName() if placing else None
+    node = scene.AddNewNodeByClass(className, name)
+    if active and selection.GetActivePlaceNodeID() != active:
+        selection.SetReferenceActivePlaceNodeClassName(kind)
+        selection.SetActivePlaceNodeID(active)
+    return node

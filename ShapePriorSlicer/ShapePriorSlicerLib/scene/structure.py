@@ -23,7 +23,7 @@ from .annotations import (
     placed,
     sliceSpacing,
 )
-from .markups import dress, setLocalPoints
+from .markups import addedMarkups, dress, setLocalPoints
 from .palette import INSIDE_COLOR, LANDMARK_COLOR, OUTSIDE_COLOR, PAIRS, Color, Pair
 from .parameters import Parameters, readParameters, writeParameters
 
@@ -35,6 +35,8 @@ KIND_ATTRIBUTE = "ShapePriorSlicer.Kind"  # of the parameter node: "structure"
 FOLDER_ATTRIBUTE = "ShapePriorSlicer.Folder"  # of the folder made for a structure
 KEY_ATTRIBUTE = "ShapePriorSlicer.Key"  # the same for an annotation that undo brings back
 VIEW_ATTRIBUTE = "ShapePriorSlicer.View"  # the slice view an outline was drawn in
+MADE_ATTRIBUTE = "ShapePriorSlicer.Made"  # of an annotation that was made here
+TAKEN_ATTRIBUTE = "ShapePriorSlicer.Taken"  # of one that others made: it is let go, not removed
 COLORS_ATTRIBUTE = "ShapePriorSlicer.Colors"  # of the parameter node: which pair of the palette
 
 # Annotations, by the role under which the parameter node refers to them.
@@ -183,8 +185,11 @@ class Structure:
             model.SetName(name)
 
     def delete(self) -> None:
-        """Remove all that was made for it from the scene; segmentations stay."""
+        """Remove all that was made for it from the scene; segmentations and what was taken stay."""
         folder = self._folderOfOwned()
+        for role, node in list(self.annotations()):
+            if node.GetAttribute(TAKEN_ATTRIBUTE):
+                self.release(role, node)
         for node in self.owned():
             self.remove(node)
         if folder:
@@ -217,6 +222,8 @@ class Structure:
 
     def add(self, role: str, node: Node) -> None:
         """Make a markups node of the scene an annotation of this structure."""
+        if not node.GetAttribute(MADE_ATTRIBUTE):
+            node.SetAttribute(TAKEN_ATTRIBUTE, "1")
         taken = {_keyOf(other) for _, other in self.annotations()}
         if node.GetAttribute(KEY_ATTRIBUTE) in taken:
             node.SetAttribute(KEY_ATTRIBUTE, None)  # a copy of one of ours
@@ -254,12 +261,29 @@ class Structure:
             hierarchy.CreateItem(folder, node)
 
     def remove(self, node: Node) -> None:
-        """Take a node of this structure out of the scene."""
+        """Take a node of this structure out of the scene, with what shows and stores it."""
+        parts = [node.GetNthDisplayNode(i) for i in range(node.GetNumberOfDisplayNodes())]
+        parts += [node.GetNthStorageNode(i) for i in range(node.GetNumberOfStorageNodes())]
         self.scene.RemoveNode(node)
+        for part in parts:
+            if part is not None and self.scene.IsNodePresent(part):
+                self.scene.RemoveNode(part)
         hierarchy = _hierarchy(self.scene)
         item = hierarchy.GetItemByDataNode(node)
         if item:  # without Slicer's application nothing removes items by itself
             hierarchy.RemoveItem(item, False, False)
+
+    def release(self, role: str, node: Node) -> None:
+        """Leave an annotation that others made to them again."""
+        index = self.nodes(role).index(node)
+        self.node.RemoveNthNodeReferenceID(role, index)
+        display, hierarchy = node.GetDisplayNode(), _hierarchy(self.scene)
+        if display is not None:
+            display.RemoveAllViewNodeIDs()
+            display.SetVisibility2D(True)
+        item = hierarchy.GetItemByDataNode(node)
+        if item:
+            hierarchy.SetItemParent(item, hierarchy.GetSceneItemID())
 
     def owned(self) -> list[Node]:
         """Nodes made for this structure: annotations, models, landmarks."""
@@ -281,6 +305,7 @@ class Structure:
     def made(self, role: str, name: str) -> Node:
         """A new, empty annotation node in the scene, not yet an annotation of the structure."""
         node = addedMarkups(self.scene, CLASSES[role], freeName(self.scene, name))
+        node.SetAttribute(MADE_ATTRIBUTE, "1")
         self._dress(role, node)
         return node
 
@@ -334,13 +359,17 @@ class Structure:
         """Bring the scene to a state: nodes made, removed and moved as needed."""
         wanted = {a.key: a for a in state.annotations}
         present = {_keyOf(n): n for _, n in self.annotations()}
-        for key, node in present.items():
-            if key not in wanted:
+        for role, node in list(self.annotations()):
+            if _keyOf(node) in wanted:
+                continue
+            if node.GetAttribute(TAKEN_ATTRIBUTE):
+                self.release(role, node)
+            else:
                 self.remove(node)
         for key, annotation in wanted.items():
             node = present.get(key)
             if node is None:
-                node = self._restored(annotation)
+                node = self._takenAgain(annotation) or self._restored(annotation)
             _setAnnotation(node, annotation)
         self._sort([a.key for a in state.annotations])
         if readParameters(self.node) != state.parameters:
@@ -357,6 +386,18 @@ class Structure:
                 for index, node in enumerate(wanted):
                     self.node.SetNthNodeReferenceID(role, index, node.GetID())
 
+    def _takenAgain(self, annotation: Annotation) -> Node | None:
+        """A markups node that was let go, if it is still there and nobody else took it."""
+        known = [n for other in Structure.all(self.scene) for _, n in other.annotations()]
+        count = self.scene.GetNumberOfNodesByClass(CLASSES[annotation.role])
+        nodes = (self.scene.GetNthNodeByClass(i, CLASSES[annotation.role]) for i in range(count))
+        for node in nodes:
+            isOurs = node.GetAttribute(TAKEN_ATTRIBUTE) and _keyOf(node) == annotation.key
+            if isOurs and node not in known:
+                self.add(annotation.role, node)
+                return node
+        return None
+
     def _restored(self, annotation: Annotation) -> Node:
         node = self.made(annotation.role, annotation.name)
         node.SetAttribute(KEY_ATTRIBUTE, annotation.key)
@@ -372,27 +413,6 @@ def freeName(scene: Node, name: str) -> str:
     """
     numbered = (f"{name} {i}" for i in range(2, 10_000))
     return next(n for n in (name, *numbered) if scene.GetFirstNodeByName(n) is None)
-
-
-def addedMarkups(scene: Node, className: str, name: str) -> Node:
-    """A new markups node; whoever is placing points goes on with the node they had.
-
-    Slicer's markups logic makes every node that comes into the scene the active one.
-    """
-    selection = scene.GetNodeByID("vtkMRMLSelectionNodeSingleton")
-    interaction = scene.GetNodeByID("vtkMRMLInteractionNodeSingleton")
-    placing = (
-        selection is not None
-        and interaction is not None
-        and interaction.GetCurrentInteractionMode() == interaction.Place
-    )
-    active = selection.GetActivePlaceNodeID() if placing else None
-    kind = selection.GetActivePlaceNodeClassName() if placing else None
-    node = scene.AddNewNodeByClass(className, name)
-    if active and selection.GetActivePlaceNodeID() != active:
-        selection.SetReferenceActivePlaceNodeClassName(kind)
-        selection.SetActivePlaceNodeID(active)
-    return node
 
 
 def _freePair(structures: list[Structure]) -> int:

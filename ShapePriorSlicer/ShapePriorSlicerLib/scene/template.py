@@ -17,7 +17,7 @@ from .annotations import Array, definedPoints, fromWorld, localPoints, placed
 from .coloring import PARTS
 from .landmarks import Places, onPatient, onTemplate
 from .live_model import LiveModel
-from .markups import dress, setLocalPoints
+from .markups import addedMarkups, dress, setLocalPoints
 from .palette import LANDMARK_COLOR, TEMPLATE_COLOR
 from .parameters import Parameters
 from .structure import (
@@ -27,7 +27,6 @@ from .structure import (
     TEMPLATE,
     TEMPLATE_LANDMARKS,
     Structure,
-    addedMarkups,
 )
 
 Node = Any

@@ -114,15 +114,15 @@ class Drawing(VTKObservationMixin):  # type: ignore[misc]
 
     def cancel(self) -> None:
         """End placing and drop the outline being drawn; points that were clicked stay."""
-        node, role = self._node, self.role
-        if node is None:
+        node, role, session = self._node, self.role, self.session
+        if node is None or session is None:
             return
         self._ending = True
         try:
             self._leavePlaceMode()
             self._forget()
             if self._scene.IsNodePresent(node) and (role == OUTLINE or not placed(node)):
-                self._scene.RemoveNode(node)
+                session.structure.remove(node)
         finally:
             self._ending = False
 
@@ -204,7 +204,11 @@ class Drawing(VTKObservationMixin):  # type: ignore[misc]
         bindToSlice(self._node, self._sliceNode, spacing)
 
     def _conclude(self) -> None:
-        """Keep the outline that was drawn, or say why not."""
+        """Keep the outline that was drawn, or say why not.
+
+        Within the mouse event that ends it, whose widget may still ask for the display node: that
+        one stays.
+        """
         node, session, role = self._node, self.session, self.role
         self._forget()
         assert node is not None

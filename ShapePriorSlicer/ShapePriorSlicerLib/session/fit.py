@@ -175,6 +175,13 @@ class Fit:
         else:
             self.status = self._outdated()
 
+    def noticeRemoval(self) -> None:
+        """Some node left the scene; if it was the surface, only the user brings it back."""
+        isGone = self.shown.reconstruction is not None and self.shown.model.node is None
+        if isGone and self._asked is None and not self._wanted:
+            text, remedy = "The surface was deleted.", "Press Reconstruct."
+            self.status = Status("idle", text, remedy, device=self._device)
+
     # --- requests -----------------------------------------------------------------------------
 
     def askWanted(self) -> None:

@@ -281,8 +281,9 @@ class Session:
         self._commit()
 
     def noticeRemoval(self) -> None:
-        """Some node left the scene: an annotation, or a segmentation that undo would need."""
+        """Some node left the scene: an annotation, the surface, a segmentation undo would need."""
         self._watch.noticeRemoval()
+        self._fit.noticeRemoval()
         self._forgetLostSaves()
 
     def close(self) -> None:

@@ -232,6 +232,19 @@ def test_a_legend_alone_is_in_the_middle_again(legends):
     assert low + high == pytest.approx(1.0, abs=0.05)
 
 
+def test_an_organ_hidden_and_shown_again_brings_no_old_legend(legends):
+    """The eye of Slicer's Data module acts on all display nodes of a model."""
+    model = legends("organ", "uncertainty")
+    view = model.node.GetScene().AddNewNodeByClass("vtkMRMLViewNode").GetID()
+    assert legendOf(model).GetVisibility(view)
+    model.display(CHOSEN)
+    for shown in (False, True):
+        model.node.SetDisplayVisibility(shown)
+    assert not legendOf(model).GetVisibility(view)
+    model.display(UNCERTAIN)
+    assert legendOf(model).GetVisibility(view)
+
+
 def test_a_measure_has_all_its_colors_after_parts(legends):
     """Of a table with few colors Slicer takes their number once and for all."""
     parts = np.array([1, 1, 1, 2, 2, 2], dtype=np.uint8)

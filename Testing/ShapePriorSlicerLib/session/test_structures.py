@@ -37,6 +37,64 @@ def test_a_model_deleted_by_hand_comes_with_the_next_surface(application, worksp
     assert fitted.model.node.GetDisplayNode().GetScalarVisibility()
 
 
+def test_a_model_deleted_by_hand_is_told_with_what_to_press(application, workspace, fitted):
+    application.scene.RemoveNode(fitted.model.node)
+    workspace.poll()
+    told = fitted.status
+    assert (told.phase, told.text) == ("idle", "The surface was deleted.")
+    fitted.reconstruct()
+    fitted.connection.answer()
+    workspace.poll()
+    assert fitted.model.node is not None
+    assert fitted.status.phase == "done"
+
+
+def countOf(application, name):
+    return application.scene.GetNumberOfNodesByClass(name)
+
+
+def test_what_shows_an_annotation_goes_with_it(application, workspace, fitted):
+    before = countOf(application, "vtkMRMLDisplayNode")
+    for _ in range(3):
+        fitted.undo()
+        fitted.redo()
+    assert countOf(application, "vtkMRMLDisplayNode") == before
+    workspace.remove(fitted)
+    assert countOf(application, "vtkMRMLDisplayNode") == 0
+
+
+# --- curves of the user's own --------------------------------------------------------------------
+
+
+@pytest.fixture
+def taken(application, fitted):
+    """A curve that somebody made elsewhere, used as an outline."""
+    node = application.scene.AddNewNodeByClass("vtkMRMLMarkupsClosedCurveNode", "mine")
+    for point in ellipse(0):
+        node.AddControlPoint(*point)
+    fitted.add(OUTLINE, node)
+    fitted.poll()
+    return node
+
+
+def test_undo_lets_a_curve_of_the_users_own_go_and_redo_takes_it_again(
+    application, workspace, fitted, taken
+):
+    workspace.poll()
+    fitted.undo()
+    assert application.scene.IsNodePresent(taken)
+    assert len(fitted.rows()) == 2
+    assert taken.GetDisplayNode().GetNumberOfViewNodeIDs() == 0
+    fitted.redo()
+    assert outline(fitted, 2) is taken
+
+
+def test_a_curve_of_the_users_own_outlives_the_structure(application, workspace, fitted, taken):
+    workspace.remove(fitted)
+    assert application.scene.IsNodePresent(taken)
+    assert countOf(application, "vtkMRMLMarkupsClosedCurveNode") == 1
+
+
 def test_a_volume_deleted_by_hand_is_missed_by_nobody(application, workspace, fitted):
     volume = application.scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "ct")
     fitted.volume = volume

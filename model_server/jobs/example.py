@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from model_server.errors import ShapePriorError
-
-if TYPE_CHECKING:
-    from model_server.observations import Volume
-    from model_server.reconstruction import Reconstruction
+from model_server.observations import Volume
+from model_server.reconstruction import Reconstruction
 
 # In a checkout, and where the installed package puts it.
 EXAMPLE_FOLDERS = (
@@ -56,8 +55,6 @@ def example_case() -> ExampleCase:
 
 def dice_against(reconstruction: Reconstruction, truth: Volume) -> float:
     """Overlap of a surface with a label volume, on the voxels of the latter."""
-    import numpy as np  # late: commands read this file before they say how many threads there are
-
     from model_server.geometry.labels import voxelize
 
     true = np.asarray(truth.array) > 0

@@ -24,8 +24,8 @@ RIDGE = 1.0  # in units of standardized features, per draw
 STACK_POINTS = 120  # of each slice
 REACHED = 0.15, 0.85  # of the extent: further outlines lie there
 FEW = 30  # shapes of which each is left out in turn
-# Of the squared errors at those so much is expected at new shapes: a regression of fewer errs more. Of
-# 1 and 0.3 that with which five kidneys, livers and pancreases did better together.
+# Of the squared errors at those so much is expected at new shapes: a regression of fewer errs more.
+# Of 1 and 0.3 that with which five kidneys, livers and pancreases did better together.
 SHARE = 0.3
 REDRAWS = 20  # attempts at a drawing that is not refused
 

@@ -148,6 +148,7 @@ except KeyboardInterrupt as error:
 """
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_waits_for_an_import(tmp_path, number, code):

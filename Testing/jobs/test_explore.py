@@ -105,7 +105,7 @@ def test_the_way_leads_from_a_patient_to_another(explored, tmp_path):
     assert f"nearest to 40.nrrd: {names[40]} (" in done.stdout
 
 
-@pytest.mark.parametrize("method", ["pca", "dals"])
+@pytest.mark.parametrize("method", ["pca", pytest.param("dals", marks=pytest.mark.slow)])
 def test_one_patient_is_compared_with_the_mean(explored, tmp_path, method):
     prior = load_prior("hippocampus-pca", "cpu")
     shape = prior.decode(0.7 * prior.sample(1, seed=4)[0])

@@ -31,6 +31,7 @@ def ellipsoid(index: int) -> np.ndarray:
     return (x**2 + y**2 + z**2 < 1) & ~dent
 
 
+@pytest.mark.slow
 def test_shapes_are_described_in_places():
     shapes = volume_shapes([ellipsoid(i) for i in range(2)], TINY)
     assert len(shapes.grid) == len(shapes.near) == len(shapes.wrapped) == 2
@@ -41,6 +42,7 @@ def test_shapes_are_described_in_places():
     assert np.linalg.norm(shapes.wrapped[0], axis=1).max() < 1.05
 
 
+@pytest.mark.slow
 def test_copies_fill_their_box_too():
     found = volume_shapes([ellipsoid(1)], replace(TINY, augmentations=2))
     on = np.abs(found.near[:, :, 3]) < 0.01

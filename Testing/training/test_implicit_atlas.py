@@ -88,6 +88,7 @@ def surfaces() -> list[Surface]:
     return [Surface(sphere.points * axes_of(i) / 24.0, sphere.triangles) for i in range(5)]
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_resumes(tmp_path):
     shapes = atlas_shapes(surfaces(), 0.5, TINY, near=2000)
     told = []
@@ -111,6 +112,7 @@ def test_training_lowers_the_loss_and_resumes(tmp_path):
     assert np.allclose(again.latents.weight.detach().numpy(), trained.latents)
 
 
+@pytest.mark.slow
 def test_an_unfinished_training_of_other_networks_is_refused(tmp_path):
     shapes = atlas_shapes(surfaces(), 0.5, replace(TINY, latent_size=4), near=100)
     AtlasTrainer(shapes, 5, 0.5, TINY, checkpoint=tmp_path / "c.pt").checkpoint.save()
@@ -136,6 +138,7 @@ def test_the_lesson_leads_every_shape_onto_its_template():
     assert found.abs().mean() < 0.02
 
 
+@pytest.mark.slow
 def test_the_lesson_is_learned_and_templates_come_to_differ(monkeypatch):
     """By the convolutional part alone: the linear one hardly misses from the start."""
     monkeypatch.setattr(implicit_atlas, "TAUGHT", 0.5)
@@ -215,6 +218,7 @@ def test_penalties_vanish_where_nothing_bends_or_moves():
     assert deformation_loss(torch.ones(1, 9, 3)) == pytest.approx(2 * 3**0.5, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_an_own_prior_has_its_card_its_curve_and_its_scores(trained, prior):
     assert (trained / "loss.png").stat().st_size > 1000
     assert prior.card.scores["outlines"]["dice"] > 0.8
@@ -223,6 +227,7 @@ def test_an_own_prior_has_its_card_its_curve_and_its_scores(trained, prior):
     assert not (trained / "checkpoint.pt").exists()
 
 
+@pytest.mark.slow
 def test_an_own_prior_fits_clicks_and_starts_warm(prior, labels):
     label = read_volume(labels / "case_0.nii.gz")
     truth = spline_surface(label)
@@ -238,6 +243,7 @@ def test_an_own_prior_fits_clicks_and_starts_warm(prior, labels):
     assert dice(warm[-1].surface, label) > 0.9
 
 
+@pytest.mark.slow
 def test_points_go_to_the_template_and_back(prior, labels):
     label = read_volume(labels / "case_3.nii.gz")
     made = simulate.clicks(spline_surface(label), 100, np.random.default_rng(0))
@@ -249,6 +255,7 @@ def test_points_go_to_the_template_and_back(prior, labels):
     assert np.median(error) < 0.1
 
 
+@pytest.mark.slow
 def test_parts_are_transferred(prior, labels):
     label = read_volume(labels / "case_0.nii.gz")
     made = simulate.clicks(spline_surface(label), 100, np.random.default_rng(0))
@@ -258,6 +265,7 @@ def test_parts_are_transferred(prior, labels):
     assert (found.parts[front] == 1).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_places_around_a_label_are_sided_and_clear_of_its_border(prior, labels):
     label = read_volume(sorted(labels.iterdir())[0])
     border = spline_surface(label)
@@ -274,6 +282,7 @@ def test_places_around_a_label_are_sided_and_clear_of_its_border(prior, labels):
     assert cKDTree(border.points).query(on)[0].max() < 1.0
 
 
+@pytest.mark.slow
 def test_a_label_volume_is_encoded(prior, labels):
     label = read_volume(labels / "case_1.nrrd")
     found = encode(prior, label)
@@ -283,6 +292,7 @@ def test_a_label_volume_is_encoded(prior, labels):
     assert near[0][0] == prior.card.splits["training"][2]
 
 
+@pytest.mark.slow
 def test_the_latent_space_is_one(prior):
     first, second = prior.sample(2, seed=1)
     assert prior.whiten(prior.interpolate(first, second, 0.0)) == pytest.approx(
@@ -295,6 +305,7 @@ def test_the_latent_space_is_one(prior):
     assert prior.template(0).volume() > 0
 
 
+@pytest.mark.slow
 def test_weights_survive_the_file(prior, trained):
     again = load_prior(trained, "cpu")
     h = torch.randn(1, 16)

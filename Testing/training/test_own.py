@@ -157,6 +157,7 @@ def test_real_hippocampi_become_a_prior(data_root, tmp_path):
     assert card.training_data == "label volumes in labels"
 
 
+@pytest.mark.slow
 def test_twenty_volumes_hold_some_out(hippocampus, tmp_path):
     labels = tmp_path / "labels"
     labels.mkdir()
@@ -199,6 +200,7 @@ class Interrupting:
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_other_labels_and_options_never_take_a_checkpoint(shapes, hippocampus, tmp_path):
     zoo, labels = tmp_path / "zoo", Path(shutil.copytree(shapes, tmp_path / "labels"))
     options = TINY["dals"] | {"augmentations": 1}
@@ -244,6 +246,7 @@ def test_interrupted_while_measuring_nothing_is_trained_again(shapes, tmp_path, 
     assert folders(tmp_path) == ["bean-pca"]
 
 
+@pytest.mark.slow
 def test_a_quick_look_of_the_same_labels_is_used_again(shapes, tmp_path):
     quickly(shapes, tmp_path)
     before = (tmp_path / "bean-pca" / CARD_FILE).read_bytes()
@@ -251,6 +254,7 @@ def test_a_quick_look_of_the_same_labels_is_used_again(shapes, tmp_path):
     assert (tmp_path / "bean-pca" / CARD_FILE).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_prior_is_not_robbed_of_its_quick_look(shapes, hippocampus, tmp_path):
     zoo, labels = tmp_path / "zoo", Path(shutil.copytree(shapes, tmp_path / "labels"))
     train_own("dals", "bean", labels, zoo, steps=50, options=TINY["dals"])
@@ -314,6 +318,7 @@ def test_a_disk_without_room_is_refused_before_any_work(shapes, tmp_path, monkey
         quickly(shapes, tmp_path / "zoo", progress=Interrupting("aligning shapes"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs resource limits")
 def test_a_disk_that_fills_up_leaves_no_half_prior(shapes, tmp_path):
     """The real failure: no file may grow beyond 20 kB."""

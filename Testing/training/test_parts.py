@@ -115,6 +115,7 @@ def copied(name: str, folder: Path) -> Path:
     return folder / f"hippocampus-{name}"
 
 
+@pytest.mark.slow
 def test_parts_are_learned_for_a_prior_that_is_trained_already(tmp_path, data_root):
     folder = copied("dals", tmp_path)
     few = tmp_path / "labels"

@@ -108,6 +108,7 @@ def test_a_wrapped_sphere_is_spread_into_thin_ends():
     assert covered.volume() == pytest.approx(shape.volume(), rel=0.03)
 
 
+@pytest.mark.slow
 def test_train_then_fit(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("SHAPE_PRIOR_ZOO", str(tmp_path))
     train("pca", "bean", folder, tmp_path, options={"grid": 24, "modes": 5})

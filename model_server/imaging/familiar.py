@@ -79,7 +79,7 @@ class Familiar:
         covariance = np.array(told["covariance"], dtype=np.float64)
         return cls(
             np.array(told["mean"], dtype=np.float64),
-            np.linalg.inv(covariance),
+            np.asarray(np.linalg.inv(covariance), dtype=np.float64),
             float(told["limit"]),
             float(told["misfit"]),
             float(told["misfit_mm"]),

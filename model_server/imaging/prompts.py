@@ -61,7 +61,7 @@ def _draw(
     drawn = [shapely.Polygon(loop @ axes.T) for loop in loops]
 
     def inside(index: NDArray[np.int64]) -> NDArray[np.bool_]:
-        x, y = (region.to_ras(index) @ axes.T).T
+        x, y = (region.to_ras(index.astype(np.float64)) @ axes.T).T
         # By parity: a loop within a loop is a hole.
         return np.logical_xor.reduce([shapely.contains_xy(p, x, y) for p in drawn])
 

@@ -163,7 +163,18 @@ def fit_progress(prior: str, quiet: bool) -> Iterator[Progress | None]:
         yield lambda result, seconds: errors.print(_progress_line(result, seconds), markup=False)
 
 
+@contextmanager
+def search_progress(image: str, quiet: bool) -> Iterator[Callable[[float], None] | None]:
+    """While an image is read: what is told the share of a search that is done."""
+    if quiet:
+        yield None
+        return
+    line = f"Reading {shown(image)} ..."
+    with errors.status(Text(line)) as status:
+        yield lambda share: status.update(Text(f"{line} {share:.0%}"))
+
+
 def _progress_line(result: Reconstruction, seconds: float) -> str:
-    gaps = [r.mean_mm for r in result.residuals]
+    gaps = [r.mean_mm for r in result.residuals if r.kind != "image"]
     mean = f"{sum(gaps) / len(gaps):6.2f} mm from the annotations" if gaps else ""
     return f"{result.stage:<14} {seconds:6.2f} s  {mean}"

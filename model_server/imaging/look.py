@@ -61,14 +61,16 @@ class Look:
 
         Args:
             observations: RAS mm; without any the image alone tells.
-            quick: whether the last reading will do (while somebody drags a point).
+            quick: whether the last reading will do, or none (while somebody drags a point).
 
         Raises:
             ShapePriorError: nothing was annotated, and the image shows no organ that is known.
         """
+        if quick and self.seen is None:
+            return observations
         drawn = observations.spanning_points()
         try:
-            seen = self._seen(observations, drawn)
+            seen = self.seen if quick and self.seen else self._seen(observations, drawn)
         except ShapePriorError as error:
             if not len(drawn) and observations.label_map is None:
                 raise
@@ -77,7 +79,14 @@ class Look:
         if fault is None and len(drawn):
             fault = self.familiar.fault_of_place(seen.reading, drawn, self.reader.organ)
         if fault is not None:
-            return self._without(observations, self._told(fault), alone=not len(drawn))
+            if not len(drawn) and observations.label_map is None:
+                raise ShapePriorError(
+                    f"The image '{self.image.name}' cannot be used: {fault}.",
+                    "Draw the organ's outline on two or three slices.",
+                    "unknown-image",
+                )
+            why = f"The image '{self.image.name}' is left out: {fault}."
+            return self._without(observations, why)
         return replace(observations, reading=self._reading(observations, seen, quick))
 
     def find(self, progress: Progress | None = None) -> Seen:
@@ -86,7 +95,7 @@ class Look:
         Raises:
             ShapePriorError: (not-found) no organ is seen.
         """
-        found = [self._look(center) for center in self._centers(progress)]
+        found = [self._look(center, meshes=False) for center in self._centers(progress)]
         known = [seen for seen in found if np.isfinite(seen.strangeness)]
         if not known:
             raise ShapePriorError(
@@ -96,9 +105,12 @@ class Look:
             )
         best = min(known, key=lambda seen: seen.strangeness)
         for _ in range(ROUNDS):
-            best = self._look(_middle(best.reading))
-        self.seen = best
-        return best
+            closer = self._look(_middle(best.reading))
+            if not np.isfinite(closer.strangeness):
+                break
+            best = closer
+        self.seen = best if best.reading.structures else self._look(best.center)
+        return self.seen
 
     # --- parts --------------------------------------------------------------------------------
 
@@ -115,9 +127,9 @@ class Look:
             self.seen = self._look(center)
         return self.seen
 
-    def _look(self, center: Array) -> Seen:
+    def _look(self, center: Array, meshes: bool = True) -> Seen:
         check()
-        reading = self.reader.read(self.image, center, meshes=True)
+        reading = self.reader.read(self.image, center, meshes=meshes)
         figures = figures_of(reading)
         strangeness = np.inf if figures is None else self.familiar.strangeness(figures)
         fault = self.familiar.fault_of_image(figures, self.reader.organ, self.modality)
@@ -135,15 +147,8 @@ class Look:
         self._prompted = observations, reading
         return reading
 
-    def _without(self, observations: Observations, why: str, alone: bool = False) -> Observations:
-        if alone:
-            raise ShapePriorError(
-                why, "Draw the organ's outline on two or three slices.", "unknown-image"
-            )
+    def _without(self, observations: Observations, why: str) -> Observations:
         return replace(observations, left_out=(*observations.left_out, why))
-
-    def _told(self, fault: str) -> str:
-        return f"The image '{self.image.name}' is left out: {fault}."
 
     def _centers(self, progress: Progress | None) -> Iterator[Array]:
         """(3,) RAS mm of windows that cover the volume."""

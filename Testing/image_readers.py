@@ -17,7 +17,7 @@ from model_server.imaging.files import pack_network
 from model_server.imaging.intensities import Intensities
 from model_server.imaging.meshnet import LEVEL, MeshNet, MeshNetShape
 from model_server.imaging.reader import ImageReader
-from model_server.imaging.region import Frame, read_region
+from model_server.imaging.region import Frame, Region, read_region
 from model_server.observations import Observations, Volume
 from model_server.priors.card import PriorCard, save_prior
 from model_server.reading import ImageReading, Structure
@@ -31,7 +31,7 @@ FRAME = Frame((24, 40, 24), 1.5)
 NETWORK = MeshNetShape(FRAME, ("hippocampus", *PARTS), (4, 4, 4, 4), (8, 8, 8), 1)
 BRIGHT, DARK, NOISE = 300.0, 100.0, 10.0
 DOUBT_MM = 0.6
-VARIANCES = (0.02, 0.1, 0.1, 0.2, 0.2, 0.1, 0.1)  # of the figures of images that are known
+VARIANCES = (0.01, 0.1, 0.3, 0.3, 0.5, 0.1, 0.1)  # of the figures of images that are known
 MARGIN_MM = 12.0
 
 
@@ -59,8 +59,7 @@ def ellipsoid_image(
     index = np.stack(np.meshgrid(*[np.arange(n) for n in count], indexing="ij"), axis=-1)
     places = index @ matrix[:3, :3].T + matrix[:3, 3]
     level = np.linalg.norm((places - center) / radii, axis=-1)
-    # Partial volumes: the border is as soft as a voxel is wide.
-    share = np.clip(0.5 + (1.0 - level) * radii.min() / max(spacing), 0.0, 1.0)
+    share = (level <= 1.0).astype(np.float64)
     noise = NOISE * np.random.default_rng(0).standard_normal(share.shape)
     values = DARK + (BRIGHT - DARK) * share + noise
     return Volume(values.T.astype(dtype), matrix, "ellipsoid.nii.gz")
@@ -76,7 +75,6 @@ def read_by_brightness(
     """Stands for ``ImageReader.read``."""
     region = self.frame.at(center)
     values, known = read_region(image, region)
-    # In thousandths of the brightest that such images hold: none of their own for an empty one.
     inside = (values > 0.5 * (BRIGHT + DARK)) & (known > 0)
     distance = np.full(values.shape, 20.0)
     if inside.any():
@@ -99,7 +97,7 @@ def read_by_brightness(
     )
 
 
-def _structures(distance: Array, region, inside: Array) -> tuple[Structure, ...]:
+def _structures(distance: Array, region: Region, inside: Array) -> tuple[Structure, ...]:
     """The whole, along rays from its middle, and two parts of it that overlap a little."""
     sphere = icosphere(LEVEL)
     middle = np.argwhere(inside).mean(axis=0)
@@ -145,7 +143,7 @@ def write_reader(zoo: Path, image: Volume, center: Array) -> Path:
     told["familiar"] = {
         "mean": figures.tolist(),
         "covariance": np.diag(VARIANCES).tolist(),
-        "limit": 4.0,
+        "limit": 6.0,
         "misfit": 4.0,
         "misfit_mm": 2.0,
     }

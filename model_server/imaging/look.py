@@ -72,21 +72,20 @@ class Look:
         try:
             seen = self.seen if quick and self.seen else self._seen(observations, drawn)
         except ShapePriorError as error:
-            if not len(drawn) and observations.label_map is None:
+            if error.code != "no-overlap" or observations.empty:
                 raise
-            return self._without(observations, str(error))
+            return self._without(observations, "it does not reach what was annotated")
         fault = seen.fault
         if fault is None and len(drawn):
             fault = self.familiar.fault_of_place(seen.reading, drawn, self.reader.organ)
         if fault is not None:
-            if not len(drawn) and observations.label_map is None:
+            if observations.empty:
                 raise ShapePriorError(
                     f"The image '{self.image.name}' cannot be used: {fault}.",
                     "Draw the organ's outline on two or three slices.",
                     "unknown-image",
                 )
-            why = f"The image '{self.image.name}' is left out: {fault}."
-            return self._without(observations, why)
+            return self._without(observations, fault)
         return replace(observations, reading=self._reading(observations, seen, quick))
 
     def find(self, progress: Progress | None = None) -> Seen:
@@ -147,7 +146,8 @@ class Look:
         self._prompted = observations, reading
         return reading
 
-    def _without(self, observations: Observations, why: str) -> Observations:
+    def _without(self, observations: Observations, fault: str) -> Observations:
+        why = f"The image '{self.image.name}' is left out: {fault}."
         return replace(observations, left_out=(*observations.left_out, why))
 
     def _centers(self, progress: Progress | None) -> Iterator[Array]:

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
-from model_server.geometry.distance_grid import DistanceGrid
+from model_server.geometry.labels import distance_field, voxelize
 from model_server.geometry.level_set import zero_level
 from model_server.reading import Structure
+from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
-NODES = 64  # along the longest side of each structure
 MARGIN = 3  # steps
+BLUR = 0.7  # steps: against the staircase of voxels
 GAP = 0.1  # steps that are left between two structures, on both sides
 
 
@@ -32,24 +34,32 @@ def parted(structures: Sequence[Structure], step: float) -> tuple[Structure, ...
         return ()
     points = np.concatenate([s.surface.points for s in structures])
     start = points.min(axis=0) - MARGIN * step
-    count = np.ceil((np.ptp(points, axis=0)) / step).astype(int) + 2 * MARGIN + 1
-    axes = [a + step * np.arange(n) for a, n in zip(start, count, strict=True)]
-    nodes = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-    far = float(np.linalg.norm(np.ptp(nodes, axis=0)))
-    fields = np.stack([DistanceGrid.of(s.surface, NODES, far, nodes).at(nodes) for s in structures])
+    count = np.ceil(np.ptp(points, axis=0) / step).astype(int) + 2 * MARGIN + 1
+    shape = (int(count[0]), int(count[1]), int(count[2]))
+    fields = np.stack([_distances(s.surface, start, step, shape) for s in structures])
     found = []
     for number, structure in enumerate(structures):
-        field = _own(fields, number, step).reshape(tuple(count))
+        field = _own(fields, number, step)
         if (field < 0).any():
             found.append(Structure(structure.name, zero_level(field, start, step)))
     return tuple(found)
 
 
 def _own(fields: Array, number: int, step: float) -> Array:
-    """(N,) the field of one structure without what others hold. Two of them are nowhere both
+    """(X, Y, Z) the field of one structure without what others hold. Two of them are nowhere both
     negative: at every node, and so between nodes, their sum is positive."""
     others = np.delete(fields, number, axis=0)
     if not len(others):
         return np.asarray(fields[number])
     between = 0.5 * (fields[number] - others.min(axis=0)) + GAP * step
     return np.maximum(fields[number], between)
+
+
+def _distances(surface: Surface, start: Array, step: float, shape: tuple[int, int, int]) -> Array:
+    """(X, Y, Z) signed distances, negative inside, mm."""
+    grid = np.diag([step, step, step, 1.0])
+    grid[:3, 3] = start
+    inside = voxelize(surface, grid, shape[::-1]).transpose(2, 1, 0)
+    if not inside.any():
+        return np.full(shape, step)
+    return ndimage.gaussian_filter(distance_field(inside, np.full(3, step)), BLUR)

@@ -103,16 +103,14 @@ class Looks:
 
     def __init__(self, readers: Readers) -> None:
         self.readers = readers
-        self._key = ""
         self._looks: dict[str, Look] = {}
 
-    def of(self, prior: ShapePrior, image: Volume, key: str = "") -> Look | None:
+    def of(self, prior: ShapePrior, image: Volume) -> Look | None:
         """The look of a prior's reader; None where nobody reads its organ.
 
         Args:
             prior: that is fitted.
-            image: any orientation, spacing and type.
-            key: another one forgets what was seen in the image before.
+            image: any orientation, spacing and type; of another one what was seen is forgotten.
 
         Raises:
             ShapePriorError: (bad-prior) the reader's files are damaged.
@@ -122,9 +120,15 @@ class Looks:
         reader = self.readers.of(prior)
         if reader is None:
             return None
-        if key != self._key:
-            self._key, self._looks = key, {}
-        return self._looks.setdefault(reader.card.name, Look(reader, image))
+        found = self._looks.get(reader.card.name)
+        if found is None or found.image is not image:
+            self._looks = {n: look for n, look in self._looks.items() if look.image is image}
+            found = self._looks[reader.card.name] = Look(reader, image)
+        return found
+
+    def forget(self) -> None:
+        """Let go of the image."""
+        self._looks = {}
 
 
 def observed(

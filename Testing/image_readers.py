@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from model_server.errors import ShapePriorError
 from model_server.geometry.icosphere import icosphere
 from model_server.geometry.labels import distance_field
 from model_server.imaging.familiar import FIGURES, figures_of
@@ -75,6 +76,8 @@ def read_by_brightness(
     """Stands for ``ImageReader.read``."""
     region = self.frame.at(center)
     values, known = read_region(image, region)
+    if not known.any():
+        raise ShapePriorError("It does not reach there.", "Choose another.", "no-overlap")
     inside = (values > 0.5 * (BRIGHT + DARK)) & (known > 0)
     distance = np.full(values.shape, 20.0)
     if inside.any():

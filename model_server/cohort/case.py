@@ -17,9 +17,9 @@ from typing import Any
 
 from model_server.cohort.table import Case, Outcome
 from model_server.errors import ShapePriorError
-from model_server.fitting.residuals import IMAGE
 from model_server.jobs.session import Session
 from model_server.priors.card import PriorCard
+from model_server.reconstruction import IMAGE
 
 REPORT_FILE = "report.json"
 

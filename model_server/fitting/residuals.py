@@ -10,10 +10,9 @@ from model_server.geometry.closest import closest_on_mesh
 from model_server.geometry.sections import nearest_on_segments, plane_section
 from model_server.observations import Observations, PlanarOutline
 from model_server.reading import ImageReading
-from model_server.reconstruction import Residual, Surface
+from model_server.reconstruction import IMAGE, Residual, Surface
 
 Array = NDArray[np.float64]
-IMAGE = "image"  # kind of the residual of what an image says
 HAND_MM = 0.5  # by which a careful outline is off
 DISAGREE = 3.0  # doubts of hand and image together
 

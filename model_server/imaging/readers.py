@@ -163,8 +163,7 @@ def observed(
     if found.reading is None and needed:
         raise ShapePriorError(
             found.left_out[-1],
-            f"Choose {modality_of(prior.card)} of the {prior.card.organ}, or a prior that needs no "
-            "image.",
+            f"Choose {look.modality} of the {prior.card.organ}, or a prior that needs no image.",
             "unknown-image",
         )
     if found.reading is None or look.seen is None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from model_server.fitting.residuals import IMAGE
-from model_server.reconstruction import Reconstruction
+from model_server.reconstruction import IMAGE, Reconstruction
 
 if TYPE_CHECKING:
     from model_server.imaging.look import Look

@@ -72,6 +72,11 @@ class FollowedImage:
             return surface
         return zero_level(field, start, step)
 
+    def seen(self) -> Surface:
+        """The surface that the image says, RAS mm."""
+        reading = self.reading
+        return zero_level(reading.distance.astype(np.float64), reading.origin, reading.spacing)
+
     def spread(self, points: Array, fitted: Array) -> Array:
         """(N,) standard deviation, mm, at RAS places of the surface, where ``fitted`` (N,) is that
         of the shape alone."""

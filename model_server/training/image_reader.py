@@ -23,7 +23,6 @@ from model_server.imaging.intensities import Intensities
 from model_server.imaging.meshnet import MeshNet, MeshNetShape
 from model_server.imaging.reader import Doubt, ImageReader
 from model_server.imaging.region import Frame
-from model_server.io.volumes import read_volume
 from model_server.observations import Observations
 from model_server.priors.card import PriorCard, save_prior
 from model_server.reading import ImageReading
@@ -42,6 +41,7 @@ LEAST_SPACING = 1.0
 CLICKS = 20
 SURFACE_POINTS = 400  # of each case, at which doubts are judged
 TYPICAL = 4.9  # of 7 figures: one of a thousand known images is farther off
+MOST_JUDGED = 70  # training images, about, that tell what is known
 SLACK = 1.25  # beyond the farthest validation case
 
 
@@ -196,7 +196,7 @@ def _readings(
 ) -> Iterator[Told]:
     """Every validation case without prompts, with three outlines, and with clicks."""
     for number, (case, surface) in enumerate(zip(cases, surfaces, strict=True)):
-        image = read_volume(image_of(case))
+        image = image_of(case)
         rng = np.random.default_rng(number)
         low, high = surface.points.min(axis=0), surface.points.max(axis=0)
         center = 0.5 * (low + high) + rng.uniform(-2.0, 2.0, 3)
@@ -255,18 +255,19 @@ def _familiar(
 ) -> dict[str, Any]:
     """What images of the known kind are like; limits by those of validation."""
     known = []
-    for number, case in enumerate(split.training):
-        figures = figures_of(reader.read(read_volume(image_of(case)), _place(case, number)))
+    chosen = split.training[:: max(1, len(split.training) // MOST_JUDGED)]
+    for number, case in enumerate(chosen):
+        figures = figures_of(reader.read(image_of(case), _place(case, number)))
         if figures is not None:
             known.append(figures)
         if progress:
-            progress("judging images", (number + 1) / len(split.training), {})
+            progress("judging images", (number + 1) / len(chosen), {})
     mean = np.mean(known, axis=0)
     covariance = np.cov(np.array(known).T) + 1e-4 * np.eye(len(FIGURES))
     inverse = np.linalg.inv(covariance)
     strange, misfits = [], []
     for number, (case, surface) in enumerate(zip(split.validation, surfaces, strict=True)):
-        reading = reader.read(read_volume(image_of(case)), _place(case, number))
+        reading = reader.read(image_of(case), _place(case, number))
         figures = figures_of(reading)
         if figures is None:
             continue

@@ -33,6 +33,7 @@ class ImageReading:
         spacing: mm between voxels.
         distance: (X, Y, Z) mm, negative inside.
         doubt: (X, Y, Z) mm, its standard deviation.
+        inside: (X, Y, Z) probability of the organ.
         image: (X, Y, Z) as the network saw it, of zero mean and unit variance.
         known: (X, Y, Z) whether the image tells anything there.
         alike_mm: over which its errors are alike.
@@ -45,6 +46,7 @@ class ImageReading:
     spacing: float
     distance: Image
     doubt: Image
+    inside: Image
     image: Image
     known: NDArray[np.bool_]
     alike_mm: float
@@ -86,6 +88,7 @@ class ImageReading:
             origin=origin,
             distance=self.distance[::-1],
             doubt=self.doubt[::-1],
+            inside=self.inside[::-1],
             image=self.image[::-1],
             known=self.known[::-1],
             structures=(),

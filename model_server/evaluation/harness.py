@@ -231,9 +231,7 @@ def run(
     warm: set[str] = set()
     for case in cases:
         truth = Truth.from_label(case.label(), case.image() if reader is not None else None)
-        look = None
-        if reader is not None and truth.image is not None:
-            look = Look(reader, truth.image)
+        looks: dict[str, Look] = {}
         for repeat in range(repeats):
             for method in methods:
                 prior = loaded[method.label]
@@ -248,12 +246,23 @@ def run(
                             *(method, prior, protocol, case.name, truth, tolerance),
                             every_stage=every_stage,
                             repeat=repeat,
-                            look=look if method.sees else None,
+                            look=_look(looks, prior, reader, truth) if method.sees else None,
                         )
                     )
                 if progress:
                     progress(case.name, method.label, len(records), total)
     return tuple(records)
+
+
+def _look(
+    looks: dict[str, Look], prior: ShapePrior, reader: ImageReader | None, truth: Truth
+) -> Look | None:
+    """The case's image as a prior's own reader sees it, else as that of the organ; kept in
+    ``looks``."""
+    own: ImageReader | None = getattr(prior, "reader", reader)
+    if own is None or truth.image is None:
+        return None
+    return looks.setdefault(own.card.name, Look(own, truth.image))
 
 
 def _reader(organ: str, device: str, load: Load) -> ImageReader:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +39,7 @@ class ImageReading:
         image: (X, Y, Z) as the network saw it, of zero mean and unit variance.
         known: (X, Y, Z) whether the image tells anything there.
         alike_mm: over which its errors are alike.
+        calibration: of the surfaces that follow it, as cards keep it.
         structures: the organ as the network's mesh, and its parts; empty where none were asked for.
         prompted: whether annotations were among what was read.
     """
@@ -52,6 +55,7 @@ class ImageReading:
     alike_mm: float
     structures: tuple[Structure, ...] = ()
     prompted: bool = False
+    calibration: Mapping[str, Any] = field(default_factory=dict)
 
     def index(self, points: Array) -> Array:
         """(N, 3) RAS mm -> continuous voxel indices."""

@@ -114,7 +114,7 @@ def fits(
 
 
 def _dice(prior, observations, truth: Truth) -> float:  # type: ignore[no-untyped-def]
-    return dice(list(prior.fit(observations))[-1].surface, truth)
+    return dice(list(prior.fit(observations))[-1].surface, truth.label)
 
 
 def main() -> None:

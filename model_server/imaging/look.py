@@ -96,7 +96,10 @@ class Look:
             )
         best = min(known, key=lambda seen: seen.strangeness)
         for _ in range(ROUNDS):
-            best = self._look(_middle(best.reading))
+            middle = _middle(best.reading)
+            if np.linalg.norm(middle - best.center) <= SAME_MM:
+                break
+            best = self._look(middle)
         self.seen = best
         return best
 

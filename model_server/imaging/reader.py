@@ -157,6 +157,7 @@ class ImageReader:
             alike_mm=self.doubt.alike_mm,
             structures=structures,
             prompted=observations is not None,
+            calibration=self.card.hyperparameters.get("calibration", {}),
         )
 
     def _structures(self, moved: NDArray[Any], region: Region) -> tuple[Structure, ...]:

@@ -37,7 +37,7 @@ def radii(surface: Surface) -> Array:
 
 
 def followed(reading, drawn: Array, start: float) -> Surface:  # type: ignore[no-untyped-def]
-    return FollowedImage(reading, drawn, RADIUS).followed(ball(start))
+    return FollowedImage(reading, drawn, 0.06 * RADIUS).followed(ball(start))
 
 
 def test_a_sure_image_is_followed() -> None:
@@ -72,7 +72,7 @@ def test_what_was_drawn_outweighs_the_image() -> None:
 
 def test_doubt_is_small_where_something_was_drawn() -> None:
     drawn = Observations(outlines=(circle(RADIUS),)).spanning_points()
-    image = FollowedImage(ball_reading(CENTER, RADIUS, doubt=1.0), drawn, 3.0 * RADIUS)
+    image = FollowedImage(ball_reading(CENTER, RADIUS, doubt=1.0), drawn, 0.2 * RADIUS)
     points = CENTER + RADIUS * np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
     near, far = image.spread(points, np.full(2, 2.0))
     assert near < 0.5 * far

@@ -8,7 +8,7 @@ that the surface passes there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -27,7 +27,6 @@ from model_server.reconstruction import Surface
 Array = NDArray[np.float64]
 MOST_DRAWN = 500  # places of annotations; their system grows with the cube of it
 HAND_MM = 0.25  # standard deviation of a drawn place
-SHAPE_SPREAD = 0.06  # RMS radii: what shapes alone leave open
 BELIEVED = 4.0  # deviations between image and shape within which the image is followed
 AMPLITUDES = (0.7, 3.0)  # of the doubt, as annotations may find it to be
 MARGIN = 3  # voxels around image and shape
@@ -43,16 +42,16 @@ class FollowedImage:
     Attributes:
         reading: of the image, in the world of the fit.
         drawn: (N, 3) RAS mm, places of annotations on the boundary.
-        radius: of the organ, mm.
+        shape_mm: standard deviation of the fitted shape without the image.
     """
 
     reading: ImageReading
     drawn: Array
-    radius: float
+    shape_mm: float
 
     def mirrored(self) -> FollowedImage:
         """The same in a world mirrored right-left."""
-        return FollowedImage(self.reading.mirrored(), mirror_points(self.drawn), self.radius)
+        return replace(self, reading=self.reading.mirrored(), drawn=mirror_points(self.drawn))
 
     def followed(self, surface: Surface) -> Surface:
         """A closed surface, RAS mm; the given one where nothing is left of it."""
@@ -66,7 +65,7 @@ class FollowedImage:
         check()
         doubt = self._doubt(flat)
         gap = reading.distance_at(flat) - fitted
-        believed = BELIEVED * np.hypot(doubt, SHAPE_SPREAD * self.radius)
+        believed = BELIEVED * np.hypot(doubt, self.shape_mm)
         field = fitted + self._weight(flat, doubt) * gap / (1.0 + (gap / believed) ** 4)
         check()
         field = self._through_drawn(field.reshape(shape), nodes, start)
@@ -147,12 +146,12 @@ class FollowedImage:
 
     def _weight(self, points: Array, doubt: Array) -> Array:
         """(N,) share of the image in the surface at RAS places."""
-        shape = (SHAPE_SPREAD * self.radius) ** 2
+        shape = self.shape_mm**2
         return self.reading.known_at(points) * shape / (shape + doubt**2)
 
     def _open(self, points: Array) -> Array:
         """(N,) mm: standard deviation of image and shape together, before anything is drawn."""
-        doubt, shape = self._doubt(points), SHAPE_SPREAD * self.radius
+        doubt, shape = self._doubt(points), self.shape_mm
         together = doubt * shape / np.hypot(doubt, shape)
         return np.where(self.reading.known_at(points), together, shape)
 

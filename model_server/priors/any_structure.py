@@ -48,6 +48,7 @@ BETTER = 0.02  # more of them, for the field to be lowered further
 MOST_EXTENT_MM = 2000.0  # of the annotations: more are not in mm
 MOST_SMOOTHNESS = 10.0  # of all that a card says of it, in frame units
 SLOPE_STEP = 0.02  # units to both sides of the surface, for its slope
+SHAPE_SPREAD = 0.3  # RMS radii: what a shape of no organ leaves open where nothing was drawn
 LEAST_SLOPE = 0.2  # of the median one
 
 
@@ -108,8 +109,7 @@ class AnyStructurePrior:
         began = time.perf_counter()
         surface, deviation = self._found(observations, settings)
         answer = baseline_answer(self.card, surface, observations, began)
-        away = surface.points - surface.points.mean(axis=0)
-        radius = float(np.sqrt((away**2).sum(axis=1).mean()))
+        radius = surface.rms_radius()
         spread = None
         if settings.uncertainty:
             calibration = Calibration.of_card(self.card, observations)
@@ -133,6 +133,7 @@ class AnyStructurePrior:
             found = image.followed(image.seen())
             return found, lambda: image.spread(found.points, np.zeros(len(found.points)))
         body = _Body.of(observations, self.known, settings.prior_strength)
+        image = replace(image, shape_mm=SHAPE_SPREAD * body.surface.rms_radius())
         moved = image.followed(body.surface)
 
         def deviation() -> Array:

@@ -222,7 +222,7 @@ def finish_reader(
         told["window"] = list(recipe.window)
     surfaces = [case.surface() for case in split.validation]
     spans = [float(np.linalg.norm(np.ptp(s.points, axis=0))) for s in surfaces]
-    radii = [_radius(s) for s in surfaces]
+    radii = [s.rms_radius() for s in surfaces]
     told["annotation_extent_mm"] = [round(0.25 * min(spans), 1), round(1.2 * max(spans), 1)]
     told["radius_mm"] = [round(0.85 * min(radii), 2), round(1.15 * max(radii), 2)]
     bare = ImageReader(replace(card, hyperparameters=told), network)
@@ -350,11 +350,6 @@ def _place(case: Case, number: int) -> Array:
     points = case.surface().points
     off = np.random.default_rng(number).uniform(-3.0, 3.0, 3)
     return np.asarray(0.5 * (points.min(axis=0) + points.max(axis=0)) + off)
-
-
-def _radius(surface: Surface) -> float:
-    away = surface.points - surface.points.mean(axis=0)
-    return float(np.sqrt((away**2).sum(axis=1).mean()))
 
 
 def _rounded(entry: dict[str, float]) -> dict[str, float]:

@@ -92,6 +92,7 @@ def read_by_brightness(
         spacing=self.frame.spacing,
         distance=distance.astype(np.float32),
         doubt=np.where(known > 0, DOUBT_MM, 20.0).astype(np.float32),
+        inside=inside.astype(np.float32),
         image=Intensities().normalized(values, known),
         known=known > 0,
         alike_mm=4.0,

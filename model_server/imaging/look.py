@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -94,7 +94,13 @@ class Look:
         Raises:
             ShapePriorError: (not-found) no organ is seen.
         """
-        found = [self._look(center, meshes=False) for center in self._centers(progress)]
+        found = []
+        centers = self._centers()
+        for number, center in enumerate(centers):
+            # Meshes are made where the organ is; where there is one window, that is it.
+            found.append(self._look(center, meshes=len(centers) == 1))
+            if progress:
+                progress((number + 1) / len(centers))
         known = [seen for seen in found if np.isfinite(seen.strangeness)]
         if not known:
             raise ShapePriorError(
@@ -104,7 +110,10 @@ class Look:
             )
         best = min(known, key=lambda seen: seen.strangeness)
         for _ in range(ROUNDS):
-            closer = self._look(_middle(best.reading))
+            middle = _middle(best.reading)
+            if np.linalg.norm(middle - best.center) <= SAME_MM:
+                break
+            closer = self._look(middle)
             if not np.isfinite(closer.strangeness):
                 break
             best = closer
@@ -150,8 +159,8 @@ class Look:
         why = f"The image '{self.image.name}' is left out: {fault}."
         return replace(observations, left_out=(*observations.left_out, why))
 
-    def _centers(self, progress: Progress | None) -> Iterator[Array]:
-        """(3,) RAS mm of windows that cover the volume."""
+    def _centers(self) -> Array:
+        """(N, 3) RAS mm of windows that cover the volume."""
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.image.shape[::-1]])).reshape(3, 8)
         placed = self.image.to_ras(corners.T.astype(np.float64))
         low, high = placed.min(axis=0), placed.max(axis=0)
@@ -165,11 +174,7 @@ class Look:
             a + (np.arange(n) + 0.5) * (b - a) / n
             for a, b, n in zip(low, high, counts, strict=True)
         ]
-        centers = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-        for number, center in enumerate(centers):
-            yield center
-            if progress:
-                progress((number + 1) / len(centers))
+        return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
 def _middle(reading: ImageReading) -> Array:

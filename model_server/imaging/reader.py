@@ -149,11 +149,13 @@ class ImageReader:
             spacing=spacing,
             distance=(spacing * voxels.distance[0]).cpu().numpy(),
             doubt=np.where(known, self.doubt.true(doubt), UNKNOWN_MM).astype(np.float32),
+            inside=(1.0 - voxels.logits[0].softmax(dim=0)[0]).cpu().numpy(),
             image=inputs[0, 0].cpu().numpy(),
             known=known,
             alike_mm=self.doubt.alike_mm,
             structures=structures,
             prompted=observations is not None,
+            calibration=self.card.hyperparameters.get("calibration", {}),
         )
 
     @torch.inference_mode()

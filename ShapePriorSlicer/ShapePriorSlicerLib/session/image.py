@@ -70,19 +70,19 @@ class StructureImage:
     @property
     def isWanted(self) -> bool:
         """Whether fits should look at it, if they can."""
-        prior = self._prior()
+        prior = self.prior
         needs = prior is not None and prior.needsImage
         return bool(needs or (self._structure.parameters.useImage and prior and prior.image))
 
     @property
     def isNeeded(self) -> bool:
         """Whether the prior can do nothing without."""
-        prior = self._prior()
+        prior = self.prior
         return prior is not None and prior.needsImage
 
     def problem(self) -> ShapePriorError | None:
         """Why fits cannot look at it; None where they can."""
-        return imageProblem(self._prior(), self._structure.refers(VOLUME))
+        return imageProblem(self.prior, self._structure.refers(VOLUME))
 
     def isUsed(self) -> bool:
         """Whether fits look at it."""
@@ -119,7 +119,9 @@ class StructureImage:
         if self._structure.refers(VOLUME) is None:
             self._made = None
 
-    def _prior(self) -> PriorInfo | None:
+    @property
+    def prior(self) -> PriorInfo | None:
+        """What is known of the structure's prior."""
         return self._priorOf(self._structure.parameters.prior)
 
     def _mark(self) -> Mark:

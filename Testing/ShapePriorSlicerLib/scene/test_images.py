@@ -62,6 +62,8 @@ def test_a_frame_of_a_sequence_is_refused(application):
     node = volume(scene)
     sequence = scene.AddNewNodeByClass("vtkMRMLSequenceNode")
     sequence.SetDataNodeAtValue(node, "0")
+    # Slicer's Sequences module registers it.
+    scene.RegisterNodeClass(slicer.vtkMRMLSequenceBrowserNode())
     browser = scene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode")
     browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
     browser.AddProxyNode(node, sequence, False)

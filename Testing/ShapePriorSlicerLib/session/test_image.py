@@ -126,7 +126,7 @@ def test_sending_is_told_and_may_be_cancelled(workspace, session):
     move(outline(session))
     session.poll()
     session.connection.send(0.4)
-    assert said(workspace) == "Sending the image: 40 % ..."
+    assert said(workspace) == "Sending the image: 40% ..."
     assert session.status.busy
     session.connection.lose()
     assert "signal 9" in said(workspace)
@@ -179,7 +179,8 @@ def test_an_image_that_changes_is_another_one(application, session):
     session.poll()
     assert len(asked(session)) == count + 1
     answer(session)
-    session.volume = volume(application.scene, name="T2")
+    other = np.random.default_rng(1).integers(0, 900, (20, 24, 22)).astype(np.int16)
+    session.volume = volume(application.scene, other, name="T2")
     session.poll()
     assert len(asked(session)) == count + 2
     answer(session)

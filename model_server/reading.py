@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,9 +35,11 @@ class ImageReading:
         spacing: mm between voxels.
         distance: (X, Y, Z) mm, negative inside.
         doubt: (X, Y, Z) mm, its standard deviation.
+        inside: (X, Y, Z) probability of the organ.
         image: (X, Y, Z) as the network saw it, of zero mean and unit variance.
         known: (X, Y, Z) whether the image tells anything there.
         alike_mm: over which its errors are alike.
+        calibration: of the surfaces that follow it, as cards keep it.
         structures: the organ as the network's mesh, and its parts; empty where none were asked for.
         prompted: whether annotations were among what was read.
     """
@@ -45,11 +49,13 @@ class ImageReading:
     spacing: float
     distance: Image
     doubt: Image
+    inside: Image
     image: Image
     known: NDArray[np.bool_]
     alike_mm: float
     structures: tuple[Structure, ...] = ()
     prompted: bool = False
+    calibration: Mapping[str, Any] = field(default_factory=dict)
 
     def index(self, points: Array) -> Array:
         """(N, 3) RAS mm -> continuous voxel indices."""
@@ -86,6 +92,7 @@ class ImageReading:
             origin=origin,
             distance=self.distance[::-1],
             doubt=self.doubt[::-1],
+            inside=self.inside[::-1],
             image=self.image[::-1],
             known=self.known[::-1],
             structures=(),

@@ -34,6 +34,11 @@ class Surface:
             np.add.at(normals, self.triangles[:, corner], cross)
         return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
 
+    def rms_radius(self) -> float:
+        """Of the vertices about their mean."""
+        away = self.points - self.points.mean(axis=0)
+        return float(np.sqrt((away**2).sum(axis=1).mean()))
+
     def area(self) -> float:
         """Surface area, in squared units of ``points``."""
         a, b, c = self.corners().transpose(1, 0, 2)
@@ -45,9 +50,13 @@ class Surface:
         return float(np.einsum("ij,ij->i", a, np.cross(b, c)).sum() / 6.0)
 
 
+IMAGE = "image"  # kind of the residual of what an image shows
+
+
 @dataclass(frozen=True)
 class Residual:
-    """Distance between one annotation and the surface, mm (in plane for outlines)."""
+    """Distance between one annotation, or what an image shows, and the surface, mm (in plane for
+    outlines)."""
 
     name: str
     kind: str

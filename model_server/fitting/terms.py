@@ -43,6 +43,7 @@ MOST_SAMPLES = 1500  # of all outlines: linear systems grow with the cube of it
 MASK_SAMPLES = 2000
 STACKED = np.cos(np.deg2rad(2.0))  # tilted more, planes make no stack
 IMAGE_SAMPLES = 300
+SHAPE_SPREAD = 0.06  # RMS radii: what fitted shapes leave open without the image
 SIDE_TRUST = 20.0  # an inside or outside point is one of few, and placed on purpose
 
 
@@ -357,7 +358,7 @@ class Evidence:
             return None
         for term in self.terms:
             if isinstance(term, ImageTerm):
-                return FollowedImage(term.reading, self.drawn(), term.radius)
+                return FollowedImage(term.reading, self.drawn(), SHAPE_SPREAD * term.radius)
         return None
 
     def drawn(self) -> Array:

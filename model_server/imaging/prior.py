@@ -109,7 +109,7 @@ class MeshNetPrior:
             surface = remesh(surface)
         check()
         answer = self._answer(surface, mesh, observations, reading, began)
-        radius = rms_radius(surface)
+        radius = surface.rms_radius()
         if settings.uncertainty and evidence.image is not None:
             # The mesh and the distance are of one network: no shape of its own tells beside them.
             spread = evidence.image.spread(surface.points, np.zeros(len(surface.points)))
@@ -135,12 +135,6 @@ class MeshNetPrior:
         return replace(
             answer, template_coordinates=places, parts=_parts(surface, reading), warnings=()
         )
-
-
-def rms_radius(surface: Surface) -> float:
-    """Of the vertices about their mean, mm."""
-    away = surface.points - surface.points.mean(axis=0)
-    return float(np.sqrt((away**2).sum(axis=1).mean()))
 
 
 def _parts(surface: Surface, reading: ImageReading) -> NDArray[np.uint8] | None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from model_server.cases.splits import Case, volume_files
+from model_server.cases.splits import Case
 from model_server.errors import ShapePriorError
 from model_server.geometry.labels import distance_field, largest_component
 from model_server.imaging.region import Frame, Region, read_region
@@ -47,21 +46,20 @@ class Structure:
     values: tuple[int, ...]
 
 
-def image_of(case: Case) -> Path:
-    """The image beside a label: ``images/`` beside ``labels/``, the same name.
+def image_of(case: Case) -> Volume:
+    """The image of a case.
 
     Raises:
-        ShapePriorError: there is none.
+        ShapePriorError: there is none, or it is unreadable.
     """
-    images = case.path.parent.parent / "images"
-    found = [p for p in volume_files(images) if p.name == case.path.name] if images.is_dir() else []
-    if not found:
+    found = case.image()
+    if found is None:
         raise ShapePriorError(
             f"There is no image of '{case.name}'.",
             f"Put '{case.path.name}' into a folder 'images' beside 'labels'.",
             "no-image",
         )
-    return found[0]
+    return found
 
 
 def load_cases(
@@ -89,7 +87,7 @@ def load_case(case: Case, frame: Frame, structures: Sequence[Structure]) -> Imag
     Raises:
         ShapePriorError: it is missing or unreadable.
     """
-    image, label = read_volume(image_of(case)), read_volume(case.path)
+    image, label = image_of(case), read_volume(case.path)
     middle = image.to_ras(0.5 * (np.array(image.shape[::-1]) - 1.0))
     region = frame.at(middle)
     values, known = read_region(image, region)

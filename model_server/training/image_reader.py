@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize
 
+from model_server import __version__
 from model_server.cases.hands import random_clicks
 from model_server.cases.simulate import three_outlines
 from model_server.cases.splits import Case, Split, split_cases
+from model_server.errors import ShapePriorError
 from model_server.fitting.leftover import matern
 from model_server.geometry.sampling import sample_surface
 from model_server.imaging.familiar import FIGURES, figures_of
@@ -23,9 +26,9 @@ from model_server.imaging.intensities import Intensities
 from model_server.imaging.meshnet import MeshNet, MeshNetShape
 from model_server.imaging.reader import Doubt, ImageReader
 from model_server.imaging.region import Frame
-from model_server.io.volumes import read_volume
 from model_server.observations import Observations
 from model_server.priors.card import PriorCard, save_prior
+from model_server.priors.device import choose_device
 from model_server.reading import ImageReading
 from model_server.reconstruction import Surface
 from model_server.training.checkpoints import CHECKPOINT_FILE
@@ -41,7 +44,9 @@ MOST_VOXELS = 450_000  # of a region
 LEAST_SPACING = 1.0
 CLICKS = 20
 SURFACE_POINTS = 400  # of each case, at which doubts are judged
+PLAIN = 3  # steps of a U-Net that take as long as one with meshes
 TYPICAL = 4.9  # of 7 figures: one of a thousand known images is farther off
+MOST_JUDGED = 70  # training images, about, that tell what is known
 SLACK = 1.25  # beyond the farthest validation case
 
 
@@ -104,6 +109,60 @@ def recipe_of(organ: str, data: Path) -> Recipe:
     return replace(found, frame=Frame((int(counts[0]), int(counts[1]), int(counts[2])), spacing))
 
 
+def train_images(
+    method: str,
+    organ: str,
+    data: Path,
+    output: Path,
+    card: PriorCard,
+    device: str = "cpu",
+    options: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> PriorCard:
+    """Train an image reader and write it to ``output / f"{organ}-{method}"``.
+
+    An interrupted training goes on from its checkpoint when it is started again with the same
+    cases and options.
+
+    Args:
+        method: "meshnet", or "unet" for the same without meshes.
+        organ: names the prior, and chooses the recipe.
+        data: folder with ``images/`` and ``labels/``.
+        output: folder of priors.
+        card: name, organ, method, source, licence, command.
+        device: "auto", "cpu" or "cuda".
+        options: fields of ``MeshNetTraining``.
+        progress: told stage, share done and losses.
+
+    Raises:
+        ShapePriorError: too few cases, an image is missing, or there is no such option.
+    """
+    recipe = recipe_of(organ, data)
+    base = recipe.training
+    if method == "unet":
+        base = replace(base, distance_steps=0, mesh_steps=0, tail_steps=PLAIN * base.mesh_steps)
+    try:
+        training = replace(base, **(options or {}))
+    except TypeError as error:
+        raise ShapePriorError(
+            f"{method} has no option {', '.join(options or {})}.",
+            f"Choose among {', '.join(f.name for f in fields(MeshNetTraining))}.",
+        ) from error
+    recipe = replace(recipe, training=training)
+    work = unfinished(f"{organ}-{method}", output, data, recipe)
+    chosen = str(choose_device(device))
+    found = train_reader(card, recipe, data, output / card.name, work, chosen, progress)
+    shutil.rmtree(work, ignore_errors=True)
+    return found
+
+
+def unfinished(name: str, output: Path, data: Path, recipe: Recipe) -> Path:
+    """The folder of a training's checkpoint: another one for other cases or another recipe."""
+    cases = [(case.name, case.path.stat().st_size) for case in split_cases(data).training]
+    told = repr((cases, recipe, __version__))
+    return output / f"{name}.unfinished-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+
+
 def train_reader(
     card: PriorCard,
     recipe: Recipe,
@@ -163,7 +222,7 @@ def finish_reader(
         told["window"] = list(recipe.window)
     surfaces = [case.surface() for case in split.validation]
     spans = [float(np.linalg.norm(np.ptp(s.points, axis=0))) for s in surfaces]
-    radii = [_radius(s) for s in surfaces]
+    radii = [s.rms_radius() for s in surfaces]
     told["annotation_extent_mm"] = [round(0.25 * min(spans), 1), round(1.2 * max(spans), 1)]
     told["radius_mm"] = [round(0.85 * min(radii), 2), round(1.15 * max(radii), 2)]
     bare = ImageReader(replace(card, hyperparameters=told), network)
@@ -180,11 +239,6 @@ def finish_reader(
     return save_prior(folder, card, pack_network(network))
 
 
-def remove_work(work: Path) -> None:
-    """The checkpoint of a training that has ended."""
-    shutil.rmtree(work, ignore_errors=True)
-
-
 # --- doubt --------------------------------------------------------------------------------------
 
 
@@ -196,7 +250,7 @@ def _readings(
 ) -> Iterator[Told]:
     """Every validation case without prompts, with three outlines, and with clicks."""
     for number, (case, surface) in enumerate(zip(cases, surfaces, strict=True)):
-        image = read_volume(image_of(case))
+        image = image_of(case)
         rng = np.random.default_rng(number)
         low, high = surface.points.min(axis=0), surface.points.max(axis=0)
         center = 0.5 * (low + high) + rng.uniform(-2.0, 2.0, 3)
@@ -255,18 +309,19 @@ def _familiar(
 ) -> dict[str, Any]:
     """What images of the known kind are like; limits by those of validation."""
     known = []
-    for number, case in enumerate(split.training):
-        figures = figures_of(reader.read(read_volume(image_of(case)), _place(case, number)))
+    chosen = split.training[:: max(1, len(split.training) // MOST_JUDGED)]
+    for number, case in enumerate(chosen):
+        figures = figures_of(reader.read(image_of(case), _place(case, number)))
         if figures is not None:
             known.append(figures)
         if progress:
-            progress("judging images", (number + 1) / len(split.training), {})
+            progress("judging images", (number + 1) / len(chosen), {})
     mean = np.mean(known, axis=0)
     covariance = np.cov(np.array(known).T) + 1e-4 * np.eye(len(FIGURES))
     inverse = np.linalg.inv(covariance)
     strange, misfits = [], []
     for number, (case, surface) in enumerate(zip(split.validation, surfaces, strict=True)):
-        reading = reader.read(read_volume(image_of(case)), _place(case, number))
+        reading = reader.read(image_of(case), _place(case, number))
         figures = figures_of(reading)
         if figures is None:
             continue
@@ -295,11 +350,6 @@ def _place(case: Case, number: int) -> Array:
     points = case.surface().points
     off = np.random.default_rng(number).uniform(-3.0, 3.0, 3)
     return np.asarray(0.5 * (points.min(axis=0) + points.max(axis=0)) + off)
-
-
-def _radius(surface: Surface) -> float:
-    away = surface.points - surface.points.mean(axis=0)
-    return float(np.sqrt((away**2).sum(axis=1).mean()))
 
 
 def _rounded(entry: dict[str, float]) -> dict[str, float]:

@@ -166,9 +166,11 @@ class Requests:
 
     def takeError(self, sentAs: Any, failed: Failed) -> None:
         """Something went wrong with a request, with an image on its way, or with all."""
+        if failed.code == "unknown-volume" and self._sendsAgain(sentAs):
+            return
         if sentAs is not None and sentAs == self._upload.number:
             self._refuseImage(ShapePriorError(failed.message, failed.remedy, failed.code))
-        elif failed.code != "unknown-volume" or not self._sendsAgain(sentAs):
+        else:
             number = None if sentAs is None else self.end(sentAs)
             self._tell(replace(failed, request=number))
 
@@ -195,7 +197,9 @@ class Requests:
         """Whether a request whose image the server does not know (any more) is made once more."""
         with self._lock:
             pending = self._pending
-            if pending is None or pending.sentAs != sentAs or pending.sendings >= SENDINGS:
+            if pending is None or sentAs not in (pending.sentAs, self._upload.number):
+                return False
+            if pending.sendings >= SENDINGS:
                 return False
             self._upload.forget()
             self._running.pop(sentAs, None)

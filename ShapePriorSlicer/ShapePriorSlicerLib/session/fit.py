@@ -381,7 +381,9 @@ class Fit:
         self._device = found.provenance.device or self._device
         residuals = self.shown.residuals
         means = [r.mean_mm for key, r in residuals.items() if key != IMAGE]
-        warning = found.warnings[0] if found.warnings else ""
+        # That the image was left out is told whatever else there is to tell.
+        left = [warning for warning in found.warnings if warning.startswith("The image ")]
+        warning = " ".join(dict.fromkeys([*left[:1], *found.warnings[:1]]))
         text = "Up to date." if phase == "done" else "Fitting ..."
         mean = float(np.mean(means)) if means else None
         return Status(

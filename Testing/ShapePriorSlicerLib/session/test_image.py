@@ -113,8 +113,8 @@ def test_what_the_image_says_is_told_apart_from_what_was_drawn(workspace, sessio
     move(outline(session))
     session.poll()
     why = "The image 'T1' is left out: it does not look like the MR that its reader knows."
-    session.connection.answer(warnings=(why,))
-    assert said(workspace) == why
+    session.connection.answer(warnings=("Something else is odd.", why))
+    assert said(workspace) == f"{why} Something else is odd."
     assert session.imageRow() == []
 
 

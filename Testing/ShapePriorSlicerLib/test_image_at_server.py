@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,41 +9,13 @@ import pytest
 
 pytest.importorskip("slicer", reason="slicer-core is not installed")
 import slicer
-import uvicorn
 from image_readers import MODALITY, NAME
 from scenes import draw, settle, until, volume, vtkMatrix
-from ShapePriorSlicerLib.server.backend import Address
+from served import Served
 from ShapePriorSlicerLib.server.priors import listPriors
 from ShapePriorSlicerLib.session.workspace import Workspace
 
-from model_server.service.app import ServerSettings, create_app
-
-TOKEN = "a token of a test"
 RADII = np.array([7.0, 20.0, 8.0])
-
-
-class Served:
-    """A backend whose server runs in this process."""
-
-    def __init__(self) -> None:
-        app = create_app(ServerSettings(TOKEN, "cpu"))
-        self.state = app.state.server
-        self._server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-        threading.Thread(target=self._server.run, daemon=True).start()
-        end = time.monotonic() + 60.0
-        while not self._server.started:
-            assert time.monotonic() < end
-            time.sleep(0.01)
-        self._port = self._server.servers[0].sockets[0].getsockname()[1]
-
-    def address(self, progress: object = None) -> Address:
-        return Address(f"ws://127.0.0.1:{self._port}/session", TOKEN)
-
-    def whyLost(self) -> str:
-        return "It was ended."
-
-    def stop(self) -> None:
-        self._server.should_exit = True
 
 
 @pytest.fixture
@@ -84,7 +54,9 @@ def test_found_without_annotations_refined_by_one_outline(workspace, scanned):
     draw(session)
     settle(workspace)
     assert session.status.phase == "done", session.status
-    assert [row.residualMm < 1.0 for row in [*session.rows(), *session.imageRow()]] == [True, True]
+    (row,), (seen,) = session.rows(), session.imageRow()
+    assert row.residualMm < 1.0
+    assert seen.residualMm < 3.0  # a hippocampus is no ellipsoid
     (server,) = workspace.backend.state.sessions.values()
     found = server.images.image.volume.array
     np.testing.assert_array_equal(found, slicer.util.arrayFromVolume(scanned))

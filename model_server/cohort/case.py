@@ -93,15 +93,10 @@ def outputs_of(case: Case, settings: Settings) -> list[Path]:
 
 def files_read(case: Case) -> list[Path]:
     """The files that a case is fitted from."""
-    from model_server.imaging.readers import reader_card
-    from model_server.priors.registry import files_of, prior_card
+    from model_server.priors.registry import files_of
 
     volumes = [path for path in (case.mask, case.reference, case.image) if path is not None]
-    found = [*case.annotations, *volumes, *files_of(case.prior)]
-    if case.image is not None and files_of(case.prior):
-        reader = reader_card(prior_card(case.prior))
-        found += files_of(reader.name) if reader is not None else ()
-    return found
+    return [*case.annotations, *volumes, *files_of(case.prior)]
 
 
 def inputs_of(case: Case, settings: Settings) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def test_found_without_annotations_refined_by_one_outline(workspace, scanned):
     assert session.status.phase == "done", session.status
     (row,), (seen,) = session.rows(), session.imageRow()
     assert row.residualMm < 1.0
-    assert seen.residualMm < 3.0  # a hippocampus is no ellipsoid
+    assert seen.residualMm < 5.0  # a hippocampus is no ellipsoid
     (server,) = workspace.backend.state.sessions.values()
     found = server.images.image.volume.array
     np.testing.assert_array_equal(found, slicer.util.arrayFromVolume(scanned))

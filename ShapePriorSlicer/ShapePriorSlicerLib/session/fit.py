@@ -13,7 +13,7 @@ from model_server.observations import Observations
 from model_server.reconstruction import Reconstruction
 
 from ..scene.parameters import Parameters
-from ..scene.structure import Structure
+from ..scene.structure import BOUNDARY, INSIDE, OUTLINE, OUTSIDE, Structure
 from ..server.connection import Connection
 from ..server.events import (
     Cancelled,
@@ -34,6 +34,7 @@ from .surface import Inputs, Residuals, ShownSurface
 
 SURFACES = 32  # kept for undo
 PREVIEW = {"local": False, "remesh": False, "uncertainty": False}
+FITTED = (OUTLINE, BOUNDARY, INSIDE, OUTSIDE)
 # Not mistakes: the user has only begun.
 HINTS = ("no-annotation", "too-few", "one-plane")
 
@@ -196,7 +197,8 @@ class Fit:
         isAnswer, found = self.shown.restore(inputs), self.shown.reconstruction
         if found is None:
             return
-        self._hasFound = not any(_kinds(self._structure.observations()[0]))
+        # Not by the observations: of a saved scene they may be ones that are refused.
+        self._hasFound = not any(role in FITTED for role, _ in self._structure.annotations())
         if isAnswer:
             self._remember(inputs, found)
         else:

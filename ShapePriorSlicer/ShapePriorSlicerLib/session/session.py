@@ -233,11 +233,14 @@ class Session:
         self._fit.reconstruct()
 
     def find(self) -> None:
-        """Find the organ in the image; no annotation is needed.
+        """Find the organ in the image; no annotation is needed. Fits look at it from now on.
 
         Raises:
             ShapePriorError: there is no image that the prior can look at.
         """
+        self.image.required()
+        if not self.parameters.useImage:
+            self.change(useImage=True)
         self._fit.find()
 
     def refine(self) -> None:

@@ -223,6 +223,17 @@ def test_the_organ_is_found_without_annotations_and_refined_by_outlines(workspac
     assert asked(session).pop() == "find"
 
 
+def test_who_has_the_organ_found_wants_the_image(session):
+    session.change(useImage=False)
+    session.poll()
+    session.find()
+    session.poll()
+    assert asked(session) == ["find"]
+    answer(session)
+    draw(session)
+    assert sent(session) is not None
+
+
 def test_a_cancelled_search_keeps_what_there_was(workspace, session):
     session.find()
     session.connection.progress()

@@ -177,7 +177,7 @@ def _report_of(
 
 
 def _outcome(case: Case, status: str, report: dict[str, Any]) -> Outcome:
-    residuals = [r["mean_mm"] for r in report["residuals"] if r["kind"] != IMAGE]
+    residuals = [r["mean_mm"] for r in report["residuals"] if r.get("kind") != IMAGE]
     image = report.get("image") or {}
     return Outcome(
         case=case.name,

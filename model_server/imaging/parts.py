@@ -16,6 +16,7 @@ from model_server.reconstruction import Surface
 Array = NDArray[np.float64]
 MARGIN = 3  # steps
 BLUR = 0.7  # steps: against the staircase of voxels
+LEAST_NODES = 10  # of a structure that is one
 GAP = 0.1  # steps that are left between two structures, on both sides
 
 
@@ -40,7 +41,7 @@ def parted(structures: Sequence[Structure], step: float) -> tuple[Structure, ...
     found = []
     for number, structure in enumerate(structures):
         field = _own(fields, number, step)
-        if (field < 0).any():
+        if np.count_nonzero(field < 0) >= LEAST_NODES:
             found.append(Structure(structure.name, zero_level(field, start, step)))
     return tuple(found)
 

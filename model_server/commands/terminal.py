@@ -15,7 +15,6 @@ from rich.text import Text
 from model_server import __version__
 from model_server.errors import ShapePriorError, shown, shown_lines
 from model_server.interrupts import Terminated
-from model_server.reconstruction import IMAGE
 
 if TYPE_CHECKING:
     from model_server.jobs.session import Progress
@@ -176,6 +175,8 @@ def search_progress(image: str, quiet: bool) -> Iterator[Callable[[float], None]
 
 
 def _progress_line(result: Reconstruction, seconds: float) -> str:
+    from model_server.reconstruction import IMAGE  # late: it needs numpy
+
     gaps = [r.mean_mm for r in result.residuals if r.kind != IMAGE]
     mean = f"{sum(gaps) / len(gaps):6.2f} mm from the annotations" if gaps else ""
     return f"{result.stage:<14} {seconds:6.2f} s  {mean}"

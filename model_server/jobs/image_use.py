@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from model_server.reconstruction import IMAGE, Reconstruction
-
 if TYPE_CHECKING:
     from model_server.imaging.look import Look
     from model_server.observations import Observations
+    from model_server.reconstruction import Reconstruction
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,8 @@ class ImageUse:
             reconstruction: RAS mm.
             seconds: that reading took.
         """
+        from model_server.reconstruction import IMAGE  # late: it needs numpy
+
         gap = next((r for r in reconstruction.residuals if r.kind == IMAGE), None)
         return {
             "name": self.image,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ShapePriorSlicerLib.panel.guide import Line, drawingText
-from ShapePriorSlicerLib.scene.parameters import Parameters
+from ShapePriorSlicerLib.scene.parameters import Parameters, titleOf
 from ShapePriorSlicerLib.server.priors import listPriors
 from ShapePriorSlicerLib.session.drawing import Drawing
 from ShapePriorSlicerLib.session.session import Session
@@ -104,7 +104,7 @@ def priorValues() -> Values:
     for prior in listPriors():
         if prior.organ != organ:
             organ = prior.organ
-            items.append({"type": "subheader", "title": organ.capitalize(), "value": organ})
+            items.append({"type": "subheader", "title": titleOf(organ), "value": organ})
         items.append({"value": prior.name, "title": prior.label})
         about[prior.name] = {"text": prior.description, "paired": prior.paired}
     return {"priors": items, "aboutPriors": about}

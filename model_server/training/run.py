@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_server import __version__
+from model_server.cases.organs import LUNG_LOBES
 from model_server.errors import ShapePriorError
 from model_server.priors.card import PriorCard, save_prior
 from model_server.training.checkpoints import CHECKPOINT_FILE, told_state
@@ -38,6 +39,8 @@ class DataSource:
     mirrors: bool = False
 
 
+PLANNING = "DeepMind's TCIA planning CT of head and neck, contoured by an oncologist"
+LOBES_BY = "Lung lobes of ReShapeIT, annotations by Deep Voxel on LIDC-IDRI (CT)"
 SOURCES = {
     "hippocampus": DataSource(
         "Medical Segmentation Decathlon Task04 (hippocampus, T1 MR)", "CC BY-SA 4.0"
@@ -50,6 +53,17 @@ SOURCES = {
         "Medical Segmentation Decathlon Task07 and NIH Pancreas-CT", "CC BY-SA 4.0"
     ),
     "spleen": DataSource("TCIA/BTCV multi-organ CT (7 shapes: few-shot)", "CC BY 4.0"),
+    "left-atrium": DataSource(
+        "2018 Atrial Segmentation Challenge (left atrium, LGE-MR)",
+        "research only (no license stated)",
+    ),
+    "mandible": DataSource(f"{PLANNING} (mandible)", "CC BY 4.0"),
+    "brainstem": DataSource(f"{PLANNING} (brainstem)", "CC BY 4.0"),
+    "parotid": DataSource(f"{PLANNING} (parotid gland)", "CC BY 4.0", mirrors=True),
+    "submandibular-gland": DataSource(
+        f"{PLANNING} (submandibular gland)", "CC BY 4.0", mirrors=True
+    ),
+    **{lobe: DataSource(LOBES_BY, "CC BY-NC-SA 4.0") for lobe in LUNG_LOBES},
 }
 
 
@@ -132,6 +146,7 @@ def train(
     options: dict[str, Any] | None = None,
     hold_out: bool = True,
     told: Told | None = None,
+    values: Sequence[int] = (),
 ) -> PriorCard:
     """Train a prior and write it to ``output / f"{organ}-{method}"``.
 
@@ -150,6 +165,7 @@ def train(
         options: method's own hyperparameters, see ``Training``.
         hold_out: whether every tenth patient validates; else all train.
         told: given sentences for the user.
+        values: of the voxels that are the organ; empty where all above zero are.
 
     Raises:
         ShapePriorError: unknown method, too few or unreadable cases.
@@ -159,8 +175,8 @@ def train(
         chosen["steps"] = steps
     method = checked_method(method, chosen)
     source = SOURCES.get(organ, DataSource(f"label volumes in {data.name}", "the user's own"))
-    prepared = prepare(data, source.mirrors, only, progress, hold_out)
-    command = _command(method, organ, data, only, chosen)
+    prepared = prepare(data, source.mirrors, only, progress, hold_out, tuple(values))
+    command = _command(method, organ, data, only, values, chosen)
     training = Training(method, organ, source, chosen, command, device)
     work = training.unfinished(output, prepared)
     tell_unfinished(training, work, told)
@@ -231,10 +247,19 @@ def telling_what_is_kept(work: Path, told: Told | None) -> Iterator[None]:
         raise
 
 
-def _command(method: str, organ: str, data: Path, only: str, options: dict[str, Any]) -> str:
+def _command(
+    method: str,
+    organ: str,
+    data: Path,
+    only: str,
+    values: Sequence[int],
+    options: dict[str, Any],
+) -> str:
     words = ["python -m model_server train", method, "--organ", organ, "--data", f".../{data.name}"]
     if only:
         words += ["--only", only]
+    if values:
+        words += ["--label", ",".join(str(value) for value in values)]
     for name, value in options.items():
         if name == "steps":
             words += ["--steps", str(value)]

@@ -13,6 +13,7 @@ from typing import Any
 
 from model_server.errors import ShapePriorError, shown
 
+from ..scene.parameters import titleOf
 from .backend import serverUrl
 
 SECONDS = 5.0
@@ -64,7 +65,7 @@ class PriorInfo:
         if self.method == UNTRAINED:
             return "Any structure (no training)"
         own = ", your own" if self.own else ""
-        return f"{self.organ.capitalize()} - {METHODS.get(self.method, self.method)}{own}"
+        return f"{titleOf(self.organ)} - {METHODS.get(self.method, self.method)}{own}"
 
     @property
     def description(self) -> str:
@@ -78,7 +79,9 @@ class PriorInfo:
     @property
     def limits(self) -> str:
         """What its license forbids, if anything."""
-        return f"For non-commercial use only ({self.licence})." if "-NC" in self.licence else ""
+        if "-NC" in self.licence:
+            return f"For non-commercial use only ({self.licence})."
+        return f"For {self.licence}." if "research only" in self.licence else ""
 
     def _accuracy(self) -> str:
         """Mean overlap with true organs, of the first protocol that was measured."""

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from model_server import __version__
 from model_server.cases.organs import LUNG_LOBES
 from model_server.errors import ShapePriorError
-from model_server.priors.card import PriorCard, save_prior
+from model_server.priors.card import CARD_FILE, PriorCard, read_card, read_weights, save_prior
 from model_server.training.checkpoints import CHECKPOINT_FILE, told_state
 from model_server.training.methods import TRAINERS, leftover_of
 from model_server.training.pose_prior import learn_pose_prior
@@ -151,7 +152,8 @@ def train(
     """Train a prior and write it to ``output / f"{organ}-{method}"``.
 
     An interrupted training goes on from its checkpoint when it is started again with the same
-    labels and options.
+    labels and options. The pose prior of the organ's PCA prior there is shared, if that was
+    trained on the same shapes.
 
     Args:
         method: "pca", "dals", "atlas" (ImplicitAtlas) or "deepsdf".
@@ -181,7 +183,9 @@ def train(
     work = training.unfinished(output, prepared)
     tell_unfinished(training, work, told)
     with telling_what_is_kept(work, told):
-        card = train_on(prepared, training, output / training.name, work, progress)
+        known = partial(_known_pose_prior, prepared, output / f"{organ}-pca", progress)
+        pose_prior = None if method == "pca" else known
+        card = train_on(prepared, training, output / training.name, work, progress, pose_prior)
     shutil.rmtree(work, ignore_errors=True)
     return card
 
@@ -234,6 +238,16 @@ def train_on(
 def learned_pose_prior(prepared: Prepared, progress: Progress | None = None) -> Arrays:
     """The pose prior of prepared shapes, as priors keep it."""
     return learn_pose_prior(*prepared.unmirrored(), progress=progress).arrays()
+
+
+def _known_pose_prior(prepared: Prepared, beside: Path, progress: Progress | None) -> Arrays:
+    """That of the PCA prior ``beside``, if it is of the same shapes; else a learned one."""
+    if (beside / CARD_FILE).is_file():
+        card = read_card(beside)
+        if card.hyperparameters.get(CHECKSUM) == prepared.checksum():
+            weights = read_weights(beside, card)
+            return {name: array for name, array in weights.items() if name.startswith("pose.")}
+    return learned_pose_prior(prepared, progress)
 
 
 @contextmanager

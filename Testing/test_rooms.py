@@ -19,7 +19,7 @@ MOST_LINES = 500
 # pictures, cohorts, reports: whatever users call) stands above them all.
 ROOMS = (
     # The nouns, and what every process needs.
-    ("errors", "pose", "observations", "reconstruction", "threads", "interrupts"),
+    ("errors", "pose", "observations", "reconstruction", "reading", "threads", "interrupts"),
     ("geometry",),
     ("io",),
     ("cases",),

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError, counted, shown
+
+if TYPE_CHECKING:
+    from model_server.reading import ImageReading
 
 Array = NDArray[np.float64]
 LEAST_SIDE_GAP_MM = 0.5  # between a point inside and a point outside
@@ -247,6 +251,7 @@ class Observations:
         image: the volume that was annotated, or its bare grid.
         left_out: what is not taken as it was given (markups of other kinds, parts of the label
             map, a crooked geometry, more points than a fit can tell apart), a sentence each.
+        reading: what an image reader says of the image.
     """
 
     outlines: tuple[PlanarOutline, ...] = ()
@@ -256,6 +261,7 @@ class Observations:
     label_map: Volume | None = None
     image: Volume | Grid | None = None
     left_out: tuple[str, ...] = ()
+    reading: ImageReading | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -280,7 +286,7 @@ class Observations:
             ShapePriorError: nothing at all, one plane alone, or fewer than four boundary points.
         """
         self._require_consistent_sides()
-        if self.label_map is not None:
+        if self.label_map is not None or self.reading is not None:
             return
         clicks = len(self.boundary_points())
         if not self.outlines and clicks == 0:

@@ -34,6 +34,11 @@ class Surface:
             np.add.at(normals, self.triangles[:, corner], cross)
         return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
 
+    def rms_radius(self) -> float:
+        """Of the vertices about their mean."""
+        away = self.points - self.points.mean(axis=0)
+        return float(np.sqrt((away**2).sum(axis=1).mean()))
+
     def area(self) -> float:
         """Surface area, in squared units of ``points``."""
         a, b, c = self.corners().transpose(1, 0, 2)

@@ -26,14 +26,18 @@ from model_server.evaluation.harness import CaseLike, Method, cases_of, use_thre
 from model_server.evaluation.metrics import Truth
 from model_server.evaluation.protocols import find_protocol
 from model_server.evaluation.results import machine
-from model_server.fitting.calibration import USUAL, Calibration
+from model_server.fitting.calibration import NOTHING, USUAL, Calibration
 from model_server.fitting.pose_prior import kind_of
+from model_server.imaging.look import Look
+from model_server.imaging.prior import MeshNetPrior
+from model_server.observations import Observations
 from model_server.priors.card import CARD_FILE
 from model_server.priors.protocol import ShapePrior
 from model_server.priors.registry import prior_folders
 
 ORGANS = ["hippocampus", "kidney", "liver", "pancreas", "spleen"]
 PROTOCOLS = ["outlines", "clicks-20"]
+SEEN = ["none", "one-outline", *PROTOCOLS]  # of what reads images
 HEADER = ["prior", "annotations", "cases", "rms of z", "within 1", "within 2", "halves crossed"]
 
 
@@ -63,12 +67,21 @@ def errors_of(prior: ShapePrior, cases: Sequence[CaseLike], protocol: str) -> li
     for case in cases:
         truth = Truth.from_label(case.label())
         try:
-            last = list(prior.fit(find_protocol(protocol).observations(truth, case.name)))[-1]
+            last = list(prior.fit(given_of(prior, case, truth, protocol)))[-1]
         except ShapePriorError as error:
             console.print(f"{case.name}: {error}", style="red", markup=False)
             continue
         found.append(Errors.of(last, truth))
     return found
+
+
+def given_of(prior: ShapePrior, case: CaseLike, truth: Truth, protocol: str) -> Observations:
+    """The annotations, with the image where the prior reads it."""
+    drawn = find_protocol(protocol).observations(truth, case.name)
+    image = case.image() if isinstance(prior, MeshNetPrior) else None
+    if image is None:
+        return drawn
+    return Look(prior.reader, image).observed(drawn)  # type: ignore[attr-defined]
 
 
 def trued(cases: Sequence[Errors], known: Calibration) -> list[Errors]:
@@ -121,7 +134,7 @@ def plot(curves: dict[str, Sequence[Errors]], path: Path) -> None:
 
 def main() -> None:
     """Print and write the table; learn."""
-    arguments = parser(__doc__, ["dals", "atlas", "pca", "any-structure"])
+    arguments = parser(__doc__, ["dals", "atlas", "pca", "any-structure", "meshnet"])
     arguments.add_argument("--organs", nargs="+", default=ORGANS)
     arguments.add_argument("--learn", action="store_true", help="write into the cards")
     chosen = arguments.parse_args()
@@ -132,7 +145,7 @@ def main() -> None:
         given = cases_for(organs, chosen)
         if chosen.learn:
             prior.card.hyperparameters.pop("calibration", None)
-        for protocol in PROTOCOLS:
+        for protocol in SEEN if isinstance(prior, MeshNetPrior) else PROTOCOLS:
             cases = errors_of(prior, given, protocol)
             if not cases:
                 continue
@@ -141,7 +154,7 @@ def main() -> None:
                 known, across = calibrated(cases), crossed(cases)
                 truth = Truth.from_label(given[0].label())
                 sample = find_protocol(protocol).observations(truth, given[0].name)
-                learned[kind_of(sample)] = known
+                learned[kind_of(sample) if protocol != "none" else NOTHING] = known
                 cases = trued(cases, known)
             curves[f"{name}, {protocol}"] = cases
             rows.append([name, protocol, str(len(cases)), *told(reliability(cases)), across])

@@ -58,6 +58,20 @@ class Case:
     side: str | None = None
     values: tuple[int, ...] = ()
 
+    @property
+    def image_path(self) -> Path | None:
+        """The image beside the label: in ``images/`` beside ``labels/``, of the same name."""
+        found = self.path.parent.parent / "images" / self.path.name
+        return found if found.is_file() else None
+
+    def image(self) -> Volume | None:
+        """The image that shows it, where there is one.
+
+        Raises:
+            ShapePriorError: it is unreadable.
+        """
+        return None if self.image_path is None else read_volume(self.image_path)
+
     def label(self) -> Volume:
         """The label volume; any non-zero voxel is organ."""
         label = read_volume(self.path)

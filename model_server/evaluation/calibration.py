@@ -35,8 +35,7 @@ class Errors:
         points = found.surface.points
         chosen = np.linspace(0, len(points) - 1, min(len(points), MOST_VERTICES)).astype(int)
         gap = closest_distance(truth.surface, points[chosen])
-        away = points - points.mean(axis=0)
-        radius = float(np.sqrt((away**2).sum(axis=1).mean()))
+        radius = found.surface.rms_radius()
         return cls(gap, found.uncertainty_mm[chosen], radius, found.misfit)
 
 

@@ -18,6 +18,8 @@ from model_server.evaluation.metrics import Truth, measure
 from model_server.evaluation.protocols import Protocol as Annotation
 from model_server.evaluation.protocols import find_protocol
 from model_server.evaluation.results import CaseRecord, EvaluationResult, machine
+from model_server.imaging.look import Look
+from model_server.imaging.reader import ImageReader
 from model_server.io.writing import refuse_inputs
 from model_server.observations import Observations, Volume
 from model_server.pose import Pose
@@ -48,6 +50,10 @@ class CaseLike(Protocol):
         """The label volume; any non-zero voxel is organ."""
         ...
 
+    def image(self) -> Volume | None:
+        """The image that shows it, where there is one."""
+        ...
+
 
 @dataclass(frozen=True)
 class Method:
@@ -57,17 +63,19 @@ class Method:
         label: as tables show it.
         prior: as ``load_prior`` knows it.
         settings: fields of ``FitSettings`` that differ from the default.
+        sees: whether it is given the case's image, read by the organ's reader.
     """
 
     label: str
     prior: str
     settings: dict[str, Any] = field(default_factory=dict)
+    sees: bool = False
 
     @classmethod
     def named(cls, name: str, organ: str) -> Method:
         """ "dals" -> "hippocampus-dals"; untrained baselines and full names as they are."""
         trained = name in METHODS and name not in UNTRAINED
-        return cls(name, f"{organ}-{name}" if trained else name)
+        return cls(name, f"{organ.replace('_', '-')}-{name}" if trained else name)
 
     def fit_settings(self, pose: Pose | None = None) -> FitSettings:
         """The settings of a fit.
@@ -151,11 +159,15 @@ def evaluate_case(
     tolerance_mm: float,
     every_stage: bool = False,
     repeat: int = 0,
+    look: Look | None = None,
 ) -> CaseRecord:
-    """One method on one case; whatever goes wrong is in the record."""
+    """One method on one case, with an image where there is a ``look``; whatever goes wrong is in
+    the record."""
     name = case if repeat == 0 else f"{case}#{repeat}"
     try:
         observations = protocol.observations(truth, case, repeat)
+        if look is not None:
+            observations = look.observed(observations)
         settings = _settings_for(method, prior, protocol, truth)
         fitted = timed_fit(prior, observations, settings)
         metrics = measure(fitted.final.surface, truth, tolerance_mm)
@@ -213,12 +225,14 @@ def run(
         progress: told case, method, number done and number in all.
     """
     loaded = {m.label: _load(m, device, load) for m in methods}
+    reader = _reader(organ, device, load) if any(m.sees for m in methods) else None
     tolerance = TOLERANCE_MM.get(organ, DEFAULT_TOLERANCE_MM)
     records: list[CaseRecord] = []
     total = len(cases) * repeats * len(methods)
     warm: set[str] = set()
     for case in cases:
-        truth = Truth.from_label(case.label())
+        truth = Truth.from_label(case.label(), case.image() if reader is not None else None)
+        looks: dict[str, Look] = {}
         for repeat in range(repeats):
             for method in methods:
                 prior = loaded[method.label]
@@ -233,11 +247,34 @@ def run(
                             *(method, prior, protocol, case.name, truth, tolerance),
                             every_stage=every_stage,
                             repeat=repeat,
+                            look=_look(looks, prior, reader, truth) if method.sees else None,
                         )
                     )
                 if progress:
                     progress(case.name, method.label, len(records), total)
     return tuple(records)
+
+
+def _look(
+    looks: dict[str, Look], prior: ShapePrior, reader: ImageReader | None, truth: Truth
+) -> Look | None:
+    """The case's image as a prior's own reader sees it, else as that of the organ; kept in
+    ``looks``."""
+    own: ImageReader | None = getattr(prior, "reader", reader)
+    if own is None or truth.image is None:
+        return None
+    return looks.setdefault(own.card.name, Look(own, truth.image))
+
+
+def _reader(organ: str, device: str, load: Load) -> ImageReader:
+    """Of an organ's images.
+
+    Raises:
+        ShapePriorError: there is none.
+    """
+    prior: Any = load(f"{organ.replace('_', '-')}-meshnet", device)
+    reader: ImageReader = prior.reader
+    return reader
 
 
 def _warm_up(

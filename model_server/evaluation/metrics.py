@@ -47,13 +47,15 @@ class Truth:
     Attributes:
         surface: smooth, closed, RAS mm.
         label: the volume Dice is counted in; any non-zero voxel is organ.
+        image: that shows it, where there is one.
     """
 
     surface: Surface
     label: Volume
+    image: Volume | None = None
 
     @classmethod
-    def from_label(cls, label: Volume) -> Truth:
+    def from_label(cls, label: Volume, image: Volume | None = None) -> Truth:
         """The largest component of a label volume and its smooth surface.
 
         Raises:
@@ -61,7 +63,7 @@ class Truth:
         """
         surface = surface_from_label(label)
         mask = largest_component(np.asarray(label.array) > 0)
-        return cls(surface, Volume(mask, label.ijk_to_ras, label.name))
+        return cls(surface, Volume(mask, label.ijk_to_ras, label.name), image)
 
     @classmethod
     def from_surface(cls, surface: Surface, spacing: Array, margin_mm: float = 8.0) -> Truth:

@@ -58,6 +58,11 @@ def _contradicting(truth: Truth, rng: np.random.Generator) -> Observations:
     return hands.contradicting(simulate.three_outlines(truth.surface, rng), rng)
 
 
+def _one(truth: Truth, rng: np.random.Generator) -> Observations:
+    planes = simulate.middle_planes(truth.surface, rng)
+    return simulate.draw_outlines(truth.surface, [planes[int(rng.integers(3))]], rng)
+
+
 def _exact(truth: Truth, rng: np.random.Generator) -> Observations:
     return simulate.exact_outlines(
         truth.surface, simulate.middle_planes(truth.surface, rng), samples=1000
@@ -92,6 +97,8 @@ FIXED = {
             _outlines,
         ),
         Protocol("two-outlines", "the first two of them", _two),
+        Protocol("one-outline", "one of them", _one),
+        Protocol("none", "no annotation: the image alone", lambda truth, rng: Observations()),
         Protocol(
             "outlines-contradicting",
             "as outlines, each shifted within its plane by 2 to 5 mm",

@@ -17,6 +17,7 @@ from model_server.observations import Observations
 from model_server.priors.card import PriorCard
 
 Array = NDArray[np.float64]
+NOTHING = "nothing"  # in a reader's card: the image alone
 USUAL = "usual"  # in a card: of kinds that were not measured
 
 
@@ -40,9 +41,13 @@ class Calibration:
 
     @classmethod
     def of_card(cls, card: PriorCard, observations: Observations) -> Calibration:
-        """As the card says for this kind of annotations."""
-        told = card.hyperparameters.get("calibration", {})
-        found = told.get(kind_of(observations), told.get(USUAL))
+        """As the card says for this kind of annotations; where an image is followed, as its
+        reader's card does."""
+        told, kind = card.hyperparameters.get("calibration", {}), kind_of(observations)
+        if observations.reading is not None and observations.label_map is None:
+            told = observations.reading.calibration
+            kind = kind if len(observations.spanning_points()) else NOTHING
+        found = told.get(kind, told.get(USUAL))
         if found is None:
             return cls()
         return cls(*(float(found.get(field.name, field.default)) for field in fields(cls)))

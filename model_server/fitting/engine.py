@@ -220,7 +220,9 @@ def _expected(
     mirrored: bool,
 ) -> tuple[Pose, Array]:
     """The expected pose and (7, 7) its covariance, in the world of the evidence."""
-    expected, spread = model.pose_prior(observations, evidence.boundary())
+    whole = evidence.whole()
+    points = evidence.boundary() if whole is None else whole
+    expected, spread = model.pose_prior(observations, points, whole is not None)
     if settings.pose is None:
         return expected, spread
     given = mirror_pose(settings.pose) if mirrored else settings.pose
@@ -379,7 +381,12 @@ class _Run:
 
     def _spread(self, canonical: Array) -> Array | None:
         """(N,) standard deviations at canonical points, mm, where they are asked for."""
-        return self.form.spread(self.state, canonical) if self.settings.uncertainty else None
+        if not self.settings.uncertainty:
+            return None
+        spread = self.form.spread(self.state, canonical)
+        if self.state.dense is None or self.evidence.image is None:
+            return spread
+        return self.evidence.image.spread(self.state.pose.apply(canonical), spread)
 
     def _to_patient(self, canonical: Surface) -> Surface:
         points = self.state.pose.apply(canonical.points)
@@ -395,7 +402,10 @@ class _Run:
             return answer
         calibration = Calibration.of_card(self.model.card, self.observations)
         factor = calibration.factor(self.misfit)
-        joint = joint_spread(self.form, self.state, answer.surface, canonical, factor)
+        image = self.evidence.image if self.state.dense is not None else None
+        if self.mirrored and image is not None:
+            image = image.mirrored()  # back to the patient, where the surface is
+        joint = joint_spread(self.form, self.state, answer.surface, canonical, factor, image)
         return replace(answer, joint_spread=joint)
 
     def _checked(self, answer: Reconstruction) -> Reconstruction:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
+from model_server.fitting.image_surface import FollowedImage
 from model_server.fitting.interrupt import check
 from model_server.fitting.model import FitState, Form
 from model_server.geometry.sampling import spread_vertices
@@ -18,7 +19,12 @@ HAND_MM = 0.25  # by which a drawn outline is off
 
 
 def joint_spread(
-    form: Form, state: FitState, surface: Surface, canonical: Array, scale: float
+    form: Form,
+    state: FitState,
+    surface: Surface,
+    canonical: Array,
+    scale: float,
+    image: FollowedImage | None = None,
 ) -> JointSpread:
     """Of the surface of a fit.
 
@@ -31,10 +37,13 @@ def joint_spread(
         surface: V vertices, RAS mm.
         canonical: (V, 3) the same vertices in the canonical frame.
         scale: true standard deviation for each computed one (``Calibration.factor``).
+        image: that the surface follows.
     """
     vertices = spread_vertices(canonical, MOST_POINTS)
     check()
     covariance = form.covariance(state, canonical[vertices])
+    if image is not None:
+        covariance = image.covariance(surface.points[vertices], covariance)
     check()
     count = len(vertices)
     largest = (max(0, count - MOST_PARTS), count - 1)

@@ -31,13 +31,15 @@ KINDS = (
     "mixture",
 )
 
+WHOLE = "many-clicks"  # what tells of all of the boundary is like them
+
 
 def kind_of(observations: Observations) -> str:
     """The kind of annotations these are."""
     clicks = len(observations.boundary_points())
     planes = observations.planes()
     if observations.label_map is not None:
-        return "many-clicks"
+        return WHOLE
     if not planes:
         return "few-clicks" if clicks < 15 else "clicks" if clicks < 50 else "many-clicks"
     if clicks:
@@ -170,18 +172,21 @@ class PosePrior:
 
     regressions: dict[str, Regression]
 
-    def __call__(self, observations: Observations, points: Array) -> tuple[Pose, Array]:
+    def __call__(
+        self, observations: Observations, points: Array, whole: bool = False
+    ) -> tuple[Pose, Array]:
         """Expected pose and (7, 7) covariance of a step from it.
 
         Args:
             observations: tells the kind.
             points: (N, 3) RAS mm on the boundary.
+            whole: whether the points are all over it, whatever was drawn.
 
         Returns:
             The pose, and the covariance of (translation mm, log scale, rotation vector).
         """
         span = span_of(points)
-        regression = self.regressions[kind_of(observations)]
+        regression = self.regressions[WHOLE if whole else kind_of(observations)]
         units = np.array([span.size] * 3 + [1.0] * 4)
         return regression.predict(span), regression.covariance * np.outer(units, units)
 

@@ -9,6 +9,7 @@ of evidence is one more class here and one more line in ``evidence_of``.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -23,14 +24,17 @@ from model_server.fitting.attachment import (
 from model_server.fitting.clicks import distinct_clicks
 from model_server.fitting.contour_stack import ContourStack
 from model_server.fitting.drawn_planes import without_holes
+from model_server.fitting.image_surface import FollowedImage
 from model_server.fitting.interrupt import apart
 from model_server.fitting.mask import MaskField
 from model_server.fitting.mask_surface import FollowedMask
 from model_server.fitting.pose_prior import mirror_points
 from model_server.geometry.labels import surface_from_label
+from model_server.geometry.level_set import zero_level
 from model_server.geometry.loops import loop_length
 from model_server.geometry.sampling import sample_surface
 from model_server.observations import Observations
+from model_server.reading import ImageReading
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
@@ -38,6 +42,8 @@ SAMPLES_PER_EXTENT = 80.0  # outline samples are this fraction of the annotation
 MOST_SAMPLES = 1500  # of all outlines: linear systems grow with the cube of it
 MASK_SAMPLES = 2000
 STACKED = np.cos(np.deg2rad(2.0))  # tilted more, planes make no stack
+IMAGE_SAMPLES = 300
+SHAPE_SPREAD = 0.06  # RMS radii: what fitted shapes leave open without the image
 SIDE_TRUST = 20.0  # an inside or outside point is one of few, and placed on purpose
 
 
@@ -99,6 +105,19 @@ class Dense(Protocol):
     def followed(self, surface: Surface) -> Surface:
         """A closed surface, RAS mm, moved there."""
         ...
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """One after the other."""
+
+    parts: tuple[Dense, ...]
+
+    def followed(self, surface: Surface) -> Surface:
+        """See ``Dense``."""
+        for part in self.parts:
+            surface = part.followed(surface)
+        return surface
 
 
 class Term(Protocol):
@@ -252,6 +271,59 @@ class GuideTerm:
 
 
 @dataclass(frozen=True)
+class ImageTerm:
+    """What an image reader says.
+
+    Attributes:
+        reading: see there.
+        points: (N, 3) RAS mm, samples of the surface it says.
+        trust: so many measurements does each count as: the reader's errors are alike nearby.
+        own: (N,) standard deviation of each, in RMS radii.
+        radius: of that surface, mm.
+    """
+
+    reading: ImageReading
+    points: Array
+    trust: float
+    own: Array
+    radius: float
+
+    @classmethod
+    def of(cls, reading: ImageReading) -> ImageTerm | None:
+        """Of a reading; None of one that sees no organ."""
+        if not (reading.distance < 0).any():
+            return None
+        surface = zero_level(reading.distance.astype(np.float64), reading.origin, reading.spacing)
+        points = sample_surface(surface, IMAGE_SAMPLES, np.random.default_rng(0))
+        points = points[reading.known_at(points)]
+        if not len(points):
+            return None
+        radius = float(np.sqrt(((points - points.mean(axis=0)) ** 2).sum(axis=1).mean()))
+        alone = surface.area() / (np.pi * reading.alike_mm**2)  # places whose errors are not alike
+        trust = min(1.0, alone / IMAGE_SAMPLES)
+        return cls(reading, points, trust, reading.doubt_at(points) / radius, radius)
+
+    def mirrored(self) -> ImageTerm:
+        """See ``Term``."""
+        return replace(self, reading=self.reading.mirrored(), points=mirror_points(self.points))
+
+    def places(self) -> Places:
+        """See ``Term``."""
+        return replace(Places.of(self.points, 0, self.trust, drawn=False), own=self.own)
+
+    def attach(self, surface: Surface, normals: Array) -> Attachment:
+        """Along the normal at the closest point."""
+        found = attach_points(surface, self.points, normals)
+        count = len(self.points)
+        return replace(
+            found,
+            trust=np.full(count, self.trust),
+            own=self.own,
+            drawn=np.zeros(count, dtype=bool),
+        )
+
+
+@dataclass(frozen=True)
 class Evidence:
     """All that a fit has to explain."""
 
@@ -270,10 +342,37 @@ class Evidence:
         return Places.joined([term.places() for term in self.terms])
 
     def dense(self) -> Dense | None:
-        """What tells the surface to the voxel, where something does: a label map, or a stack of
-        parallel contours."""
+        """What tells the surface to the voxel, where something does: a label map, or an image, a
+        stack of parallel contours, or both."""
         fields = [term.field for term in self.terms if isinstance(term, LabelMapTerm)]
-        return FollowedMask(fields[0]) if fields else self.stack()
+        if fields:
+            return FollowedMask(fields[0])
+        found = tuple(dense for dense in (self.image, self.stack()) if dense is not None)
+        return InTurn(found) if len(found) > 1 else found[0] if found else None
+
+    @cached_property
+    def image(self) -> FollowedImage | None:
+        """What an image says, given what was drawn; None without one, or with a label map, which
+        says it better."""
+        if any(isinstance(term, LabelMapTerm) for term in self.terms):
+            return None
+        for term in self.terms:
+            if isinstance(term, ImageTerm):
+                return FollowedImage(term.reading, self.drawn(), SHAPE_SPREAD * term.radius)
+        return None
+
+    def drawn(self) -> Array:
+        """(N, 3) RAS mm, places on the boundary of outlines and clicks."""
+        kinds = (OutlineTerm, ClickTerm)
+        parts = [term.points for term in self.terms if isinstance(term, kinds)]
+        return np.concatenate(parts) if parts else np.empty((0, 3))
+
+    def whole(self) -> Array | None:
+        """(N, 3) RAS mm, places all over the boundary, where an image tells of all of it."""
+        for term in self.terms:
+            if isinstance(term, ImageTerm):
+                return term.points
+        return None
 
     def stack(self) -> ContourStack | None:
         """All outlines, where they are parallel and at least three."""
@@ -319,6 +418,9 @@ def evidence_of(observations: Observations) -> Evidence:
     for sets, side in ((observations.inside, -1), (observations.outside, 1)):
         if sets:
             terms.append(SideTerm(np.concatenate([s.points for s in sets]), side))
+    image = None if observations.reading is None else ImageTerm.of(observations.reading)
+    if image is not None:
+        terms.append(image)
     return Evidence(tuple(terms))
 
 

@@ -8,7 +8,7 @@ long. Where outlines of one structure leave parts apart, they are joined where l
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,8 +28,10 @@ from model_server.fitting.field_values import FieldValues, Frame, Given, Smoothn
 from model_server.fitting.interrupt import apart
 from model_server.fitting.mask import MaskField
 from model_server.fitting.smooth_field import SmoothField
+from model_server.fitting.terms import evidence_of
 from model_server.fitting.thinning import taken
 from model_server.geometry.level_set import zero_level
+from model_server.geometry.remesh import carry_over
 from model_server.observations import Observations
 from model_server.priors.card import PriorCard
 from model_server.priors.protocol import FitSettings, ShapePrior
@@ -46,6 +48,7 @@ BETTER = 0.02  # more of them, for the field to be lowered further
 MOST_EXTENT_MM = 2000.0  # of the annotations: more are not in mm
 MOST_SMOOTHNESS = 10.0  # of all that a card says of it, in frame units
 SLOPE_STEP = 0.02  # units to both sides of the surface, for its slope
+SHAPE_SPREAD = 0.3  # RMS radii: what a shape of no organ leaves open where nothing was drawn
 LEAST_SLOPE = 0.2  # of the median one
 
 
@@ -89,7 +92,8 @@ class AnyStructurePrior:
         """
         del start
         observations = taken(observations)
-        require_depth(observations)
+        if not _told_by_image(observations):
+            require_depth(observations)
         extent = observations.extent_mm()
         if extent > MOST_EXTENT_MM:
             raise ShapePriorError(
@@ -103,17 +107,40 @@ class AnyStructurePrior:
 
     def _fitted(self, observations: Observations, settings: FitSettings) -> Reconstruction:
         began = time.perf_counter()
-        body = _Body.of(observations, self.known, settings.prior_strength)
-        surface = body.surface
+        surface, deviation = self._found(observations, settings)
         answer = baseline_answer(self.card, surface, observations, began)
-        away = surface.points - surface.points.mean(axis=0)
-        radius = float(np.sqrt((away**2).sum(axis=1).mean()))
+        radius = surface.rms_radius()
         spread = None
         if settings.uncertainty:
             calibration = Calibration.of_card(self.card, observations)
-            spread = calibration.true(body.spread(), radius, misfit=0.0)
+            spread = calibration.true(deviation(), radius, misfit=0.0)
         warnings = (*self._warnings(observations, surface, radius), *observations.notes)
         return replace(answer, uncertainty_mm=spread, warnings=warnings)
+
+    def _found(
+        self, observations: Observations, settings: FitSettings
+    ) -> tuple[Surface, Callable[[], Array]]:
+        """The surface, RAS mm, and what tells (V,) its standard deviation, mm.
+
+        An image is followed from the surface through what was drawn; where that tells too little
+        of one, from the surface in the image.
+        """
+        image = evidence_of(observations).image if observations.reading is not None else None
+        if image is None:
+            body = _Body.of(observations, self.known, settings.prior_strength)
+            return body.surface, body.spread
+        if _told_by_image(observations):
+            found = image.followed(image.seen())
+            return found, lambda: image.spread(found.points, np.zeros(len(found.points)))
+        body = _Body.of(observations, self.known, settings.prior_strength)
+        image = replace(image, shape_mm=SHAPE_SPREAD * body.surface.rms_radius())
+        moved = image.followed(body.surface)
+
+        def deviation() -> Array:
+            alone = carry_over(body.surface, body.spread()[:, None], moved.points)[:, 0]
+            return image.spread(moved.points, alone)
+
+        return moved, deviation
 
     def _warnings(
         self, observations: Observations, surface: Surface, radius: float
@@ -126,6 +153,18 @@ class AnyStructurePrior:
             *point_warnings(observations, surface, radius),
             *mask_warnings(observations, surface),
         )
+
+
+def _told_by_image(observations: Observations) -> bool:
+    """Whether an image is needed for there to be a surface."""
+    if observations.reading is None or observations.label_map is not None:
+        return False
+    try:
+        require_depth(observations)
+        replace(observations, reading=None).require_enough()
+    except ShapePriorError:
+        return True
+    return False
 
 
 @dataclass(frozen=True)

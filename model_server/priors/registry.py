@@ -20,6 +20,8 @@ METHODS = {
     "atlas": ("model_server.priors.implicit_atlas", "ImplicitAtlasPrior"),
     "deepsdf": ("model_server.priors.deepsdf", "DeepSdfPrior"),
     "smooth": ("model_server.priors.any_structure", "AnyStructurePrior"),
+    "meshnet": ("model_server.imaging.prior", "MeshNetPrior"),
+    "unet": ("model_server.imaging.unet", "UNetPrior"),
 }
 # Baselines that need no training: name -> module and class, constructed without arguments.
 UNTRAINED = {

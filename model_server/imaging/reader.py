@@ -1,0 +1,170 @@
+"""An image reader: a volume of any kind in, signed distances with their doubt out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model_server.errors import ShapePriorError
+from model_server.fitting.interrupt import check
+from model_server.geometry.icosphere import icosphere
+from model_server.imaging.files import unpack_network
+from model_server.imaging.intensities import Intensities
+from model_server.imaging.meshnet import LEVEL, MeshNet, MeshNetShape
+from model_server.imaging.prompts import PROMPTS, prompt_channels
+from model_server.imaging.region import Region, read_region
+from model_server.observations import Observations, Volume
+from model_server.priors.card import PriorCard, read_weights
+from model_server.priors.device import choose_device
+from model_server.reading import ImageReading, Structure
+from model_server.reconstruction import Surface
+
+Array = NDArray[np.float64]
+UNKNOWN_MM = 20.0  # doubt where there is no image
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """What a doubt that a network tells is worth, learned on cases it was not trained on.
+
+    Attributes:
+        scale: of the computed one.
+        floor: mm that no voxel goes below.
+        alike_mm: over which errors are alike.
+    """
+
+    scale: float = 1.0
+    floor: float = 0.1
+    alike_mm: float = 4.0
+
+    def true(self, computed: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Standard deviations, mm."""
+        return np.hypot(self.scale * computed, self.floor).astype(np.float32)
+
+
+class ImageReader:
+    """A network of one organ and modality.
+
+    Args:
+        card: what it is.
+        network: ready to read.
+        device: that computes.
+    """
+
+    def __init__(self, card: PriorCard, network: MeshNet, device: str = "cpu") -> None:
+        self.card, self.network, self.device = card, network, device
+        self.frame = network.shape.frame
+        told = card.hyperparameters
+        window = told.get("window")
+        self.intensities = Intensities(None if window is None else (window[0], window[1]))
+        self.doubt = Doubt(**{k: float(v) for k, v in told.get("doubt", {}).items()})
+
+    @classmethod
+    def load(cls, folder: Path, card: PriorCard, device: str = "cpu") -> ImageReader:
+        """Read ``weights.safetensors``.
+
+        Raises:
+            ShapePriorError: (bad-prior) the files are damaged.
+        """
+        shape = MeshNetShape.of(card.hyperparameters["network"])
+        chosen = str(choose_device(device))
+        network = unpack_network(card, shape, read_weights(folder, card)).to(chosen)
+        return cls(card, network, chosen)
+
+    @property
+    def organ(self) -> str:
+        """That it reads."""
+        return self.card.organ
+
+    def read(
+        self,
+        image: Volume,
+        center: Array,
+        observations: Observations | None = None,
+        meshes: bool = False,
+    ) -> ImageReading:
+        """Read the region around a place.
+
+        Args:
+            image: any orientation, spacing and type.
+            center: (3,) RAS mm, about the organ's.
+            observations: prompts; None or empty for none.
+            meshes: whether the network's meshes are made, too.
+
+        Raises:
+            ShapePriorError: (no-overlap) the image does not reach there.
+        """
+        region = self.frame.at(center)
+        values, known = read_region(image, region)
+        if not known.any():
+            raise ShapePriorError(
+                f"The image '{image.name}' does not reach the place that was annotated.",
+                "Choose the image in which you drew, or fit without one.",
+                "no-overlap",
+            )
+        check()
+        inputs = self._inputs(values, known, region, observations)
+        check()
+        with torch.inference_mode():
+            return self._reading(inputs, known > 0, region, observations, meshes)
+
+    def _inputs(
+        self,
+        values: NDArray[np.float32],
+        known: NDArray[np.float32],
+        region: Region,
+        observations: Observations | None,
+    ) -> Tensor:
+        normal = self.intensities.normalized(values, known)
+        prompts = np.zeros((PROMPTS, *values.shape), dtype=np.float32)
+        if observations is not None:
+            prompts = prompt_channels(observations, region)
+        return torch.from_numpy(np.concatenate([np.stack([normal, known]), prompts])[None])
+
+    def _reading(
+        self,
+        inputs: Tensor,
+        known: NDArray[np.bool_],
+        region: Region,
+        observations: Observations | None,
+        meshes: bool,
+    ) -> ImageReading:
+        inputs = inputs.to(self.device)
+        voxels, encoded = self.network.voxels(inputs)
+        check()
+        spacing = self.frame.spacing
+        # Laplace's scale is a standard deviation divided by the square root of two.
+        doubt = np.sqrt(2.0) * spacing * voxels.log_doubt[0].exp().cpu().numpy()
+        structures: tuple[Structure, ...] = ()
+        if meshes:
+            moved = self.network.mesh(encoded, voxels)[-1][0].cpu().numpy()
+            structures = self._structures(moved, region)
+        return ImageReading(
+            reader=self.card.name,
+            origin=region.origin,
+            spacing=spacing,
+            distance=(spacing * voxels.distance[0]).cpu().numpy(),
+            doubt=np.where(known, self.doubt.true(doubt), UNKNOWN_MM).astype(np.float32),
+            inside=(1.0 - voxels.logits[0].softmax(dim=0)[0]).cpu().numpy(),
+            image=inputs[0, 0].cpu().numpy(),
+            known=known,
+            alike_mm=self.doubt.alike_mm,
+            structures=structures,
+            prompted=observations is not None,
+            calibration=self.card.hyperparameters.get("calibration", {}),
+        )
+
+    def _structures(self, moved: NDArray[Any], region: Region) -> tuple[Structure, ...]:
+        size = np.array(self.frame.shape)
+        triangles = icosphere(LEVEL).triangles
+        names = self.network.shape.structures
+        return tuple(
+            Structure(name, Surface(region.to_ras((p + 1.0) * 0.5 * size - 0.5), triangles))
+            for name, p in zip(names, moved.astype(np.float64), strict=True)
+        )

@@ -1,0 +1,121 @@
+"""The part of the world a network looks at: a box of fixed size along the patient's axes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from model_server.observations import Volume
+
+Array = NDArray[np.float64]
+Image = NDArray[np.float32]
+BLUR = 0.4  # of the region's voxels in a volume's: finer volumes are blurred before they are read
+LEAST_BLUR = 0.3  # voxels; less does nothing
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Size of the regions of one network.
+
+    Attributes:
+        shape: voxels along right-left, anterior and superior.
+        spacing: mm between them.
+    """
+
+    shape: tuple[int, int, int]
+    spacing: float
+
+    @property
+    def extent(self) -> Array:
+        """(3,) mm."""
+        return np.asarray(self.spacing * np.array(self.shape, dtype=np.float64))
+
+    def at(self, center: Array) -> Region:
+        """The region around a place (3,) RAS mm."""
+        return Region(self, np.asarray(center, dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class Region:
+    """A box of the world, its axes those of RAS.
+
+    Attributes:
+        frame: its size.
+        center: (3,) RAS mm.
+    """
+
+    frame: Frame
+    center: Array
+
+    @property
+    def origin(self) -> Array:
+        """(3,) RAS mm of the first voxel's center."""
+        return np.asarray(
+            self.center - 0.5 * self.frame.spacing * (np.array(self.frame.shape) - 1.0)
+        )
+
+    def to_index(self, points: Array) -> Array:
+        """(..., 3) RAS mm -> continuous voxel indices (x, y, z)."""
+        return np.asarray((points - self.origin) / self.frame.spacing)
+
+    def to_ras(self, index: Array) -> Array:
+        """(..., 3) continuous voxel indices (x, y, z) -> RAS mm."""
+        return np.asarray(self.origin + self.frame.spacing * np.asarray(index))
+
+    def points(self) -> Array:
+        """(X, Y, Z, 3) RAS mm of all voxels."""
+        axes = [o + self.frame.spacing * np.arange(n)
+                for o, n in zip(self.origin, self.frame.shape, strict=True)]  # fmt: skip
+        return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+
+    def ijk_to_ras(self) -> Array:
+        """(4, 4), of the region as a volume of shape (Z, Y, X)."""
+        matrix = np.diag([self.frame.spacing] * 3 + [1.0])
+        matrix[:3, 3] = self.origin
+        return matrix
+
+
+def read_region(volume: Volume, region: Region, order: int = 1) -> tuple[Image, Image]:
+    """A volume's values in a region, and where there are any.
+
+    Only the part of the volume that the region touches is converted, so that a large CT costs no
+    more than a small one. Volumes finer than the region are blurred first, against aliasing.
+
+    Args:
+        volume: any orientation, spacing and type.
+        region: see there.
+        order: 1 linear, 0 nearest.
+
+    Returns:
+        (X, Y, Z) values, 0 outside the volume; and 1 inside it, 0 outside.
+    """
+    ijk = volume.to_ijk(region.points().reshape(-1, 3))
+    size = np.array(volume.shape[::-1])
+    inside = ((ijk > -0.5) & (ijk < size - 0.5)).all(axis=1)
+    values = np.zeros(len(ijk), dtype=np.float32)
+    if inside.any():
+        low = np.maximum(np.floor(ijk[inside].min(axis=0)).astype(int) - 2, 0)
+        high = np.minimum(np.ceil(ijk[inside].max(axis=0)).astype(int) + 3, size)
+        box = tuple(slice(a, b) for a, b in zip(low[::-1], high[::-1], strict=True))
+        part = _finite(volume.array[box])
+        blur = _blur(volume, region) if order else np.zeros(3)
+        if blur.any():
+            part = ndimage.gaussian_filter(part, blur[::-1])
+        at = (ijk[inside] - low).T[::-1]
+        values[inside] = ndimage.map_coordinates(part, at, order=order, mode="nearest")
+    shape = region.frame.shape
+    return values.reshape(shape), inside.reshape(shape).astype(np.float32)
+
+
+def _finite(part: NDArray[np.generic]) -> Image:
+    return np.nan_to_num(part.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _blur(volume: Volume, region: Region) -> Array:
+    """(3,) standard deviations along i, j, k, in voxels of the volume."""
+    coarser = region.frame.spacing / volume.spacing
+    found = BLUR * np.sqrt(np.maximum(coarser**2 - 1.0, 0.0))
+    return np.where(found < LEAST_BLUR, 0.0, found)

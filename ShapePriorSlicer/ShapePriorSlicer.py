@@ -111,6 +111,7 @@ class ShapePriorSlicerParameterNode:
     side: Side = Side.auto
     strength: Annotated[float, WithinRange(-2.0, 2.0)] = 0.0
     autoUpdate: bool = True
+    useImage: bool = True
     coloring: Coloring = Coloring.plain
     opacity: Annotated[float, WithinRange(0.0, 1.0)] = 0.7
     slicesOn: bool = True

@@ -10,10 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_readers import NAME, ellipsoid_image, read_by_brightness, write_reader
 from numpy.typing import NDArray
 
 from model_server.commands.main import app, split_several
+from model_server.imaging.reader import ImageReader
 from model_server.io.markups import Markup, write_markups
+from model_server.io.volumes import image_from_array, write_image
+from model_server.observations import Volume
+from model_server.priors.registry import ZOO_VARIABLE
 
 Array = NDArray[np.float64]
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -87,3 +92,33 @@ def shape_prior(
         return subprocess.CompletedProcess(said, int(end.value.code or 0), seen.out, seen.err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def ellipsoid_scan() -> Volume:
+    """An image in which the ellipsoid is bright."""
+    return ellipsoid_image(CENTER, RADII)
+
+
+@pytest.fixture(scope="session")
+def reader_zoo(ellipsoid_scan: Volume, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A zoo with a reader of hippocampi: a tiny network that learned nothing."""
+    zoo = tmp_path_factory.mktemp("zoo")
+    write_reader(zoo, ellipsoid_scan, CENTER)
+    return zoo
+
+
+@pytest.fixture
+def reader(reader_zoo: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same where priors are looked for, its network replaced: what is bright is the organ."""
+    monkeypatch.setenv(ZOO_VARIABLE, str(reader_zoo))
+    monkeypatch.setattr(ImageReader, "read", read_by_brightness)
+    return reader_zoo / NAME
+
+
+@pytest.fixture
+def scan(ellipsoid_scan: Volume, tmp_path: Path) -> Path:
+    """A file of the image in which the ellipsoid is bright."""
+    path = tmp_path / "scan.nii.gz"
+    write_image(path, image_from_array(ellipsoid_scan.array, ellipsoid_scan.ijk_to_ras))
+    return path

@@ -269,6 +269,11 @@ class Observations:
         mended = dict.fromkeys(note for o in self.outlines for note in o.notes)
         return tuple(dict.fromkeys((*mended, *self.left_out)))
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was annotated that tells where the organ is."""
+        return not self.outlines and not self.boundary and self.label_map is None
+
     def boundary_points(self) -> Array:
         """(N, 3) every boundary click, RAS mm."""
         sets = [s.points for s in self.boundary]

@@ -50,9 +50,13 @@ class Surface:
         return float(np.einsum("ij,ij->i", a, np.cross(b, c)).sum() / 6.0)
 
 
+IMAGE = "image"  # kind of the residual of what an image shows
+
+
 @dataclass(frozen=True)
 class Residual:
-    """Distance between one annotation and the surface, mm (in plane for outlines)."""
+    """Distance between one annotation, or what an image shows, and the surface, mm (in plane for
+    outlines)."""
 
     name: str
     kind: str

@@ -131,7 +131,9 @@ class App:
         if self._problem is not None and self._problem[1] == self.workspace.moment():
             return self._problem[0]
         session = self.session
-        around = Around(hasVolume=session is not None and session.volume is not None)
+        hasVolume = session is not None and session.volume is not None
+        canFind = session is not None and session.image.problem() is None
+        around = Around(hasVolume=hasVolume, canFind=canFind)
         return stateLine(session, self.drawing, around)
 
     @contextmanager
@@ -152,10 +154,16 @@ class App:
     def openExample(self) -> None:
         """Open the bundled case."""
         with self.telling():
-            self.open(example_case().image, EXAMPLE_NAME)
+            # Of a synthetic image: who was trained on true ones should not look at it.
+            self.open(example_case().image, EXAMPLE_NAME, useImage=False)
 
-    def open(self, path: Path, name: str) -> None:
+    def open(self, path: Path, name: str, useImage: bool = True) -> None:
         """Open a volume in place of the one that is shown, with a structure to draw.
+
+        Args:
+            path: of the file.
+            name: of it, as the user knows it.
+            useImage: whether fits look at it, where that helps.
 
         Raises:
             ShapePriorError: it cannot be read; what was open stays.
@@ -163,7 +171,7 @@ class App:
         volume = loadVolume(self.slicer.scene, path, name)
         prior = FIRST_PRIOR if self.session is None else self.session.parameters.prior
         self._closeAll()
-        self.workspace.create(prior, volume)
+        self.workspace.create(prior, volume, useImage=useImage)
         self.views.show(volume)
         self._problem = None
         self.refresh()
@@ -237,6 +245,11 @@ class App:
     def reconstruct(self) -> None:
         """Fit now."""
         self._do(lambda session: session.reconstruct())
+
+    def find(self) -> None:
+        """Find the organ in the image."""
+        self.drawing.finish()
+        self._do(lambda session: session.find())
 
     def cancel(self) -> None:
         """End the running fit."""

@@ -48,6 +48,9 @@ class Actions(Protocol):
     def reconstruct(self) -> None:
         """Fit now."""
 
+    def find(self) -> None:
+        """Find the organ in the image."""
+
     def cancel(self) -> None:
         """End the running fit."""
 
@@ -170,6 +173,18 @@ def _organ(actions: Actions) -> None:
             classes="sp-small",
             v_if=("aboutPriors[prior]",),
         )
+        with html.Div(classes="sp-row mt-2 mb-0", title=("imageText",)):
+            v3.VSwitch(
+                model_value=("canUseImage && (useImage || needsImage)",),
+                update_modelValue="useImage = $event",
+                label="Use the image",
+                color="primary",
+                disabled=("!canUseImage || needsImage",),
+                classes="sp-grow",
+                **COMPACT,
+            )
+            with _button("Find in image", click=actions.find, disabled=("!canUseImage || busy",)):
+                _tip("Find the organ in the image, without any annotation; outlines refine it")
         with html.Div(classes="sp-row mt-2 mb-0", v_if=("aboutPriors[prior]?.paired",)):
             html.Span("Side", classes="sp-label sp-grow")
             with v3.VBtnToggle(
@@ -238,10 +253,10 @@ def _table(actions: Actions) -> None:
             with html.Td(classes="sp-cell", title=("row.name",)):
                 html.Span(classes="sp-dot", style=("{background: row.color}",))
                 html.Span("{{ row.name }}")
-            html.Td("{{ row.view || 'Any' }}")
+            html.Td("{{ row.view || (row.id ? 'Any' : '') }}")
             html.Td("{{ row.points }}", classes="sp-number")
             html.Td("{{ row.residual ?? '-' }}", classes="sp-number")
-            with html.Td(style="text-align: right"):
+            with html.Td(style="text-align: right"), html.Span(v_if=("row.id",)):
                 barButton("mdi-crosshairs-gps", "Jump to slice", (actions.jump, "[row.id]"))
                 with v3.VBtn(
                     icon=True,

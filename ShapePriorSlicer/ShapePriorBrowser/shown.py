@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ShapePriorSlicerLib.panel.guide import Line, drawingText
+from ShapePriorSlicerLib.panel.texts import cells, imageText
 from ShapePriorSlicerLib.scene.parameters import Parameters, titleOf
 from ShapePriorSlicerLib.server.priors import listPriors
 from ShapePriorSlicerLib.session.drawing import Drawing
@@ -16,7 +17,7 @@ Node = Any
 Values = dict[str, Any]
 
 # Choices that the page sends back as they are, by the name they have in Parameters.
-CHOICES = ("prior", "side", "strength", "autoUpdate", "coloring", "opacity")
+CHOICES = ("prior", "side", "strength", "autoUpdate", "useImage", "coloring", "opacity")
 COLORINGS = [
     {"value": "plain", "title": "Plain"},
     {"value": "correspondence", "title": "Correspondence"},
@@ -42,6 +43,9 @@ def nothing() -> Values:
         **_statusValues(Status()),
         **lineValues(Line("")),
         "rows": [],
+        "canUseImage": False,
+        "needsImage": False,
+        "imageText": "",
         "figures": [],
         "colorings": COLORINGS,
         "ready": False,
@@ -64,7 +68,8 @@ def sessionValues(session: Session) -> Values:
     return {
         **{name: getattr(chosen, name) for name in CHOICES},
         **_statusValues(session.status),
-        "rows": [_rowValues(row) for row in session.rows()],
+        "rows": [_rowValues(row) for row in [*session.rows(), *session.imageRow()]],
+        **_imageValues(session),
         "figures": _figureValues(session),
         "colorings": [c for c in COLORINGS if c["value"] in session.colorings],
         "ready": True,
@@ -73,6 +78,16 @@ def sessionValues(session: Session) -> Values:
         "undoText": session.history.undoText,
         "redoText": session.history.redoText,
         "volumeName": session.volume.GetName() if session.volume is not None else "",
+    }
+
+
+def _imageValues(session: Session) -> Values:
+    """Whether fits can look at the image, and what that means or why not."""
+    problem = session.image.problem()
+    return {
+        "canUseImage": problem is None,
+        "needsImage": session.image.isNeeded,
+        "imageText": imageText(session.image.prior, problem),
     }
 
 
@@ -106,20 +121,21 @@ def priorValues() -> Values:
             organ = prior.organ
             items.append({"type": "subheader", "title": titleOf(organ), "value": organ})
         items.append({"value": prior.name, "title": prior.label})
-        about[prior.name] = {"text": prior.description, "paired": prior.paired}
+        text = f"{prior.description} {prior.limits}".strip()
+        about[prior.name] = {"text": text, "paired": prior.paired}
     return {"priors": items, "aboutPriors": about}
 
 
 def _rowValues(row: Row) -> Values:
     return {
-        "id": row.node.GetID(),
+        "id": "" if row.node is None else row.node.GetID(),
         "role": row.role,
-        "name": row.name,
+        "name": cells(row)[0],
         "view": row.view,
-        "points": row.points,
+        "points": cells(row)[2],
         "residual": None if row.residualMm is None else f"{row.residualMm:.2f}",
         "visible": row.visible,
-        "color": _colorOf(row.node),
+        "color": "transparent" if row.node is None else _colorOf(row.node),
     }
 
 

@@ -65,16 +65,17 @@ def browserFile() -> str | None:
 
 
 @contextmanager
-def servedExample(artifacts: Path) -> Iterator[str]:
+def servedExample(artifacts: Path, script: str = "watched.py") -> Iterator[str]:
     """The bundled case served by a process of its own; gives the address with its token.
 
-    What the process has to say is kept in ``artifacts``/server.log.
+    What the process has to say is kept in ``artifacts``/server.log; ``script`` is what it runs.
     """
     artifacts.mkdir(parents=True, exist_ok=True)
-    path = os.pathsep.join([str(ROOT / "ShapePriorSlicer"), str(ROOT)])
+    shared = (ROOT / "Testing", ROOT / "Testing" / "ShapePriorSlicerLib")
+    path = os.pathsep.join(map(str, (ROOT / "ShapePriorSlicer", ROOT, *shared)))
     with (artifacts / "server.log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, str(HERE / "watched.py")],
+            [sys.executable, str(HERE / script)],
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,

@@ -19,8 +19,10 @@ from ShapePriorSlicerLib.server.events import (
     Finished,
     Lost,
     Progressed,
+    Sending,
     TemplateCame,
 )
+from ShapePriorSlicerLib.server.priors import ImageReaderInfo, PriorInfo
 from ShapePriorSlicerLib.session.session import Session
 from ShapePriorSlicerLib.session.workspace import Workspace
 
@@ -87,7 +89,7 @@ class Application:
 def surfaceOf(observations: Observations, stage: str = "final", shift: float = 0.0):
     """A sphere about the annotations; as large as ``shift`` says, to tell surfaces apart."""
     points = observations.spanning_points(1.0)
-    center = points.mean(axis=0)
+    center = points.mean(axis=0) if len(points) else CENTER
     radius = 10.0 + shift
     names = [(o.name, "outline") for o in observations.outlines]
     names += [(p.name, "boundary points") for p in observations.boundary]
@@ -113,6 +115,8 @@ class Request:
     prior: str = ""
     observations: Observations | None = None
     settings: dict | None = None
+    image: object = None
+    waits: bool = True
 
     @property
     def isPreview(self) -> bool:
@@ -127,14 +131,21 @@ class FakeConnection:
         self.running: Request | None = None
         self.templates: list[tuple[str, int]] = []
         self.events: list[Event] = []
-        self.isClosed = False
+        self.isClosed = self.isHeld = False
         self.lastObservations: Observations | None = None
 
-    def fit(self, prior, observations, settings=None) -> int:
+    def fit(self, prior, observations, settings=None, image=None, waits=True) -> int:
         self.lastObservations = observations
-        return self._ask(
-            Request(len(self.requests) + 1, "fit", prior, observations, dict(settings))
-        )
+        number = len(self.requests) + 1
+        return self._ask(Request(number, "fit", prior, observations, dict(settings), image, waits))
+
+    def find(self, prior, image, settings=None) -> int:
+        self.lastObservations = Observations()
+        number = len(self.requests) + 1
+        return self._ask(Request(number, "find", prior, Observations(), dict(settings), image))
+
+    def hold(self, holds: bool) -> None:
+        self.isHeld = holds
 
     def refine(self) -> int:
         return self._ask(Request(len(self.requests) + 1, "refine", "", self.lastObservations))
@@ -186,12 +197,32 @@ class FakeConnection:
         request, self.running = self.running, None
         self.events.append(Failed(request.number, code, message, "Look at the outlines."))
 
+    def send(self, share: float) -> None:
+        self.events.append(Sending(share))
+
     def lose(self) -> None:
         self.events.append(Lost("The server was ended by signal 9."))
 
     def sendTemplate(self, prior: str = "hippocampus-dals", **changes) -> None:
         template = Template(Surface(SPHERE.points, SPHERE.triangles), SPHERE.points)
         self.events.append(TemplateCame(prior, replace(template, **changes)))
+
+
+READER = ImageReaderInfo("hippocampus-meshnet", "T1-weighted MR", "CC BY-SA 4.0")
+
+
+def priorsWithReader() -> list[PriorInfo]:
+    """Two priors of an organ whose images are read, and one of another organ."""
+
+    def prior(organ, method, image=None, needs=False):
+        name, licence = f"{organ}-{method}", "CC BY-SA 4.0"
+        return PriorInfo(name, organ, method, licence, "some", False, image=image, needsImage=needs)
+
+    return [
+        prior("hippocampus", "dals", READER),
+        prior("hippocampus", "meshnet", READER, True),
+        prior("spleen", "pca"),
+    ]
 
 
 class FakeWorkspace(Workspace):
@@ -289,6 +320,18 @@ def bend(scene, node, by: float = 0.0):
     found.SetAndObserveTransformToParent(spline)
     node.SetAndObserveTransformNodeID(found.GetID())
     return found
+
+
+def volume(scene, array: np.ndarray | None = None, name: str = "T1", spacing: float = 2.0):
+    """A scalar volume about the organ; (K, J, I) noise by default."""
+    if array is None:
+        array = np.random.default_rng(0).integers(0, 900, (20, 24, 22)).astype(np.int16)
+    node = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
+    matrix = np.diag([spacing, spacing, spacing, 1.0])
+    matrix[:3, 3] = CENTER - 0.5 * spacing * np.array(array.shape[::-1])
+    node.SetIJKToRASMatrix(vtkMatrix(matrix))
+    slicer.util.updateVolumeFromArray(node, array)
+    return node
 
 
 def settle(workspace: Workspace, seconds: float = 90.0) -> None:

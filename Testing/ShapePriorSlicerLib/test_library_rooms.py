@@ -41,6 +41,8 @@ MORE = {
         "model_server.service.wire",
         "model_server.service.wire_surfaces",
     },
+    f"{LIBRARY}.server.requests": {"model_server.service.wire"},
+    f"{LIBRARY}.server.upload": {"model_server.service.wire"},
     f"{LIBRARY}.server.priors": {"model_server.priors.card", "model_server.priors.registry"},
 }
 HEAVY = {"torch", "skimage", "trimesh", "fastapi", "uvicorn", "matplotlib"}

@@ -55,7 +55,10 @@ BAD_TABLES = {
     "duplicate but for case": (f"{HEADER}\nA,rbf,a\na,rbf,a\n", "'a' stands in line 2 already"),
     "no name": (f"{HEADER}\n,rbf,a\n", "line 2: the case has no name"),
     "no prior": (f"{HEADER}\nA,,a\n", "line 2: no prior is named"),
-    "no annotations": (f"{HEADER}\nA,rbf, ; \n", "line 2: there are no annotations and no mask"),
+    "no annotations": (
+        f"{HEADER}\nA,rbf, ; \n",
+        "line 2: there are no annotations, no mask and no image",
+    ),
     "short row": (f"{HEADER}\nA\n", "line 2: no prior is named; line 2: there are no annot"),
     "long row": (f"{HEADER}\nA,rbf,a,b\n", "line 2: it has 4 cells for 3 columns"),
     "bad side": (f"{HEADER},side\nA,rbf,a,up\n", "line 2: the side 'up' is none of auto, left"),

@@ -113,3 +113,8 @@ def test_an_image_alone_is_enough() -> None:
     assert evidence_of(seen).whole() is not None
     clicks = Observations(boundary=(PointSet(CENTER[None]),), reading=seen.reading)
     clicks.require_enough()
+
+
+def test_an_organ_unlike_all_that_is_known_is_followed_in_a_sure_image() -> None:
+    found = followed(ball_reading(CENTER, RADIUS, doubt=0.4), np.empty((0, 3)), RADIUS - 4.0)
+    assert abs(np.median(radii(found)) - RADIUS) < 0.4

@@ -18,6 +18,8 @@ from typing import Any
 from model_server.cohort.table import Case, Outcome
 from model_server.errors import ShapePriorError
 from model_server.jobs.session import Session
+from model_server.priors.card import PriorCard
+from model_server.reconstruction import IMAGE
 
 REPORT_FILE = "report.json"
 
@@ -31,12 +33,14 @@ class Settings:
         formats: endings of the result files, of ``model_server.io.outputs.FORMATS``.
         device: "auto", "cpu" or "cuda".
         again: whether finished cases are fitted once more.
+        use_images: whether the images of cases are evidence.
     """
 
     output: Path
     formats: tuple[str, ...] = (".stl",)
     device: str = "auto"
     again: bool = False
+    use_images: bool = True
 
 
 def fit_case(case: Case, settings: Settings) -> Outcome:
@@ -63,7 +67,14 @@ def _fitted(case: Case, settings: Settings) -> Outcome:
         if report is not None:
             return _outcome(case, "skipped", report)
     session = Session.opened(
-        case.prior, case.annotations, case.mask, case.reference, settings.device, case.choice
+        case.prior,
+        case.annotations,
+        case.mask,
+        case.reference,
+        settings.device,
+        case.choice,
+        case.image,
+        settings.use_images,
     )
     make_folder(folder)
     remove_leftovers(folder)
@@ -84,7 +95,7 @@ def files_read(case: Case) -> list[Path]:
     """The files that a case is fitted from."""
     from model_server.priors.registry import files_of
 
-    volumes = [path for path in (case.mask, case.reference) if path is not None]
+    volumes = [path for path in (case.mask, case.reference, case.image) if path is not None]
     return [*case.annotations, *volumes, *files_of(case.prior)]
 
 
@@ -94,28 +105,37 @@ def inputs_of(case: Case, settings: Settings) -> dict[str, Any]:
     Raises:
         ShapePriorError: a file cannot be read, or there is no such prior.
     """
+    from model_server.imaging.readers import reader_card
     from model_server.priors.registry import prior_card
 
     card = prior_card(case.prior)
+    seen = case.image if settings.use_images else None
+    reader = None if seen is None else reader_card(card)
     return {
         "case": case.name,
-        "prior": {
-            "name": card.name,
-            "version": card.version,
-            "weights": card.checksum,
-            # How it is fitted, and what its uncertainty is worth.
-            "settings": hashlib.sha256(
-                json.dumps(card.hyperparameters, sort_keys=True).encode()
-            ).hexdigest(),
-        },
+        "prior": _told(card),
         # Names count: a markup without its own name is called as its file.
         "annotations": [[path.name, _hash(path)] for path in case.annotations],
         "mask": _hash(case.mask) if case.mask else None,
         "reference": _hash(case.reference) if case.reference else None,
+        "image": _hash(case.image) if case.image else None,
+        "reader": None if reader is None else _told(reader),
         "label": list(case.choice.labels),
         "segment": case.choice.segment,
         "side": case.side,
         "formats": list(settings.formats),
+    }
+
+
+def _told(card: PriorCard) -> dict[str, str]:
+    """What determines the answers of a prior."""
+    # How it is fitted, and what its uncertainty is worth.
+    settings = json.dumps(card.hyperparameters, sort_keys=True).encode()
+    return {
+        "name": card.name,
+        "version": card.version,
+        "weights": card.checksum,
+        "settings": hashlib.sha256(settings).hexdigest(),
     }
 
 
@@ -157,7 +177,8 @@ def _report_of(
 
 
 def _outcome(case: Case, status: str, report: dict[str, Any]) -> Outcome:
-    residuals = [r["mean_mm"] for r in report["residuals"]]
+    residuals = [r["mean_mm"] for r in report["residuals"] if r.get("kind") != IMAGE]
+    image = report.get("image") or {}
     return Outcome(
         case=case.name,
         status=status,
@@ -167,7 +188,15 @@ def _outcome(case: Case, status: str, report: dict[str, Any]) -> Outcome:
         mean_residual_mm=round(sum(residuals) / len(residuals), 4) if residuals else None,
         uncertainty_mean_mm=(report["uncertainty_mm"] or {}).get("mean"),
         seconds=round(sum(report["other_seconds"].values()), 3),
+        image=_said_of_image(image),
+        image_residual_mm=(image.get("residual_mm") or {}).get("mean"),
     )
+
+
+def _said_of_image(image: dict[str, Any]) -> str:
+    """ "used", or why not; with what outlines contradict."""
+    used = ["used"] if image.get("used") else []
+    return " ".join([*used, *image.get("notes", [])])
 
 
 def failed(case: Case, why: str, seconds: float | None = None) -> Outcome:

@@ -13,7 +13,7 @@ from model_server.errors import ShapePriorError
 from model_server.jobs.session import SIDES, MaskChoice
 
 REQUIRED = ("case", "prior", "annotations")
-OPTIONAL = ("mask", "reference", "side", "label", "segment")
+OPTIONAL = ("mask", "reference", "side", "label", "segment", "image")
 TABLE_FILE = "cohort.csv"
 MOST_PROBLEMS = 5  # of a table are told at once
 # Neither hidden nor leaving its folder, and a file's name on Windows too.
@@ -32,6 +32,7 @@ class Case:
         reference: volume whose geometry labelmaps take.
         side: "auto", "left" or "right".
         choice: which of the mask's labels is the organ.
+        image: volume in which the organ is seen.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Case:
     reference: Path | None = None
     side: str = "auto"
     choice: MaskChoice = field(default_factory=MaskChoice)
+    image: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Outcome:
         mean_residual_mm: mean over the annotations of their mean distance, mm.
         uncertainty_mean_mm: mean standard deviation along the normal, mm.
         seconds: reading, loading and fitting; of a skipped case, when it was fitted.
+        image: "used" where the fit heard an image, else why not; empty without one.
+        image_residual_mm: mean distance of the surface from what the image shows, mm.
     """
 
     case: str
@@ -68,6 +72,8 @@ class Outcome:
     mean_residual_mm: float | None = None
     uncertainty_mean_mm: float | None = None
     seconds: float | None = None
+    image: str = ""
+    image_residual_mm: float | None = None
 
 
 COLUMNS = tuple(field.name for field in fields(Outcome))
@@ -139,7 +145,8 @@ def _rows(table: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def _check_header(table: Path, line: int, header: Sequence[str]) -> None:
-    missing = [name for name in REQUIRED if name not in header]
+    needed = [name for name in REQUIRED if name != "annotations" or "image" not in header]
+    missing = [name for name in needed if name not in header]
     # A misspelled optional column would otherwise be passed over in silence.
     unknown = [name for name in header if name not in (*REQUIRED, *OPTIONAL)]
     twice = {name for name in header if header.count(name) > 1}
@@ -154,7 +161,9 @@ def _case(row: dict[str, str], folder: Path) -> tuple[Case, list[str]]:
     name, prior = row.get("case", ""), row.get("prior", "")
     words = [word.strip() for word in row.get("annotations", "").split(";")]
     annotations = tuple(folder / word for word in words if word)
-    mask, reference = (folder / row[key] if row.get(key) else None for key in OPTIONAL[:2])
+    mask, reference, image = (
+        folder / row[key] if row.get(key) else None for key in ("mask", "reference", "image")
+    )
     side = row.get("side") or "auto"
     problems = []
     if not name:
@@ -163,8 +172,8 @@ def _case(row: dict[str, str], folder: Path) -> tuple[Case, list[str]]:
         problems.append(f"the case name '{name}' cannot name a file")
     if not prior:
         problems.append("no prior is named")
-    if not annotations and not mask:
-        problems.append("there are no annotations and no mask")
+    if not annotations and not mask and not image:
+        problems.append("there are no annotations, no mask and no image")
     if side not in SIDES:
         problems.append(f"the side '{side}' is none of {', '.join(SIDES)}")
     label = row.get("label", "").replace(";", " ").split()
@@ -172,7 +181,8 @@ def _case(row: dict[str, str], folder: Path) -> tuple[Case, list[str]]:
         problems.append(f"the label '{row['label']}' is not a number, or several parted by ;")
         label = []
     choice = MaskChoice(tuple(sorted({int(word) for word in label})), row.get("segment", ""))
-    return Case(name, _prior(prior, folder), annotations, mask, reference, side, choice), problems
+    found = Case(name, _prior(prior, folder), annotations, mask, reference, side, choice, image)
+    return found, problems
 
 
 def _is_safe(name: str) -> bool:

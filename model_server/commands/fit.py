@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,9 +17,13 @@ from model_server.commands.terminal import (
     errors,
     fit_progress,
     label_numbers,
+    search_progress,
 )
 from model_server.jobs.session import SIDES, MaskChoice, Session
 from model_server.threads import begin_with_few
+
+if TYPE_CHECKING:
+    from model_server.reconstruction import Reconstruction
 
 
 def fit(
@@ -30,9 +35,21 @@ def fit(
     mask: Annotated[Path | None, typer.Option(help="Label volume or .seg.nrrd to refine.")] = None,
     label: Label = "",
     segment: SegmentName = "",
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            help="Volume, or DICOM folder, in which the organ is seen; annotations may be left out."
+        ),
+    ] = None,
+    no_image: Annotated[
+        bool,
+        typer.Option("--no-image", help="The image is no evidence, its geometry alone is taken."),
+    ] = False,
     reference: Annotated[
         Path | None,
-        typer.Option(help="Volume, or DICOM folder, whose geometry labelmaps take."),
+        typer.Option(
+            help="Volume, or DICOM folder, whose geometry labelmaps take; by default the image."
+        ),
     ] = None,
     output_files: Annotated[
         list[Path] | None,
@@ -50,25 +67,35 @@ def fit(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     version: Version = False,
 ) -> None:
-    """Fit a prior to outlines, points or a mask, and write the surface."""
+    """Fit a prior to outlines, points, a mask or an image, and write the surface."""
     choice(side, SIDES, "--side")
     chosen = MaskChoice(label_numbers(label), segment)
     if threads is not None:
         begin_with_few(threads)
     check_device(device)
     from model_server.io.outputs import check_outputs
-    from model_server.jobs.report import plausibility
     from model_server.priors.protocol import checked_strength
     from model_server.priors.registry import files_of
 
     strength = checked_strength(strength)
     paths = output_files or []
-    inputs = (*(annotations or []), mask, reference, *files_of(prior))
+    inputs = (*(annotations or []), mask, image, reference, *files_of(prior))
     check_outputs(paths, [report] if report else [], inputs)
-    session = Session.opened(prior, annotations or [], mask, reference, device, chosen)
+    session = Session.opened(
+        prior, annotations or [], mask, reference, device, chosen, image, not no_image
+    )
+    with search_progress(image.name if image else "", quiet or session.image is None) as searching:
+        session.look_at_image(searching)
     with fit_progress(session.prior.card.name, quiet) as progress:
         result = session.fit(side, progress, strength)
     session.write(result, paths, report)
+    tell_fitted(result, paths, quiet)
+
+
+def tell_fitted(result: Reconstruction, paths: Sequence[Path], quiet: bool) -> None:
+    """Warnings, and where the surface is."""
+    from model_server.jobs.report import plausibility
+
     for warning in result.warnings:
         errors.print(f"Warning: {warning}", markup=False)
     if not quiet:

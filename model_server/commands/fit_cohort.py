@@ -28,7 +28,7 @@ def fit_cohort(
     cases: Annotated[
         Path,
         typer.Argument(
-            help="CSV: case, prior, annotations (;), mask, label, segment, reference, side."
+            help="CSV: case, prior, annotations (;), image, mask, label, segment, reference, side."
         ),
     ],
     output_folder: Annotated[
@@ -41,6 +41,9 @@ def fit_cohort(
             help="stl (default), ply, obj, vtp, nrrd, seg.nrrd or nii.gz; repeatable.",
         ),
     ] = None,
+    no_image: Annotated[
+        bool, typer.Option("--no-image", help="Images are no evidence; as for 'fit'.")
+    ] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
     ray: Annotated[
         str | None, typer.Option(help="Fit as Ray tasks: local, or a cluster's address.")
@@ -61,7 +64,7 @@ def fit_cohort(
 
     dotted = dict.fromkeys("." + name.lower().removeprefix(".") for name in formats or ["stl"])
     endings = tuple(choice(name, FORMATS, "--format") for name in dotted)
-    settings = Settings(output_folder, endings, device, again)
+    settings = Settings(output_folder, endings, device, again, not no_image)
     try:
         tell = None if quiet else _tell_outcome
         outcomes = run_cohort(read_cases(cases), settings, workers, ray, tell, inputs=[cases])

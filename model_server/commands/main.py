@@ -17,6 +17,7 @@ import typer
 from model_server.commands.demo import demo
 from model_server.commands.evaluate import evaluate
 from model_server.commands.explore import explore
+from model_server.commands.find import find
 from model_server.commands.fit import fit
 from model_server.commands.fit_cohort import fit_cohort
 from model_server.commands.landmarks import landmarks
@@ -32,6 +33,7 @@ from model_server.threads import begin_with_few, wait_asleep
 COMMANDS: tuple[Callable[..., Any], ...] = (
     priors,
     fit,
+    find,
     landmarks,
     fit_cohort,
     train,

@@ -36,6 +36,9 @@ def serve(
     replicas: Annotated[int, typer.Option(help="Of the server, with --ray.")] = 1,
     gpus: Annotated[float, typer.Option(help="For each replica, with --ray.")] = 0.0,
     max_sessions: Annotated[int, typer.Option(help="Clients at once.")] = 32,
+    max_image_voxels: Annotated[
+        int, typer.Option(min=1, help="Of the image that a client sends; it has 2 GB at most.")
+    ] = 400_000_000,
     idle_minutes: Annotated[float, typer.Option(help="A silent client is closed then.")] = 60.0,
     version: Version = False,
 ) -> None:
@@ -62,6 +65,7 @@ def serve(
         tuple(allow_origin or ()),
         Limits(
             sessions=max_sessions,
+            image_voxels=max_image_voxels,
             idle_minutes=idle_minutes,
             prior_strength=checked_strength(strength),
         ),

@@ -15,6 +15,7 @@ from rich.text import Text
 from model_server import __version__
 from model_server.errors import ShapePriorError, shown, shown_lines
 from model_server.interrupts import Terminated
+from model_server.reconstruction import IMAGE
 
 if TYPE_CHECKING:
     from model_server.jobs.session import Progress
@@ -163,7 +164,18 @@ def fit_progress(prior: str, quiet: bool) -> Iterator[Progress | None]:
         yield lambda result, seconds: errors.print(_progress_line(result, seconds), markup=False)
 
 
+@contextmanager
+def search_progress(image: str, quiet: bool) -> Iterator[Callable[[float], None] | None]:
+    """While an image is read: what is told the share of a search that is done."""
+    if quiet:
+        yield None
+        return
+    line = f"Reading {shown(image)} ..."
+    with errors.status(Text(line)) as status:
+        yield lambda share: status.update(Text(f"{line} {share:.0%}"))
+
+
 def _progress_line(result: Reconstruction, seconds: float) -> str:
-    gaps = [r.mean_mm for r in result.residuals]
+    gaps = [r.mean_mm for r in result.residuals if r.kind != IMAGE]
     mean = f"{sum(gaps) / len(gaps):6.2f} mm from the annotations" if gaps else ""
     return f"{result.stage:<14} {seconds:6.2f} s  {mean}"

@@ -27,6 +27,7 @@ from model_server.reconstruction import Surface
 Array = NDArray[np.float64]
 MOST_DRAWN = 500  # places of annotations; their system grows with the cube of it
 HAND_MM = 0.25  # standard deviation of a drawn place
+MAD = 1.4826  # of a Gaussian: its standard deviation by its median absolute value
 BELIEVED = 4.0  # deviations between image and shape within which the image is followed
 AMPLITUDES = (0.7, 3.0)  # of the doubt, as annotations may find it to be
 MARGIN = 3  # voxels around image and shape
@@ -63,10 +64,13 @@ class FollowedImage:
         flat = nodes.reshape(-1, 3)
         fitted = _distances(surface, start, step, shape).ravel()
         check()
-        doubt = self._doubt(flat)
-        gap = reading.distance_at(flat) - fitted
-        believed = BELIEVED * np.hypot(doubt, self.shape_mm)
-        field = fitted + self._weight(flat, doubt) * gap / (1.0 + (gap / believed) ** 4)
+        doubt, told = self._doubt(flat), reading.distance_at(flat)
+        gap = told - fitted
+        near = reading.known_at(flat) & (np.minimum(np.abs(told), np.abs(fitted)) < step)
+        shape_mm = self._shape_mm(gap[near], doubt[near])
+        believed = BELIEVED * np.hypot(doubt, shape_mm)
+        weight = self._weight(flat, doubt, shape_mm)
+        field = fitted + weight * gap / (1.0 + (gap / believed) ** 4)
         check()
         field = self._through_drawn(field.reshape(shape), nodes, start)
         if not (field < 0).any():
@@ -144,10 +148,17 @@ class FollowedImage:
         """(N,) mm: standard deviation of what the image says."""
         return np.asarray(self._amplitude * self.reading.doubt_at(points))
 
-    def _weight(self, points: Array, doubt: Array) -> Array:
+    def _shape_mm(self, gap: Array, doubt: Array) -> float:
+        """Standard deviation of the fitted shape, mm, where image and shape are (N,) ``gap`` apart:
+        an organ unlike all that the prior knows is farther from it than usual."""
+        if not len(gap):
+            return self.shape_mm
+        apart = MAD * float(np.median(np.abs(gap)))
+        return max(self.shape_mm, float(np.sqrt(max(apart**2 - np.median(doubt) ** 2, 0.0))))
+
+    def _weight(self, points: Array, doubt: Array, shape_mm: float) -> Array:
         """(N,) share of the image in the surface at RAS places."""
-        shape = self.shape_mm**2
-        return self.reading.known_at(points) * shape / (shape + doubt**2)
+        return self.reading.known_at(points) * shape_mm**2 / (shape_mm**2 + doubt**2)
 
     def _open(self, points: Array) -> Array:
         """(N,) mm: standard deviation of image and shape together, before anything is drawn."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,23 +61,31 @@ class Look:
 
         Args:
             observations: RAS mm; without any the image alone tells.
-            quick: whether the last reading will do (while somebody drags a point).
+            quick: whether the last reading will do, or none (while somebody drags a point).
 
         Raises:
             ShapePriorError: nothing was annotated, and the image shows no organ that is known.
         """
+        if quick and self.seen is None:
+            return observations
         drawn = observations.spanning_points()
         try:
-            seen = self._seen(observations, drawn)
+            seen = self.seen if quick and self.seen else self._seen(observations, drawn)
         except ShapePriorError as error:
-            if not len(drawn) and observations.label_map is None:
+            if error.code != "no-overlap" or observations.empty:
                 raise
-            return self._without(observations, str(error))
+            return self._without(observations, "it does not reach what was annotated")
         fault = seen.fault
         if fault is None and len(drawn):
             fault = self.familiar.fault_of_place(seen.reading, drawn, self.reader.organ)
         if fault is not None:
-            return self._without(observations, self._told(fault), alone=not len(drawn))
+            if observations.empty:
+                raise ShapePriorError(
+                    f"The image '{self.image.name}' cannot be used: {fault}.",
+                    "Draw the organ's outline on two or three slices.",
+                    "unknown-image",
+                )
+            return self._without(observations, fault)
         return replace(observations, reading=self._reading(observations, seen, quick))
 
     def find(self, progress: Progress | None = None) -> Seen:
@@ -86,7 +94,13 @@ class Look:
         Raises:
             ShapePriorError: (not-found) no organ is seen.
         """
-        found = [self._look(center) for center in self._centers(progress)]
+        found = []
+        centers = self._centers()
+        for number, center in enumerate(centers):
+            # Meshes are made where the organ is; where there is one window, that is it.
+            found.append(self._look(center, meshes=len(centers) == 1))
+            if progress:
+                progress((number + 1) / len(centers))
         known = [seen for seen in found if np.isfinite(seen.strangeness)]
         if not known:
             raise ShapePriorError(
@@ -99,9 +113,12 @@ class Look:
             middle = _middle(best.reading)
             if np.linalg.norm(middle - best.center) <= SAME_MM:
                 break
-            best = self._look(middle)
-        self.seen = best
-        return best
+            closer = self._look(middle)
+            if not np.isfinite(closer.strangeness):
+                break
+            best = closer
+        self.seen = best if best.reading.structures else self._look(best.center)
+        return self.seen
 
     # --- parts --------------------------------------------------------------------------------
 
@@ -118,9 +135,9 @@ class Look:
             self.seen = self._look(center)
         return self.seen
 
-    def _look(self, center: Array) -> Seen:
+    def _look(self, center: Array, meshes: bool = True) -> Seen:
         check()
-        reading = self.reader.read(self.image, center, meshes=True)
+        reading = self.reader.read(self.image, center, meshes=meshes)
         figures = figures_of(reading)
         strangeness = np.inf if figures is None else self.familiar.strangeness(figures)
         fault = self.familiar.fault_of_image(figures, self.reader.organ, self.modality)
@@ -138,18 +155,12 @@ class Look:
         self._prompted = observations, reading
         return reading
 
-    def _without(self, observations: Observations, why: str, alone: bool = False) -> Observations:
-        if alone:
-            raise ShapePriorError(
-                why, "Draw the organ's outline on two or three slices.", "unknown-image"
-            )
+    def _without(self, observations: Observations, fault: str) -> Observations:
+        why = f"The image '{self.image.name}' is left out: {fault}."
         return replace(observations, left_out=(*observations.left_out, why))
 
-    def _told(self, fault: str) -> str:
-        return f"The image '{self.image.name}' is left out: {fault}."
-
-    def _centers(self, progress: Progress | None) -> Iterator[Array]:
-        """(3,) RAS mm of windows that cover the volume."""
+    def _centers(self) -> Array:
+        """(N, 3) RAS mm of windows that cover the volume."""
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.image.shape[::-1]])).reshape(3, 8)
         placed = self.image.to_ras(corners.T.astype(np.float64))
         low, high = placed.min(axis=0), placed.max(axis=0)
@@ -163,11 +174,7 @@ class Look:
             a + (np.arange(n) + 0.5) * (b - a) / n
             for a, b, n in zip(low, high, counts, strict=True)
         ]
-        centers = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-        for number, center in enumerate(centers):
-            yield center
-            if progress:
-                progress((number + 1) / len(centers))
+        return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
 def _middle(reading: ImageReading) -> Array:

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model_server.errors import ShapePriorError
-from model_server.fitting.interrupt import check
+from model_server.fitting.interrupt import apart, check
 from model_server.geometry.icosphere import icosphere
 from model_server.imaging.files import unpack_network
 from model_server.imaging.intensities import Intensities
-from model_server.imaging.meshnet import LEVEL, MeshNet, MeshNetShape
+from model_server.imaging.meshnet import LEVEL, MeshNet, MeshNetShape, Voxels
 from model_server.imaging.prompts import PROMPTS, prompt_channels
 from model_server.imaging.region import Region, read_region
 from model_server.observations import Observations, Volume
@@ -111,8 +111,7 @@ class ImageReader:
         check()
         inputs = self._inputs(values, known, region, observations)
         check()
-        with torch.inference_mode():
-            return self._reading(inputs, known > 0, region, observations, meshes)
+        return self._reading(inputs, known > 0, region, observations, meshes)
 
     def _inputs(
         self,
@@ -135,15 +134,14 @@ class ImageReader:
         observations: Observations | None,
         meshes: bool,
     ) -> ImageReading:
-        inputs = inputs.to(self.device)
-        voxels, encoded = self.network.voxels(inputs)
-        check()
+        # A pass takes long: the fits of others need not wait for it.
+        voxels, encoded = apart(lambda: self._voxels(inputs))
         spacing = self.frame.spacing
         # Laplace's scale is a standard deviation divided by the square root of two.
         doubt = np.sqrt(2.0) * spacing * voxels.log_doubt[0].exp().cpu().numpy()
         structures: tuple[Structure, ...] = ()
         if meshes:
-            moved = self.network.mesh(encoded, voxels)[-1][0].cpu().numpy()
+            moved = apart(lambda: self._moved(encoded, voxels))
             structures = self._structures(moved, region)
         return ImageReading(
             reader=self.card.name,
@@ -159,6 +157,16 @@ class ImageReader:
             prompted=observations is not None,
             calibration=self.card.hyperparameters.get("calibration", {}),
         )
+
+    @torch.inference_mode()
+    def _voxels(self, inputs: Tensor) -> tuple[Voxels, list[Tensor]]:
+        return self.network.voxels(inputs.to(self.device))
+
+    @torch.inference_mode()
+    def _moved(self, encoded: list[Tensor], voxels: Voxels) -> NDArray[Any]:
+        """(S, V, 3) vertices, in half regions."""
+        moved: NDArray[Any] = self.network.mesh(encoded, voxels)[-1][0].cpu().numpy()
+        return moved
 
     def _structures(self, moved: NDArray[Any], region: Region) -> tuple[Structure, ...]:
         size = np.array(self.frame.shape)

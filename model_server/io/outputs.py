@@ -6,7 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from model_server.errors import ShapePriorError
-from model_server.io.surfaces import SURFACE_FORMATS, correspondence_table, surface_bytes
+from model_server.io.surfaces import (
+    SURFACE_FORMATS,
+    correspondence_table,
+    surface_bytes,
+    surface_file,
+)
 from model_server.io.volumes import (
     VOLUME_FORMATS,
     geometry_around,
@@ -16,7 +21,7 @@ from model_server.io.volumes import (
 )
 from model_server.io.writing import Write, check_writable, of_bytes, write_together
 from model_server.observations import Grid, Volume
-from model_server.reconstruction import Reconstruction
+from model_server.reconstruction import Reconstruction, Surface
 
 TABLE_FORMAT = ".csv"  # of correspondences
 FORMATS = (*SURFACE_FORMATS, *VOLUME_FORMATS, TABLE_FORMAT)
@@ -72,6 +77,7 @@ def write_outputs(
     organ: str = "organ",
     others: Mapping[Path, str] | None = None,
     names: Mapping[int, str] | None = None,
+    surfaces: Mapping[Path, Surface] | None = None,
 ) -> None:
     """Write a result in every format that was asked for; all files appear, or none.
 
@@ -82,6 +88,7 @@ def write_outputs(
         organ: names the segment of labelmaps.
         others: text files that belong to the result, e.g. the report.
         names: of the parts, where the result has parts.
+        surfaces: bare ones that belong to the result, RAS mm.
 
     Raises:
         ShapePriorError: the reference does not contain the shape, or a file cannot be written.
@@ -92,6 +99,8 @@ def write_outputs(
         path: _writer(reconstruction, format_of(path), reference, organ, names or {})
         for path in paths
     }
+    for path, surface in (surfaces or {}).items():
+        jobs[path] = of_bytes(surface_file(surface, format_of(path)))
     for path, text in (others or {}).items():
         jobs[path] = of_bytes(text.encode())
     write_together(jobs)

@@ -66,8 +66,8 @@ def surface_bytes(reconstruction: Reconstruction, suffix: str) -> bytes:
 
 
 def surface_file(surface: Surface, suffix: str) -> bytes:
-    """A bare surface, RAS mm, as the content of an STL, PLY or OBJ file (LPS mm)."""
-    writers = {".stl": _stl, ".ply": _ply, ".obj": _obj}
+    """A bare surface, RAS mm, as the content of a file of one of ``SURFACE_FORMATS`` (LPS mm)."""
+    writers = {".stl": _stl, ".ply": _ply, ".obj": _obj, ".vtp": lambda s: _vtp(s, {})}
     return writers[suffix](Surface(surface.points * LPS, surface.triangles))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from model_server import __version__
 from model_server.geometry.next_plane import next_plane, slices_across, slices_of
+from model_server.jobs.image_use import ImageUse
 from model_server.observations import Observations
 from model_server.reconstruction import Reconstruction
 
@@ -25,6 +26,7 @@ def report(
     reconstruction: Reconstruction,
     other_seconds: Mapping[str, float] | None = None,
     observations: Observations = Observations(),
+    image: ImageUse | None = None,
 ) -> dict[str, Any]:
     """The report of a reconstruction.
 
@@ -33,6 +35,7 @@ def report(
         other_seconds: stages outside the fit, e.g. loading the prior.
         observations: what it was fitted to: where no outline has to be suggested any more, and the
             volume whose slices there are.
+        image: what became of the one that was given as evidence.
     """
     surface, made = reconstruction.surface, reconstruction.provenance
     low, high = surface.points.min(axis=0), surface.points.max(axis=0)
@@ -55,6 +58,7 @@ def report(
                 }
                 for r in reconstruction.residuals
             ],
+            "image": image and image.told(reconstruction, (other_seconds or {}).get("read image")),
             "volume_ml": round(surface.volume() / 1000.0, 4),
             "area_mm2": round(area, 2),
             "area_cm2": round(area / 100.0, 4),

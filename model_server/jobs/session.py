@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model_server.errors import ShapePriorError
+from model_server.jobs.image_use import ImageUse
 
 if TYPE_CHECKING:
-    from model_server.observations import Grid, Observations
+    from model_server.imaging.look import Look
+    from model_server.observations import Grid, Observations, Volume
     from model_server.priors.protocol import ShapePrior
-    from model_server.reconstruction import Reconstruction
+    from model_server.reconstruction import Reconstruction, Surface
 
     # Told each surface and the seconds since the fit began.
     Progress = Callable[[Reconstruction, float], None]
@@ -42,6 +44,9 @@ class Session:
         observations: RAS mm.
         reference: grid of labelmaps, or None.
         seconds: stages so far.
+        image: evidence, or None.
+        look: of its reader; None where nobody reads the prior's organ.
+        implied: whether the reference is the image, which surfaces may leave.
     """
 
     def __init__(
@@ -50,11 +55,17 @@ class Session:
         observations: Observations,
         reference: Grid | None,
         seconds: dict[str, float],
+        image: Volume | None = None,
+        look: Look | None = None,
+        implied: bool = False,
     ) -> None:
         self.prior = prior
         self.observations = observations
         self.reference = reference
         self.seconds = seconds
+        self.image, self.look = image, look
+        self.implied = implied
+        self.use: ImageUse | None = None
 
     @classmethod
     def opened(
@@ -65,6 +76,8 @@ class Session:
         reference: Path | None,
         device: str,
         choice: MaskChoice = MaskChoice(),
+        image: Path | None = None,
+        use_image: bool = True,
     ) -> Session:
         """Read everything a fit needs.
 
@@ -75,13 +88,16 @@ class Session:
             reference: volume of which the header alone is read.
             device: "auto", "cpu" or "cuda".
             choice: which of the mask's labels is the organ.
+            image: volume in which the organ is seen.
+            use_image: whether it is evidence, too; else it is what was annotated, no more.
 
         Raises:
             ShapePriorError: a file cannot be used, or there is no such prior.
         """
         from model_server.cases.masks import read_mask
+        from model_server.imaging.readers import Looks, Readers
         from model_server.io.markups import read_annotations
-        from model_server.io.volumes import read_grid
+        from model_server.io.volumes import read_grid, read_volume
         from model_server.priors.registry import load_prior
 
         began = time.perf_counter()
@@ -89,14 +105,43 @@ class Session:
             raise ShapePriorError(
                 "--label and --segment go with --mask only.", "Give --mask, or neither of them."
             )
-        image = read_grid(reference) if reference else None
+        seen = read_volume(image) if image and use_image else None
+        annotated = reference or image
+        grid = read_grid(annotated) if annotated else None
         label = read_mask(mask, choice.labels, choice.segment) if mask else None
-        observations = read_annotations(annotations, label, image)
-        observations.require_enough()
+        observations = read_annotations(annotations, label, grid)
+        if seen is None:
+            observations.require_enough()
         read = time.perf_counter()
         loaded = load_prior(prior, device)
+        look = None if seen is None else Looks(Readers(device)).of(loaded, seen)
         seconds = {"read annotations": read - began, "load prior": time.perf_counter() - read}
-        return cls(loaded, observations, image, seconds)
+        return cls(loaded, observations, grid, seconds, seen, look, reference is None)
+
+    def look_at_image(self, searching: Callable[[float], None] | None = None) -> None:
+        """Let the image tell; once, and before the fit.
+
+        Args:
+            searching: told the share of the search, where nothing is annotated.
+
+        Raises:
+            ShapePriorError: too little is annotated for a fit without the image, and it cannot be
+                used.
+        """
+        from model_server.imaging.readers import found_in, observed
+
+        if self.image is None or self.use is not None:
+            return
+        began = time.perf_counter()
+        drawn = self.observations
+        if drawn.empty:
+            told = replace(drawn, reading=found_in(self.prior, self.look, searching).reading)
+        else:
+            told = observed(self.prior, self.look, self.image.name, drawn)
+        self.use = ImageUse.of(self.image.name, self.look, told, len(drawn.left_out))
+        self.observations = told
+        told.require_enough()
+        self.seconds["read image"] = time.perf_counter() - began
 
     def fit(
         self, side: str = "auto", progress: Progress | None = None, strength: float = 1.0
@@ -114,6 +159,7 @@ class Session:
         from model_server.priors.context import with_context
         from model_server.priors.protocol import FitSettings
 
+        self.look_at_image()
         began = time.perf_counter()
         result = None
         settings = FitSettings(prior_strength=strength, side=side)
@@ -131,6 +177,7 @@ class Session:
         paths: Sequence[Path],
         report_file: Path | None,
         more: Mapping[str, Any] | None = None,
+        surfaces: Mapping[Path, Surface] | None = None,
     ) -> dict[str, Any]:
         """Write the results and the report together; returns the report.
 
@@ -139,17 +186,22 @@ class Session:
             paths: where; the ending decides the format.
             report_file: where the report goes, or None.
             more: further entries of the report.
+            surfaces: further ones, by their files.
 
         Raises:
             ShapePriorError: the reference does not contain the shape, or a file cannot be written.
         """
-        from model_server.io.outputs import write_outputs
+        from model_server.io.outputs import format_of, write_outputs
+        from model_server.io.volumes import VOLUME_FORMATS
         from model_server.jobs.report import as_json
         from model_server.jobs.report import report as make_report
         from model_server.priors.card import part_names
 
-        content = {**make_report(result, self.seconds, self.observations), **(more or {})}
+        content = {**make_report(result, self.seconds, self.observations, self.use), **(more or {})}
         others = {report_file: as_json(content)} if report_file else {}
         card = self.prior.card
-        write_outputs(result, paths, self.reference, card.organ, others, part_names(card))
+        voxels = any(format_of(path) in VOLUME_FORMATS for path in paths)
+        reference = self.reference if voxels or not self.implied else None
+        names = part_names(card)
+        write_outputs(result, paths, reference, card.organ, others, names, surfaces)
         return content

@@ -15,6 +15,7 @@ from fastapi import FastAPI, HTTPException, Request, WebSocket, WebSocketDisconn
 
 from model_server import __version__
 from model_server.errors import ShapePriorError, shown
+from model_server.imaging.readers import Readers
 from model_server.service.compute import ComputeThread
 from model_server.service.sessions import Priors, Session
 from model_server.service.wire import (
@@ -63,11 +64,13 @@ class ServerState:
     settings: ServerSettings
     compute: ComputeThread = field(default_factory=ComputeThread)
     priors: Priors = field(init=False)
+    readers: Readers = field(init=False)
     sessions: dict[int, Session] = field(default_factory=dict)
     numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     def __post_init__(self) -> None:
         self.priors = Priors(self.settings.device)
+        self.readers = Readers(self.settings.device)
 
 
 def create_app(settings: ServerSettings) -> FastAPI:
@@ -112,12 +115,20 @@ def create_app(settings: ServerSettings) -> FastAPI:
 
 
 def prior_cards() -> dict[str, Any]:
-    """The cards of all priors, without the names of the cases they were trained on, and which
-    folders of the zoo hold none that can be used."""
+    """The cards of all priors, without the names of the cases they were trained on, with who reads
+    their images, and which folders of the zoo hold none that can be used."""
+    from model_server.imaging.readers import modality_of, needs_image, reader_card, reader_cards
     from model_server.priors.registry import read_zoo
 
     zoo = read_zoo()
-    cards = [{k: v for k, v in asdict(card).items() if k != "splits"} for card in zoo.cards]
+    readers = reader_cards(zoo.cards)
+    cards = []
+    for card in zoo.cards:
+        told = {k: v for k, v in asdict(card).items() if k != "splits"}
+        reader = reader_card(card, readers)
+        told["image"] = reader and {"reader": reader.name, "modality": modality_of(reader)}
+        told["needs_image"] = needs_image(card)
+        cards.append(told)
     broken = [
         {"name": shown(name), "message": error.what, "remedy": error.remedy}
         for name, error in zoo.broken.items()
@@ -214,7 +225,8 @@ class Connection:
             )
         number = next(self.state.numbers)
         loop = asyncio.get_running_loop()
-        session = Session(number, self.state.compute, self.state.priors, limits, loop)
+        state = self.state
+        session = Session(number, state.compute, state.priors, limits, loop, state.readers)
         self.state.sessions[number] = session
         session.outbox.put(
             {

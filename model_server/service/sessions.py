@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError
 from model_server.fitting.interrupt import apart
+from model_server.imaging.readers import Looks, Readers, found_in, observed
 from model_server.observations import Observations
 from model_server.priors.card import part_names
 from model_server.priors.context import with_context
 from model_server.priors.protocol import FitSettings, ShapePrior, checked_strength
 from model_server.reconstruction import Reconstruction, Template
 from model_server.service.compute import ComputeThread, Job
+from model_server.service.images import ImageBox, SentImage
 from model_server.service.outbox import Frame, Outbox
 from model_server.service.wire import Limits, bad_message, error_map, read_observations, request_id
 from model_server.service.wire import field as message_field
@@ -30,6 +32,7 @@ from model_server.service.wire_surfaces import template_map
 log = logging.getLogger(__name__)
 SIDES = ("auto", "left", "right")
 SWITCHES = ("local", "remesh", "uncertainty")
+IMAGE = "image"  # in names of what changed
 
 
 class Priors:
@@ -65,8 +68,8 @@ class Priors:
             return self._loaded[name]
 
 
-def content_hashes(observations: Observations) -> dict[str, str]:
-    """A hash of each annotation's points, by kind, place and name."""
+def content_hashes(observations: Observations, image: SentImage | None = None) -> dict[str, str]:
+    """A hash of each annotation's points, by kind, place and name, and that of the image."""
     groups = {
         "outline": [(o.name, np.concatenate(o.loops)) for o in observations.outlines],
         **{
@@ -82,6 +85,8 @@ def content_hashes(observations: Observations) -> dict[str, str]:
     mask = observations.label_map
     if mask is not None:
         hashes[f"label_map 0: {mask.name}"] = _digest(mask.array, mask.ijk_to_ras)
+    if image is not None:
+        hashes[f"{IMAGE} 0: {image.volume.name}"] = image.hash
     return hashes
 
 
@@ -128,7 +133,12 @@ def template_of(prior: ShapePrior, number: int = 0) -> Template:
 
 @dataclass(frozen=True)
 class Request:
-    """A fit that was asked for."""
+    """A fit that was asked for.
+
+    Attributes:
+        image: evidence beside the observations, or None.
+        search: whether the organ is looked for in all of it.
+    """
 
     number: int
     prior: str
@@ -136,6 +146,8 @@ class Request:
     settings: FitSettings
     refine: bool = False
     hashes: dict[str, str] = field(default_factory=dict)
+    image: SentImage | None = None
+    search: bool = False
     began: float = field(default_factory=time.monotonic)
 
 
@@ -182,6 +194,7 @@ class Session:
         priors: shared.
         limits: of the server.
         loop: where answers are delivered.
+        readers: of images, shared.
     """
 
     def __init__(
@@ -191,6 +204,7 @@ class Session:
         priors: Priors,
         limits: Limits,
         loop: asyncio.AbstractEventLoop,
+        readers: Readers | None = None,
     ) -> None:
         self.number, self.compute, self.priors, self.limits = number, compute, priors, limits
         self.loop = loop
@@ -198,6 +212,8 @@ class Session:
         self.running: tuple[Request, Job] | None = None
         self.last: Answer | None = None
         self.newest = 0
+        self.images = ImageBox(limits)
+        self.looks = Looks(readers or Readers())
 
     # --- requests -----------------------------------------------------------------------------
 
@@ -209,6 +225,9 @@ class Session:
             kind = message_field(message, "type", str)
             handlers: dict[str, Callable[[Mapping[str, Any], int], Awaitable[None]]] = {
                 "fit": self._fit,
+                "find": self._find,
+                "volume": self._volume,
+                "slices": self._slices,
                 "refine": self._refine,
                 "cancel": self._cancel,
                 "template": self._template,
@@ -247,15 +266,40 @@ class Session:
         # Checking outlines takes time that other sessions' answers should not wait for.
         self._start(await asyncio.to_thread(self._request, message, number))
 
+    async def _find(self, message: Mapping[str, Any], number: int) -> None:
+        """A fit of what the image alone tells."""
+        self._check_new(number)
+        self._start(self._request(message, number))
+
     def _request(self, message: Mapping[str, Any], number: int) -> Request:
-        observations = read_observations(message_field(message, "observations", dict), self.limits)
+        search = message["type"] == "find"
+        observations, image = Observations(), self.images.named(message.get("image"))
+        if not search:
+            told = message_field(message, "observations", dict)
+            observations = read_observations(told, self.limits)
+        elif image is None:
+            raise bad_message("The field 'image' is missing.")
         return Request(
             number,
             str(message_field(message, "prior", str)),
             observations,
             read_settings(message.get("settings", {}), self.limits.prior_strength),
-            hashes=content_hashes(observations),
+            hashes=content_hashes(observations, image),
+            image=image,
+            search=search,
         )
+
+    async def _volume(self, message: Mapping[str, Any], number: int) -> None:
+        """The header of an image; what runs goes on with the one before."""
+        before = self.images.image
+        self.images.announce(message)
+        if self.images.image is not before:
+            self.looks.forget()
+        self.outbox.put(self.images.state(number))
+
+    async def _slices(self, message: Mapping[str, Any], number: int) -> None:
+        self.images.put(message)
+        self.outbox.put(self.images.state(number))
 
     async def _refine(self, message: Mapping[str, Any], number: int) -> None:
         self._check_new(number)
@@ -265,7 +309,7 @@ class Session:
             )
         asked = self.last.request
         self._start(
-            Request(number, asked.prior, asked.observations, asked.settings, True, asked.hashes)
+            replace(asked, number=number, refine=True, search=False, began=time.monotonic())
         )
 
     def _check_new(self, number: int) -> None:
@@ -316,16 +360,32 @@ class Session:
         same_prior = last is not None and last.request.prior == request.prior
         if last is not None and same_prior and not request.refine:
             unchanged = request.hashes == last.request.hashes
+            unchanged &= request.search == last.request.search
             if unchanged and request.settings == last.request.settings:
                 return iter([last.reconstruction])
-        shared = last is not None and bool(
-            set(last.request.hashes.items()) & set(request.hashes.items())
+        # In the same image there are many organs: what was annotated has to be shared.
+        shared = last is not None and any(
+            last.request.hashes.get(name) == hashed
+            for name, hashed in request.hashes.items()
+            if not name.startswith(IMAGE)
         )
         start = last.reconstruction if last is not None and same_prior and shared else None
         # Reading its files may take a second: others need not wait.
         prior = apart(lambda: self.priors.get(request.prior))
-        found = prior.fit(request.observations, start, request.settings)
+        found = prior.fit(self._told(prior, request), start, request.settings)
         return (with_context(prior, surface) for surface in found)
+
+    def _told(self, prior: ShapePrior, request: Request) -> Observations:
+        """What a fit is given: annotations, and what the image says."""
+        image = request.image
+        if image is None:
+            return request.observations
+        volume = image.volume
+        look = apart(lambda: self.looks.of(prior, volume))
+        if request.search:
+            return found_in(prior, look)
+        quick = not request.settings.local and not request.settings.remesh
+        return observed(prior, look, volume.name, request.observations, quick)
 
     # --- answers, in the event loop's thread --------------------------------------------------
 

@@ -37,7 +37,8 @@ class Limits:
         message_bytes: of one message.
         points: control points of outlines and clicks together.
         outlines: curves in one request.
-        voxels: of one volume.
+        voxels: of one volume that comes with a request.
+        image_voxels, image_bytes: of the image that a session sends by itself, in slices.
         sessions: open at once.
         idle_minutes: without a message, after which a session is closed.
         frames_per_second: progress messages of one session.
@@ -48,6 +49,8 @@ class Limits:
     points: int = 200_000
     outlines: int = 1_000
     voxels: int = 48 * 2**20
+    image_voxels: int = 400_000_000
+    image_bytes: int = 2 * 2**30
     sessions: int = 32
     idle_minutes: float = 60.0
     frames_per_second: float = 20.0
@@ -286,19 +289,37 @@ def _read_volume(message: object, limits: Limits) -> Volume | None:
     geometry = field(message, "ijk_to_ras", np.ndarray)
     if array.ndim != 3 or array.size == 0 or geometry.shape != (4, 4):
         raise bad_message("A volume has no three axes, or its matrix is not 4 by 4.")
-    if array.size > limits.voxels:
+    require_few_voxels(array.size, limits.voxels)
+    name = str(message.get("name", "volume"))[:200]
+    return Volume(array, checked_geometry(geometry), name)
+
+
+def require_few_voxels(count: int, most: int) -> None:
+    """Refuse a volume of too many voxels.
+
+    Raises:
+        ShapePriorError: (too-many-voxels)
+    """
+    if count > most:
         raise ShapePriorError(
-            f"A volume of {array.size} voxels is larger than the {limits.voxels} this server "
-            "takes.",
+            f"A volume of {count} voxels is larger than the {most} this server takes.",
             "Crop it around the organ.",
             "too-many-voxels",
         )
+
+
+def checked_geometry(geometry: object) -> NDArray[np.float64]:
+    """(4, 4) voxel indices -> RAS mm.
+
+    Raises:
+        ShapePriorError: (bad-geometry) not finite, or its axes do not span space.
+    """
     matrix = np.asarray(geometry, dtype=np.float64)
     if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:3, :3])) < 1e-12:
         raise ShapePriorError(
             "A volume's geometry is not a proper matrix.", "Check its spacing.", "bad-geometry"
         )
-    return Volume(array, matrix, str(message.get("name", "volume"))[:200])
+    return matrix
 
 
 # --- errors -------------------------------------------------------------------------------------

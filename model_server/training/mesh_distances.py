@@ -86,6 +86,6 @@ def _gaps(samples: Array, grid: tuple[int, ...], step: int) -> NDArray[np.float3
     points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
     towards = means[np.ravel_multi_index(tuple(nearest), grid)]
     gaps = np.linalg.norm(points - towards, axis=-1)
-    near = gaps < EXACT * step
-    gaps[near] = cKDTree(samples).query(points[near], distance_upper_bound=2 * EXACT * step)[0]
+    near = gaps < (EXACT + 1.0) * step  # the mean point is up to a step farther than the nearest
+    gaps[near] = cKDTree(samples).query(points[near])[0]
     return np.minimum(gaps, DISTANCE_UNIT).astype(np.float32)

@@ -162,7 +162,8 @@ class AnnotateSection(Section):
     def update(self, session: Session | None) -> None:
         """Show what is drawn, and what is being drawn."""
         ui, drawing = self.ui, self.logic.workspace.drawing
-        self.table.update([] if session is None else session.rows())
+        rows = [] if session is None else [*session.rows(), *session.imageRow()]
+        self.table.update(rows)
         selected = self.table.selectedNode() is not None
         self.enable(
             (ui.jumpButton, selected),
@@ -188,5 +189,6 @@ class AnnotateSection(Section):
         ui.progressBar.setVisible(busy)
         ui.cancelButton.setVisible(busy)
         ui.reconstructButton.setVisible(bool(asks))
-        line = stateLine(session, self.logic.workspace.drawing, self.logic.around(VIEWS))
+        around = self.logic.around(VIEWS, self.shared.chosenPrior())
+        line = stateLine(session, self.logic.workspace.drawing, around)
         self.say(LABEL, line.text, line.wrong)

@@ -32,12 +32,14 @@ class Around:
         hasVolume: whether the slice views show a volume.
         installing: whether packages are being installed.
         declined: whether the user did not want missing packages to be installed.
+        canFind: whether the organ can be found in the image.
     """
 
     views: tuple[str, ...] = ("Red", "Green", "Yellow")
     hasVolume: bool = True
     installing: bool = False
     declined: bool = False
+    canFind: bool = False
 
 
 def stateLine(session: Session | None, drawing: Drawing, around: Around) -> Line:
@@ -49,8 +51,7 @@ def stateLine(session: Session | None, drawing: Drawing, around: Around) -> Line
         return Line(_joined(drawingText(drawing), hint))
     if drawing.problem is not None:
         return errorLine(drawing.problem)
-    trouble = session is not None and session.status.phase in ("failed", "lost")
-    if session is None or not (session.rows() or trouble):
+    if session is None or not (session.rows() or _goesOn(session)):
         return Line(_beginText(around))
     if around.declined and session.reconstruction is None:
         return Line(_("The backend is not installed yet: press Install packages below."), True)
@@ -67,12 +68,19 @@ def drawingText(drawing: Drawing) -> str:
     return _(HOW[drawing.role]).format(view=drawing.view) if drawing.isActive else ""
 
 
+def _goesOn(session: Session) -> bool:
+    """Whether there is something to tell of a structure on which nothing is annotated."""
+    status = session.status
+    return status.busy or status.phase in ("failed", "lost") or session.reconstruction is not None
+
+
 def _beginText(around: Around) -> str:
     if not around.hasVolume:
         return _("Choose a volume above, or load the example.")
-    return _("Draw the organ's outline in two or three views: press {views}.").format(
+    text = _("Draw the organ's outline in two or three views: press {views}.").format(
         views=_or(around.views)
     )
+    return _joined(text, _("Or press Find in image.") if around.canFind else "")
 
 
 def _fitLine(session: Session, around: Around) -> Line:
@@ -83,6 +91,8 @@ def _fitLine(session: Session, around: Around) -> Line:
         return Line(_hintText(session, around))
     if status.phase == "starting":
         return Line(_(status.text))
+    if status.phase == "sending":
+        return Line(_("Sending the image: {share:.0%} ...").format(share=status.share))
     if status.phase == "fitting":
         return Line(f"{_details(status, _('Fitting: {stage}'))} ...")
     if status.phase == "done" and status.warning:
@@ -127,6 +137,8 @@ def _details(status: Status, head: str) -> str:
         parts.append(_joined(spent, where))
     if status.residualMm is not None:
         parts.append(_("residual {mm:.2f} mm").format(mm=status.residualMm))
+    if status.usesImage:
+        parts.append(_("image used"))
     if "{stage}" in head:
         head = head.format(stage=_(status.stage)) if status.stage else _(status.text).rstrip(" .")
         return ", ".join([head, *parts])

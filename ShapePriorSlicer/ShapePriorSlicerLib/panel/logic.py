@@ -16,6 +16,7 @@ from ..files.sample_data import EXAMPLE_PRIOR, exampleImage
 from ..scene.cameras import fitCameras, shownPoints
 from ..scene.structure import OUTLINE
 from ..server.priors import PriorInfo
+from ..session.image import imageProblem
 from ..session.session import Session
 from ..session.workspace import Workspace
 from . import screen, texts
@@ -42,7 +43,7 @@ class PanelLogic:
         self.onChanged: Callable[[], None] | None = None
         self.server = ServerChoice(self.restartServer)
         self.problem = self.server.problem()
-        self.workspace = Workspace(slicer.mrmlScene, self.server.make)
+        self.workspace = Workspace(slicer.mrmlScene, self.server.make, lambda: self.server.priors)
 
     def close(self) -> None:
         """End the server; the scene keeps everything."""
@@ -73,10 +74,16 @@ class PanelLogic:
         """Show the current structure whole and large in the 3D views."""
         fitCameras(screen.threeDViews(), shownPoints(self.requireSurface().structure))
 
-    def around(self, views: tuple[str, ...]) -> Around:
-        """What the line under the draw buttons depends on beside the structure."""
-        hasVolume, server = screen.shownVolume() is not None, self.server
-        return Around(views, hasVolume, server.isInstalling, server.isDeclined)
+    def around(self, views: tuple[str, ...], prior: str) -> Around:
+        """What the line under the draw buttons depends on beside the structure.
+
+        Args:
+            views: that have a draw button.
+            prior: that is chosen.
+        """
+        volume, server = screen.shownVolume(), self.server
+        canFind = imageProblem(self.priorInfo(prior), volume) is None
+        return Around(views, volume is not None, server.isInstalling, server.isDeclined, canFind)
 
     # --- volumes ------------------------------------------------------------------------------
 
@@ -87,11 +94,15 @@ class PanelLogic:
         return volume
 
     def beginExample(self) -> Session:
-        """A structure on the bundled case; the current one if nothing was drawn yet."""
+        """A structure on the bundled case; the current one if nothing was drawn yet.
+
+        Its image is a synthetic one: who was trained on true ones should not look at it.
+        """
         volume, session = self.loadExample(), self.workspace.current
         if session is None or session.rows():
-            return self.newSession(EXAMPLE_PRIOR, volume)
+            return self.workspace.create(EXAMPLE_PRIOR, volume, useImage=False)
         self.choosePrior(EXAMPLE_PRIOR)
+        session.change(useImage=False)
         session.volume = volume
         return session
 
@@ -167,7 +178,7 @@ class PanelLogic:
 
     def priorInfo(self, name: str) -> PriorInfo | None:
         """What is known of a prior."""
-        return next((p for p in self.server.priors if p.name == name), None)
+        return self.workspace.priorInfo(name)
 
     def addBorder(
         self, session: Session, segmentation: Node | None, segmentId: str, view: str

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..server.priors import PriorInfo
+from ..session.image import imageProblem
 from ..session.session import Session
-from . import screen
+from . import screen, texts
 from .dialogs import confirmRemoving
 from .section import Section, Shared
 
@@ -23,7 +25,9 @@ class StructureSection(Section):
             (ui.exampleButton, self.onExample),
             (ui.newButton, self.onNew),
             (ui.removeButton, self.onRemove),
+            (ui.findButton, self.onFind),
         )
+        ui.useImageCheckBox.connect("clicked(bool)", self.onUseImage)
         ui.volumeSelector.connect("currentNodeChanged(vtkMRMLNode*)", self.onVolume)
         ui.structureSelector.connect("currentIndexChanged(int)", self.onStructure)
         ui.priorSelector.connect("currentIndexChanged(int)", self.onPrior)
@@ -74,6 +78,19 @@ class StructureSection(Section):
         if not self.shared.updating:
             self.shared.guarded(LABEL, self.logic.choosePrior, self.shared.chosenPrior())
 
+    def onUseImage(self, on: bool) -> None:
+        """Fits look at the image from now on, or no more."""
+        self.shared.guarded(LABEL, self._useImage, on)
+
+    def _useImage(self, on: bool) -> None:
+        session = self.logic.workspace.current or self.shared.newSession()
+        session.change(useImage=on)
+
+    def onFind(self) -> None:
+        """Find the organ in the image."""
+        self.logic.workspace.drawing.finish()
+        self.shared.readySession().find()
+
     def chooseVolume(self) -> None:
         """Begin with the volume the slice views show; a structure has its own."""
         if self.logic.workspace.current is None and self.ui.volumeSelector.currentNode() is None:
@@ -97,8 +114,24 @@ class StructureSection(Section):
         ui.sideLabel.setVisible(paired)
         ui.sideSelector.setVisible(paired)
         prior = self.logic.priorInfo(self.shared.chosenPrior())
+        self._updateImage(session, prior)
         ui.priorSelector.toolTip = "" if prior is None else prior.description
         self.say("priorInfoLabel", "" if prior is None else prior.limits)
+
+    def _updateImage(self, session: Session | None, prior: PriorInfo | None) -> None:
+        """Whether the image can be looked at, and is."""
+        ui = self.ui
+        volume = ui.volumeSelector.currentNode() if session is None else session.volume
+        problem = imageProblem(prior, volume)
+        needed = prior is not None and prior.needsImage
+        wanted = session is None or session.parameters.useImage or needed
+        ui.useImageCheckBox.checked = problem is None and wanted
+        ui.useImageCheckBox.toolTip = texts.imageText(prior, problem)
+        busy = session is not None and session.status.busy
+        self.enable(
+            (ui.useImageCheckBox, problem is None and not needed),
+            (ui.findButton, problem is None and not busy),
+        )
 
     def _select(self, session: Session) -> None:
         ui = self.ui

@@ -26,7 +26,7 @@ class AnnotationTable:
         import qt
 
         self._table = table
-        self._nodes: list[Node] = []
+        self._nodes: list[Node | None] = []
         table.setColumnCount(len(texts.COLUMNS))
         table.setHorizontalHeaderLabels([_(name) for name in texts.COLUMNS])
         table.verticalHeader().hide()
@@ -45,17 +45,19 @@ class AnnotationTable:
         if table.rowCount != len(rows):
             table.setRowCount(len(rows))
         self._fit(len(rows))
-        self._nodes = [row.node for row in rows]
+        before, self._nodes = self._nodes, [row.node for row in rows]
         for index, row in enumerate(rows):
             for column, text in enumerate(texts.cells(row)):
                 item = table.item(index, column)
-                if item is None:
+                # The image has no box: an item that had one is of no use for it.
+                boxed = column == 0 and index < len(before) and before[index] is not None
+                if item is None or (boxed and row.node is None):
                     item = qt.QTableWidgetItem()
                     table.setItem(index, column, item)
                 if item.text() != text:
                     item.setText(text)
             shown = qt.Qt.Checked if row.visible else qt.Qt.Unchecked
-            if table.item(index, 0).checkState() != shown:
+            if row.node is not None and table.item(index, 0).checkState() != shown:
                 table.item(index, 0).setCheckState(shown)
 
     def _fit(self, count: int) -> None:
@@ -78,6 +80,7 @@ class AnnotationTable:
 
         if item.column() != 0 or item.row() >= len(self._nodes):
             return
-        display = self._nodes[item.row()].GetDisplayNode()
+        node = self._nodes[item.row()]
+        display = None if node is None else node.GetDisplayNode()
         if display is not None:
             display.SetVisibility(item.checkState() == qt.Qt.Checked)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from model_server.errors import ShapePriorError
 
+from ..server.priors import PriorInfo
 from ..session.session import Session
 from ..session.status import Row
 from .translation import tr as _
@@ -28,7 +29,19 @@ OTHER_EXPORTS = {k: v for k, v in EXPORTS.items() if k not in (".stl", ".nrrd")}
 def cells(row: Row) -> tuple[str, str, str, str]:
     """One annotation's row of the table."""
     residual = "" if row.residualMm is None else f"{row.residualMm:.2f}"
+    if row.node is None:
+        return (_("Image: {name}").format(name=row.name), "", "", residual)
     return (row.name, row.view, str(row.points), residual)
+
+
+def imageText(prior: PriorInfo | None, problem: ShapePriorError | None) -> str:
+    """Of the box: what looking at the image means, or why it cannot be done."""
+    if problem is not None or prior is None or prior.image is None:
+        return "" if problem is None else f"{_(problem.what)} {_(problem.remedy)}"
+    text = _("Fits look at the image between your outlines. Trained on: {modality}.").format(
+        modality=prior.image.modality
+    )
+    return f"{text} {_('This prior needs it.')}" if prior.needsImage else text
 
 
 def undoText(step: str) -> str:

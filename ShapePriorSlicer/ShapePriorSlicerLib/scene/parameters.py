@@ -30,6 +30,7 @@ class Parameters:
         strength: of the prior, as a power of ten: 0 is the prior's own balance (the DALS paper's
             lambda_dir as trained), -2 follows the annotations, 2 follows the prior.
         autoUpdate: whether every edit is fitted at once.
+        useImage: whether fits look at the volume, where the prior's organ has a reader of images.
         coloring: "plain", "correspondence", "parts", "uncertainty" or "distance".
         opacity: of the surface in 3D, 0 to 1.
         slicesOn: whether slice views show where they cut the surface.
@@ -40,6 +41,7 @@ class Parameters:
     side: str = "auto"
     strength: float = 0.0
     autoUpdate: bool = True
+    useImage: bool = True
     coloring: str = "plain"
     opacity: float = 0.7
     slicesOn: bool = True

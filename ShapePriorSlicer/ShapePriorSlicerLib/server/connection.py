@@ -10,7 +10,6 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,9 +31,12 @@ from .events import (
     Finished,
     Lost,
     Progressed,
+    Sending,
     Starting,
     TemplateCame,
 )
+from .requests import Requests
+from .upload import Image
 
 
 @dataclass(frozen=True)
@@ -61,16 +63,6 @@ POLL_SECONDS = 0.005
 STARVED_SECONDS = 1.0  # a worker that did not run for so long has heard nothing
 
 
-@dataclass
-class _Pending:
-    """The newest request, while its end has not been told yet."""
-
-    number: int
-    message: Message
-    sent: bool = False
-    cancelled: bool = False
-
-
 class Refused(Exception):
     """The server does not want this client: trying again is of no use."""
 
@@ -94,15 +86,10 @@ class Connection:
         self._backend, self._timeouts, self._ownsBackend = backend, timeouts, ownsBackend
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._pending: _Pending | None = None
-        self._controls: deque[Message] = deque()
-        self._superseded: set[int] = set()  # sent, and not told ended by the server yet
-        self._lastFit: Message | None = None
+        self._requests = Requests(self._events.put)
         self._template: tuple[str, int] | None = None  # asked for, and not come yet
         self._templateNumber = 0  # of the request for it; 0 while not sent
         self._mostBytes = 0  # of a message, as the server said
-        self._hasResult = False  # whether the server's session has one to refine
-        self._number = 0
         self._crashes = 0
         self._stopped = threading.Event()
         self._triangles: NDArray[np.int32] | None = None
@@ -117,7 +104,12 @@ class Connection:
             self._worker.start()
 
     def fit(
-        self, prior: str, observations: Observations, settings: Mapping[str, Any] | None = None
+        self,
+        prior: str,
+        observations: Observations,
+        settings: Mapping[str, Any] | None = None,
+        image: Image | None = None,
+        waits: bool = True,
     ) -> int:
         """Ask for a fit; supersedes the one that runs.
 
@@ -125,6 +117,8 @@ class Connection:
             prior: name in the server's zoo.
             observations: RAS mm.
             settings: ``prior_strength``, ``side``, ``local``, ``remesh``, ``uncertainty``.
+            image: to look at; it is sent first unless the server has it.
+            waits: for the image; if not, and the server has it not, the fit goes without.
 
         Returns:
             The number of the request, as it stands in its events.
@@ -135,11 +129,19 @@ class Connection:
             "observations": observations_map(observations),
             "settings": dict(settings or {}),
         }
-        return self._ask(message)
+        return self._ask(message, image, waits)
+
+    def find(self, prior: str, image: Image, settings: Mapping[str, Any] | None = None) -> int:
+        """Ask for the organ in an image, without annotations; else as ``fit``."""
+        return self._ask({"type": "find", "prior": prior, "settings": dict(settings or {})}, image)
 
     def refine(self) -> int:
         """Ask for more effort from where the last result stands."""
         return self._ask({"type": "refine"})
+
+    def hold(self, holds: bool) -> None:
+        """Send nothing of an image while the user holds a point, or go on."""
+        self._requests.holds = holds
 
     def askTemplate(self, prior: str, number: int = 0) -> None:
         """Ask for a prior's template; it comes as ``TemplateCame``, beside what else runs.
@@ -154,23 +156,14 @@ class Connection:
 
     def cancel(self) -> None:
         """End the running request; its surfaces so far stay."""
-        with self._lock:
-            pending = self._pending
-            if pending is None:
-                return
-            if pending.sent:
-                pending.cancelled = True
-                self._controls.append({"type": "cancel", "id": pending.number})
-            else:
-                self._pending = None
-                self._events.put(Cancelled(pending.number, "cancel"))
+        self._requests.cancel()
 
     def isBusy(self) -> bool:
         """Whether something that was asked has not been answered yet."""
-        return self._pending is not None or bool(self._template)
+        return self._requests.isPending() or bool(self._template)
 
     def drain(self, wait: float = 0.0) -> list[Event]:
-        """Events since the last call, in order; of progress only the newest.
+        """Events since the last call, in order; of each kind of progress only the newest.
 
         Args:
             wait: seconds to wait for the first one; also lets the worker run where the caller's
@@ -183,8 +176,11 @@ class Connection:
                 found.append(self._events.get_nowait())
         except queue.Empty:
             pass
-        newest = max((i for i, e in enumerate(found) if isinstance(e, Progressed)), default=-1)
-        return [e for i, e in enumerate(found) if not isinstance(e, Progressed) or i == newest]
+        newest = {type(event): i for i, event in enumerate(found)}
+        passing = (Progressed, Sending)
+        return [
+            e for i, e in enumerate(found) if not isinstance(e, passing) or i == newest[type(e)]
+        ]
 
     def close(self, wait: float = 3.0) -> None:
         """End the session, and the server if it is ours."""
@@ -194,16 +190,8 @@ class Connection:
         if self._ownsBackend:
             self._backend.stop()
 
-    def _ask(self, message: Message) -> int:
-        with self._lock:
-            self._number += 1
-            number = self._number
-            older = self._pending
-            if older is not None and older.sent:
-                self._superseded.add(older.number)
-            elif older is not None:
-                self._events.put(Cancelled(older.number, "superseded"))
-            self._pending = _Pending(number, {**message, "id": number})
+    def _ask(self, message: Message, image: Image | None = None, waits: bool = True) -> int:
+        number = self._requests.ask(message, image, waits)
         self.start()
         return number
 
@@ -264,11 +252,9 @@ class Connection:
     def _giveUp(self, failed: Failed) -> None:
         """Tell why, end the pending request, and let the next request try again."""
         with self._lock:
-            pending, self._pending, self._template = self._pending, None, None
-            self._worker, self._crashes = None, 0
-            self._endSuperseded()
-        if pending is not None:
-            failed = Failed(pending.number, failed.code, failed.message, failed.remedy)
+            self._template = self._worker = None
+            self._crashes = 0
+            failed = self._requests.giveUp(failed)
         self._events.put(failed)
 
     def _connectAndServe(self) -> None:
@@ -294,22 +280,10 @@ class Connection:
             raise Refused(_failed(answer))
         self._triangles = None
         with self._lock:
-            self._controls.clear()
-            self._hasResult, self._templateNumber = False, 0
-            self._endSuperseded()
-            if self._pending is not None and self._pending.cancelled:
-                self._events.put(Cancelled(self._pending.number, "cancel"))
-                self._pending = None
-            elif self._pending is not None:
-                self._pending.sent = False
+            self._templateNumber = 0
+        self._requests.connected()
         self._mostBytes = answer["limits"]["message_bytes"]
         self._events.put(Connected(answer["session"], answer["device"], answer["limits"]))
-
-    def _endSuperseded(self) -> None:
-        """Tell the end of requests that a lost server cannot tell any more."""
-        for number in sorted(self._superseded):
-            self._events.put(Cancelled(number, "superseded"))
-        self._superseded.clear()
 
     def _serve(self, socket: Any) -> None:
         heard = asked = before = time.monotonic()
@@ -323,7 +297,7 @@ class Connection:
                 heard = asked = now
             before = now
             try:
-                data = socket.recv(timeout=POLL_SECONDS)
+                data = socket.recv(timeout=0.0 if self._requests.isHashing() else POLL_SECONDS)
             except TimeoutError:
                 if now - heard > self._timeouts.silence:
                     raise
@@ -350,53 +324,34 @@ class Connection:
         self._take(error_map(error, message.get("id")))
 
     def _outgoing(self) -> list[Message]:
+        found = self._requests.outgoing()
         with self._lock:
-            found = list(self._controls)
-            self._controls.clear()
-            pending = self._pending
-            if pending is not None and not pending.sent:
-                pending.sent = True
-                if pending.message["type"] == "refine" and not self._hasResult and self._lastFit:
-                    # A new server knows no earlier result: a refinement becomes a fit.
-                    pending.message = {**self._lastFit, "id": pending.number}
-                if pending.message["type"] == "fit":
-                    self._lastFit = pending.message
-                found.append(pending.message)
             if self._template and not self._templateNumber:
-                # Numbered now: the server takes only numbers that grow.
-                self._number += 1
-                self._templateNumber = self._number
+                self._templateNumber = self._requests.nextNumber()
                 prior, which = self._template
                 ask = {"type": "template", "prior": prior, "template": which}
-                found.append({**ask, "id": self._number})
-            return found
+                found.append({**ask, "id": self._templateNumber})
+        return found
 
     def _take(self, message: Message) -> None:
         kind = message.get("type")
-        if kind in ("progress", "result"):
+        if kind == "progress":
+            self._events.put(self._surface(message))
+        elif kind == "result":
             event = self._surface(message)
-            if kind == "result":
-                self._crashes, self._hasResult = 0, True
-                self._end(message["id"])
+            self._crashes = 0
+            self._requests.end(message["id"], hasResult=True)
             self._events.put(event)
         elif kind == "cancelled":
-            self._end(message["id"])
-            self._events.put(Cancelled(message["id"], message["by"]))
+            self._events.put(Cancelled(self._requests.end(message["id"]), message["by"]))
         elif kind == "template":
             self._endTemplate(message.get("id"))
             self._events.put(TemplateCame(str(message.get("prior")), read_template(message)))
+        elif kind == "volume":
+            self._requests.takeVolume(message)
         elif kind == "error":
-            failed = _failed(message)
-            self._endTemplate(failed.request)
-            if failed.request is not None:
-                self._end(failed.request)
-            self._events.put(failed)
-
-    def _end(self, number: int) -> None:
-        with self._lock:
-            self._superseded.discard(number)
-            if self._pending is not None and self._pending.number == number:
-                self._pending = None
+            self._endTemplate(message.get("id"))
+            self._requests.takeError(message.get("id"), _failed(message))
 
     def _endTemplate(self, number: object) -> None:
         with self._lock:
@@ -406,7 +361,8 @@ class Connection:
     def _surface(self, message: Message) -> Event:
         found = read_reconstruction(message["reconstruction"], self._triangles)
         self._triangles = found.surface.triangles
-        number, seconds = message["id"], message["elapsed_seconds"]
+        sentAs, seconds = message["id"], message["elapsed_seconds"]
+        number, found = self._requests.numberOf(sentAs), self._requests.noted(sentAs, found)
         if message["type"] == "progress":
             return Progressed(number, found, seconds)
         return Finished(number, found, seconds, tuple(message["changed"]))

@@ -33,6 +33,13 @@ class Lost:
 
 
 @dataclass(frozen=True)
+class Sending:
+    """The image that a request needs is on its way; ``share`` of it, 0 to 1, is there."""
+
+    share: float
+
+
+@dataclass(frozen=True)
 class Progressed:
     """A better surface of a request that goes on."""
 
@@ -77,4 +84,14 @@ class TemplateCame:
     template: Template
 
 
-Event = Starting | Connected | Lost | Progressed | Finished | Cancelled | Failed | TemplateCame
+Event = (
+    Starting
+    | Connected
+    | Lost
+    | Sending
+    | Progressed
+    | Finished
+    | Cancelled
+    | Failed
+    | TemplateCame
+)

@@ -7,7 +7,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ METHODS = {
     "atlas": "deformable atlas (ImplicitAtlas)",
     "pca": "quick and coarse (PCA)",
     "deepsdf": "DeepSDF",
+    "meshnet": "seen in the image (ImplicitMeshNet)",
 }
-ORDER = ("dals", "atlas", "deepsdf", "pca")  # of an organ's priors in lists
+READER = "meshnet"  # the method whose priors look at images, for the others of their organ too
+ORDER = ("dals", "atlas", "deepsdf", "pca", READER)  # of an organ's priors in lists
 UNTRAINED = "smooth"  # the method of the prior that knows no organ: the first in lists
 # Protocols of scores, as the cards name them.
 GIVEN = {
@@ -31,6 +33,21 @@ GIVEN = {
     "outlines": "from three outlines",
     "clicks-64": "from 64 clicks",
 }
+
+
+@dataclass(frozen=True)
+class ImageReaderInfo:
+    """Who looks at the image for a prior.
+
+    Attributes:
+        reader: name in the zoo, e.g. "hippocampus-meshnet".
+        modality: it was trained on, e.g. "T1-weighted MR".
+        licence: of its weights.
+    """
+
+    reader: str
+    modality: str
+    licence: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,6 +64,8 @@ class PriorInfo:
         scores: as measured, by protocol.
         parts: names of the parts it tells apart, where it names them.
         own: whether the user trained it.
+        image: who looks at the image for it, if anybody can.
+        needsImage: whether it can do nothing without one.
     """
 
     name: str
@@ -58,6 +77,8 @@ class PriorInfo:
     scores: Mapping[str, Any] = field(default_factory=dict)
     parts: tuple[str, ...] = ()
     own: bool = False
+    image: ImageReaderInfo | None = None
+    needsImage: bool = False
 
     @property
     def label(self) -> str:
@@ -78,10 +99,13 @@ class PriorInfo:
 
     @property
     def limits(self) -> str:
-        """What its license forbids, if anything."""
-        if "-NC" in self.licence:
-            return f"For non-commercial use only ({self.licence})."
-        return f"For {self.licence}." if "research only" in self.licence else ""
+        """What its license, and that of its image reader, forbid, if anything."""
+        own = _limitsOf(self.licence)
+        told = [f"For {own} only ({self.licence})."] if own else []
+        if self.image is not None and self.image.reader != self.name:
+            other = _limitsOf(self.image.licence)
+            told += [f"With the image for {other} only ({self.image.licence})."] if other else []
+        return " ".join(told)
 
     def _accuracy(self) -> str:
         """Mean overlap with true organs, of the first protocol that was measured."""
@@ -92,6 +116,13 @@ class PriorInfo:
                 seen = "cases seen in training" if score.get("seen_in_training") else "unseen cases"
                 return f"Dice {score['dice']:.2f} {given} of {cases} {seen}."
         return ""
+
+
+def _limitsOf(licence: str) -> str:
+    """What alone a license allows, if it limits that."""
+    if "-NC" in licence:
+        return "non-commercial use"
+    return "research" if "research" in licence.lower() else ""
 
 
 def listPriors(folder: str = "") -> list[PriorInfo]:
@@ -111,7 +142,7 @@ def listPriors(folder: str = "") -> list[PriorInfo]:
     for place in prior_folders(Path(folder) if folder else None).values():
         with contextlib.suppress(ShapePriorError):
             found.append(_fromMap(asdict(read_card(place)), own=place.parent != BUNDLED_ZOO))
-    return _sorted(found)
+    return _sorted(_withReaders(found))
 
 
 def requirePriors(folder: str) -> list[ShapePriorError]:
@@ -169,7 +200,7 @@ def listRemotePriors(url: str, token: str) -> list[PriorInfo]:
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with direct.open(request, timeout=SECONDS) as answer:
             cards = json.load(answer)
-        return _sorted(_fromMap(card) for card in _cards(cards))
+        return _sorted(_withReaders([_fromMap(card) for card in _cards(cards)]))
     except urllib.error.HTTPError as error:
         wrong = error.code in (401, 403)
         raise ShapePriorError(
@@ -202,7 +233,36 @@ def _fromMap(card: Mapping[str, Any], own: bool = False) -> PriorInfo:
         dict(card.get("scores", {})),
         tuple(shown(name) for name in parts.values()),
         own,
+        _readerOf(card),
+        bool(card.get("needs_image", card["method"] == READER)),
     )
+
+
+def _readerOf(card: Mapping[str, Any]) -> ImageReaderInfo | None:
+    """Who looks at images, as a server says; a reader says it of itself."""
+    told = card.get("image")
+    if isinstance(told, Mapping):
+        return ImageReaderInfo(shown(told["reader"]), shown(told["modality"]))
+    if card["method"] != READER:
+        return None
+    modality = card.get("hyperparameters", {}).get("modality", "image")
+    return ImageReaderInfo(shown(card["name"]), shown(modality))
+
+
+def _withReaders(priors: list[PriorInfo]) -> list[PriorInfo]:
+    """Priors with the reader of their organ and its license."""
+    byName = {prior.name: prior for prior in priors}
+    readers = [prior for prior in priors if prior.method == READER]
+    # Of several that which is named after the organ, as the server has it.
+    readers.sort(key=lambda prior: prior.name == f"{prior.organ}-{READER}")
+    ofOrgan = {prior.organ: prior.image for prior in readers}
+    found = []
+    for prior in priors:
+        image = prior.image or ofOrgan.get(prior.organ)
+        if image is not None and image.reader in byName:
+            image = replace(image, licence=byName[image.reader].licence)
+        found.append(replace(prior, image=image))
+    return found
 
 
 def _sorted(priors: Iterable[PriorInfo]) -> list[PriorInfo]:

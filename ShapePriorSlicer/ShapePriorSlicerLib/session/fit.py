@@ -13,7 +13,7 @@ from model_server.observations import Observations
 from model_server.reconstruction import Reconstruction
 
 from ..scene.parameters import Parameters
-from ..scene.structure import Structure
+from ..scene.structure import BOUNDARY, INSIDE, OUTLINE, OUTSIDE, Structure
 from ..server.connection import Connection
 from ..server.events import (
     Cancelled,
@@ -23,14 +23,18 @@ from ..server.events import (
     Finished,
     Lost,
     Progressed,
+    Sending,
     Starting,
     TemplateCame,
 )
-from .status import Status
+from ..server.upload import Image
+from .image import StructureImage
+from .status import IMAGE, Status
 from .surface import Inputs, Residuals, ShownSurface
 
 SURFACES = 32  # kept for undo
 PREVIEW = {"local": False, "remesh": False, "uncertainty": False}
+FITTED = (OUTLINE, BOUNDARY, INSIDE, OUTSIDE)
 # Not mistakes: the user has only begun.
 HINTS = ("no-annotation", "too-few", "one-plane")
 
@@ -44,6 +48,8 @@ class _Asked:
     keys: tuple[str, ...]
     observations: Observations
     preview: bool
+    image: Image | None = None
+    finds: bool = False
 
 
 class Fit:
@@ -52,6 +58,7 @@ class Fit:
     Args:
         structure: what is fitted.
         connection: to the server, of this structure alone.
+        image: that fits may look at.
         isResting: tells whether no slider moves.
 
     Attributes:
@@ -59,14 +66,20 @@ class Fit:
     """
 
     def __init__(
-        self, structure: Structure, connection: Connection, isResting: Callable[[], bool]
+        self,
+        structure: Structure,
+        connection: Connection,
+        image: StructureImage,
+        isResting: Callable[[], bool],
     ) -> None:
         self._structure, self.connection, self._isResting = structure, connection, isResting
+        self._image = image
         self._status = Status()
         self._trouble: Status | None = None  # with the server, while nobody waits for an answer
         self.shown = ShownSurface(structure, lambda *which: self.connection.askTemplate(*which))
         self._answers: OrderedDict[Inputs, tuple[Reconstruction, Residuals]] = OrderedDict()
-        self._wanted = ""  # "", "preview" or "full"
+        self._wanted = ""  # "", "preview", "full" or "find"
+        self._hasFound = False  # whether the user had the organ found without annotations
         self._asked: _Asked | None = None
         self._followed: Inputs | None = None  # what was fitted, or decided not to, last
         self._previewed: Inputs | None = None  # what a preview was asked for last
@@ -81,6 +94,10 @@ class Fit:
     @status.setter
     def status(self, status: Status) -> None:
         self._status, self._trouble = status, None
+
+    def _inputs(self) -> Inputs:
+        """All that a surface depends on."""
+        return (*self._structure.inputs(), *self._image.mark())
 
     # --- what is wanted -----------------------------------------------------------------------
 
@@ -98,11 +115,21 @@ class Fit:
         self._wanted = "full"
         self.askWanted()
 
+    def find(self) -> None:
+        """Find the organ in the image; what is annotated counts, if anything is.
+
+        Raises:
+            ShapePriorError: there is no image that the prior can look at.
+        """
+        self._image.required()
+        self._wanted = "find"
+        self.askWanted()
+
     def refine(self) -> None:
         """Spend more effort on the surface that is shown."""
         if self._asked is not None or self.shown.reconstruction is None:
             return
-        inputs = self._structure.inputs()
+        inputs = self._inputs()
         if inputs != self._atServer:
             self.reconstruct()  # the server stands elsewhere: after undo, or as a new one
             return
@@ -113,7 +140,7 @@ class Fit:
 
     def preview(self) -> None:
         """Follow a point that the user drags, roughly and fast."""
-        inputs = self._structure.inputs()
+        inputs = self._inputs()
         if self._structure.parameters.autoUpdate and inputs != self._previewed:
             # After a preview a fit is due even if the point is back where it was.
             self._wanted, self._previewed, self._followed = "preview", inputs, None
@@ -129,7 +156,7 @@ class Fit:
         Args:
             anew: even if it was decided before not to.
         """
-        inputs = self._structure.inputs()
+        inputs = self._inputs()
         if inputs == self._followed and not anew:
             return
         self._followed = inputs
@@ -146,7 +173,7 @@ class Fit:
 
     def goTo(self) -> None:
         """Follow the scene to a state of the history, where there may have been no surface."""
-        inputs = self._structure.inputs()
+        inputs = self._inputs()
         if inputs != self._followed and inputs not in self._answers and not self._isEnough():
             self._followed = inputs
             self.shown.clear()
@@ -161,15 +188,17 @@ class Fit:
         """Use another server from now on; what runs is given up."""
         self.connection.close(0.0)
         self.connection, self._asked, self._atServer, self._device = connection, None, None, ""
-        known = self._structure.inputs() in self._answers
+        known = self._inputs() in self._answers
         self.status = Status() if known else self._outdated()
 
     def restore(self) -> None:
         """Take up what a saved scene holds; no server starts before the user asks for it."""
-        inputs = self._followed = self._structure.inputs()
+        inputs = self._followed = self._inputs()
         isAnswer, found = self.shown.restore(inputs), self.shown.reconstruction
         if found is None:
             return
+        # Not by the observations: of a saved scene they may be ones that are refused.
+        self._hasFound = not any(role in FITTED for role, _ in self._structure.annotations())
         if isAnswer:
             self._remember(inputs, found)
         else:
@@ -188,33 +217,58 @@ class Fit:
         """Ask the server for what is wanted, if anything is and its time has come."""
         if not self._wanted:
             return
-        preview = self._wanted == "preview"
+        wanted, preview = self._wanted, self._wanted == "preview"
         if preview and self._asked is not None and self._asked.preview:
             return  # the next preview waits for this one, or none would ever arrive
         if self._asked is not None and not self._isResting():
             return  # nor would any while the slider moves
         self._wanted = ""
-        chosen, inputs = self._structure.parameters, self._structure.inputs()
+        chosen, inputs = self._structure.parameters, self._inputs()
         if not preview:
             self._followed = inputs
         try:
             _requirePrior(chosen)
-            observations, keys = self._structure.observations()
-            observations.require_enough()
+            observations, keys, image, finds = self._given(wanted == "find")
         except ShapePriorError as error:
             self._refuse(error)
             return
         settings = {"prior_strength": chosen.priorStrength, "side": chosen.side}
         settings |= PREVIEW if preview else {}
-        number = self.connection.fit(chosen.prior, observations, settings)
-        self._asked = _Asked(number, inputs, keys, observations, preview)
+        if finds and image is not None:
+            self._hasFound = True
+            number = self.connection.find(chosen.prior, image, settings)
+        else:
+            # A preview does without, while the image is on its way.
+            waits = not preview or self._image.isNeeded
+            number = self.connection.fit(chosen.prior, observations, settings, image, waits)
+        self._asked = _Asked(number, inputs, keys, observations, preview, image, finds)
         self._atServer = None
         self.status = self._working("Fitting ...")
 
+    def _given(
+        self, isFirst: bool = False
+    ) -> tuple[Observations, tuple[str, ...], Image | None, bool]:
+        """What a request is about: annotations with the keys of their nodes, the image, and whether
+        that is all there is.
+
+        Args:
+            isFirst: whether the user asked for the organ to be found now.
+
+        Raises:
+            ShapePriorError: it cannot determine a surface.
+        """
+        observations, keys = self._structure.observations()
+        image = self._image.required() if isFirst else self._image.given()
+        isBare = not any(_kinds(observations))
+        finds = isBare and (isFirst or self._hasFound)
+        if image is None or (isBare and not finds):
+            observations.require_enough()
+        return observations, keys, image, finds
+
     def _isEnough(self) -> bool:
-        """Whether the annotations could determine a surface; if not, says so."""
+        """Whether what is given could determine a surface; if not, says so."""
         try:
-            self._structure.observations()[0].require_enough()
+            self._given()
         except ShapePriorError as error:
             self._refuse(error)
             return error.code not in HINTS
@@ -241,8 +295,10 @@ class Fit:
                 self._takeSurface(self._asked, event)
         elif isinstance(event, Cancelled):
             if self._asked is not None and event.request == self._asked.number:
-                self._asked = None
                 remedy = "Press Reconstruct to fit again."
+                if self._asked.finds:
+                    remedy = "Press Find in image to look again."
+                self._asked = None
                 self.status = Status("idle", "Cancelled.", remedy, device=self._device)
         elif isinstance(event, Failed):
             self._takeFailure(event)
@@ -256,7 +312,10 @@ class Fit:
             self._takeIdle(event)
         elif isinstance(event, Starting):
             self.status = Status("starting", event.text)
-        elif isinstance(event, Connected):
+        elif isinstance(event, Sending) and event.share < 1.0:
+            text = "Sending the image ..."
+            self.status = Status("sending", text, share=event.share, device=self._device)
+        elif isinstance(event, Connected | Sending):
             self.status = self._working("Fitting ...")
 
     def _takeLoss(self, lost: Lost) -> None:
@@ -291,7 +350,7 @@ class Fit:
         coarse = found.stage == "quick look" and self.shown.reconstruction is not None
         finished = isinstance(event, Finished)
         if finished or not coarse:
-            residuals = dict(zip(asked.keys, found.residuals, strict=False))
+            residuals = _byKey(asked.keys, found)
             full = finished and not asked.preview
             answers = asked.inputs if full else None
             self.shown.show(found, residuals, asked.observations, answers)
@@ -322,8 +381,11 @@ class Fit:
 
     def _described(self, found: Reconstruction, phase: str, seconds: float) -> Status:
         self._device = found.provenance.device or self._device
-        means = [r.mean_mm for r in self.shown.residuals.values()]
-        warning = found.warnings[0] if found.warnings else ""
+        residuals = self.shown.residuals
+        means = [r.mean_mm for key, r in residuals.items() if key != IMAGE]
+        # That the image was left out is told whatever else there is to tell.
+        left = [warning for warning in found.warnings if warning.startswith("The image ")]
+        warning = " ".join(dict.fromkeys([*left[:1], *found.warnings[:1]]))
         text = "Up to date." if phase == "done" else "Fitting ..."
         mean = float(np.mean(means)) if means else None
         return Status(
@@ -334,7 +396,21 @@ class Fit:
             seconds=seconds,
             residualMm=mean,
             device=self._device,
+            usesImage=IMAGE in residuals,
         )
+
+
+def _kinds(observations: Observations) -> tuple[tuple[object, ...], ...]:
+    """What was annotated, by how."""
+    o = observations
+    return (o.outlines, o.boundary, o.inside, o.outside)
+
+
+def _byKey(keys: tuple[str, ...], found: Reconstruction) -> Residuals:
+    """Residuals by the keys of the annotations' nodes; that of the image by a key of its own."""
+    drawn = [r for r in found.residuals if r.kind != IMAGE]
+    ofImage = [(IMAGE, r) for r in found.residuals if r.kind == IMAGE]
+    return dict([*zip(keys, drawn, strict=False), *ofImage])
 
 
 def _requirePrior(chosen: Parameters) -> None:

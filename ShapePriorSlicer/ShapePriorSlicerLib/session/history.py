@@ -28,6 +28,7 @@ CHANGES = {
     "side": "Change side",
     "strength": "Change strength of the prior",
     "autoUpdate": "Switch auto-update",
+    "useImage": "Switch use of the image",
     "coloring": "Change coloring",
     "opacity": "Change opacity",
     "slicesOn": "Switch slice cuts",

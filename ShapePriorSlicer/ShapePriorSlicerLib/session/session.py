@@ -24,8 +24,9 @@ from ..scene.structure import CURVE_CLASS, OUTLINE, VOLUME, State, Structure
 from ..server.connection import Connection
 from .fit import Fit
 from .history import History
+from .image import PriorOf, StructureImage
 from .keeping import Keeper
-from .status import Row, Status, rowsOf
+from .status import IMAGE, Row, Status, imageRow, rowsOf
 from .watch import Watch
 
 Node = Any
@@ -43,6 +44,7 @@ class Session:
     Args:
         structure: its nodes.
         connection: to the server, of this session alone.
+        priorOf: tells what is known of a prior by its name.
         clock: seconds; for tests.
     """
 
@@ -50,13 +52,15 @@ class Session:
         self,
         structure: Structure,
         connection: Connection,
+        priorOf: PriorOf = lambda name: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.structure, self._clock = structure, clock
         self._pushed = LONG_AGO  # when the last step was made
         self._slid = LONG_AGO  # when the strength was changed
         self._keeper = Keeper(structure)
-        self._fit = Fit(structure, connection, self._isResting)
+        self.image = StructureImage(structure, priorOf)
+        self._fit = Fit(structure, connection, self.image, self._isResting)
         self.model, self.template = self._fit.shown.model, self._fit.shown.template
         self.history = self._restoredHistory()
         self._forgetLostSaves()
@@ -121,6 +125,10 @@ class Session:
         """Every annotation but the template's landmarks, for the table."""
         return rowsOf(self.structure, self.residuals)
 
+    def imageRow(self) -> list[Row]:
+        """The row of the image in the table, if the surface follows it."""
+        return imageRow(self.volume, self.residuals.get(IMAGE))
+
     def outlines(self) -> list[Row]:
         """The rows of the outlines."""
         return [row for row in self.rows() if row.role == OUTLINE]
@@ -135,6 +143,7 @@ class Session:
     @volume.setter
     def volume(self, node: Node | None) -> None:
         self.structure.refer(VOLUME, node)
+        self._watch.edited = True
 
     def change(self, **choices: Any) -> None:
         """Change parameters by name, as one step of undo.
@@ -223,6 +232,17 @@ class Session:
         """Fit now, whether auto-update is on or not."""
         self._fit.reconstruct()
 
+    def find(self) -> None:
+        """Find the organ in the image; no annotation is needed. Fits look at it from now on.
+
+        Raises:
+            ShapePriorError: there is no image that the prior can look at.
+        """
+        self.image.required()
+        if not self.parameters.useImage:
+            self.change(useImage=True)
+        self._fit.find()
+
     def refine(self) -> None:
         """Spend more effort on the surface that is shown."""
         self._fit.refine()
@@ -283,6 +303,7 @@ class Session:
     def noticeRemoval(self) -> None:
         """Some node left the scene: an annotation, the surface, a segmentation undo would need."""
         self._watch.noticeRemoval()
+        self.image.forget()
         self._fit.noticeRemoval()
         self._forgetLostSaves()
 
@@ -296,6 +317,7 @@ class Session:
             return False
         self._watch.edited = False
         self._watch.follow()
+        self.connection.hold(self.isDragging)
         if self.isDragging:
             self._fit.preview()
             return True

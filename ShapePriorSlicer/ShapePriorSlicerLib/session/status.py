@@ -13,14 +13,16 @@ from ..scene.structure import KEY_ATTRIBUTE, TEMPLATE_LANDMARKS, VIEW_ATTRIBUTE,
 
 Node = Any
 
+IMAGE = "image"  # role of its row, kind of its residual
+
 
 @dataclass(frozen=True)
 class Status:
     """What to show beside the button.
 
     Attributes:
-        phase: "idle", "starting", "fitting", "done", "hint", "failed", or "lost" while the server
-            is gone and nobody waits for an answer.
+        phase: "idle", "starting", "sending" (an image), "fitting", "done", "hint", "failed", or
+            "lost" while the server is gone and nobody waits for an answer.
         text: one sentence.
         remedy: how to mend it, where something is wrong.
         code: of the error, where something is wrong.
@@ -28,6 +30,8 @@ class Status:
         stage: of the surface shown, e.g. "global".
         seconds: since the request.
         residualMm: mean distance of the annotations from the surface shown, mm.
+        share: of the image that was sent so far, 0 to 1.
+        usesImage: whether the surface shown follows the image, too.
         device: that computed the surface shown: "cpu" or "cuda".
     """
 
@@ -40,24 +44,36 @@ class Status:
     seconds: float = 0.0
     residualMm: float | None = None
     device: str = ""
+    share: float = 0.0
+    usesImage: bool = False
 
     @property
     def busy(self) -> bool:
         """Whether something runs that can be cancelled."""
-        return self.phase in ("starting", "fitting")
+        return self.phase in ("starting", "sending", "fitting")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One annotation in the table; residuals in mm, None while unknown."""
+    """One annotation in the table; residuals in mm, None while unknown.
 
-    node: Node
+    The image, which is none, has a row without a node.
+    """
+
+    node: Node | None
     role: str
     name: str
     view: str
     points: int
     residualMm: float | None
     visible: bool
+
+
+def imageRow(volume: Node | None, residual: Residual | None) -> list[Row]:
+    """The row of the image, where the surface tells how far it is from what the image shows."""
+    if volume is None or residual is None:
+        return []
+    return [Row(None, IMAGE, volume.GetName(), "", 0, residual.mean_mm, True)]
 
 
 def rowsOf(structure: Structure, residuals: Mapping[str, Residual]) -> list[Row]:

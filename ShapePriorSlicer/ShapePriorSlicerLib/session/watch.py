@@ -7,13 +7,13 @@ from typing import Any
 import vtk
 from slicer.util import VTKObservationMixin
 
-from ..scene.structure import Structure
+from ..scene.structure import VOLUME, Structure
 
 Node = Any
 
 
 class Watch(VTKObservationMixin):  # type: ignore[misc]
-    """Notices edits of a structure: of its choices, its annotations and their points.
+    """Notices edits of a structure: of its choices, its annotations and their points, its volume.
 
     Args:
         structure: whose nodes are observed, until ``stop``.
@@ -27,6 +27,7 @@ class Watch(VTKObservationMixin):  # type: ignore[misc]
         self.edited = False
         self._structure = structure
         self._watched: set[Node] = set()
+        self._volume: Node | None = None
         self._dragged: set[Node] = set()
         self.addObserver(structure.node, vtk.vtkCommand.ModifiedEvent, self._onModified)
         self.follow()
@@ -44,15 +45,37 @@ class Watch(VTKObservationMixin):  # type: ignore[misc]
         for node in self._watched - present:
             self._dragged.discard(node)
         self._watched = present
+        self._followVolume()
 
     def noticeRemoval(self) -> None:
         """Some node left the scene; if it was an annotation, that is an edit."""
-        if any(not self._structure.scene.IsNodePresent(node) for node in self._watched):
+        watched = self._watched | ({self._volume} - {None})
+        if any(not self._structure.scene.IsNodePresent(node) for node in watched):
             self.edited = True
 
     def stop(self) -> None:
         """Observe nothing any more."""
         self.removeObservers()
+
+    def _followVolume(self) -> None:
+        """Observe the voxels of the volume, and where it lies."""
+        old, new = self._volume, self._structure.refers(VOLUME)
+        if old is new:
+            return
+        self._volume = new
+        for node, follow in ((old, self.removeObserver), (new, self.addObserver)):
+            if node is None:
+                continue
+            # Voxels that were written to are told by Modified alone.
+            for event in (
+                vtk.vtkCommand.ModifiedEvent,
+                node.ImageDataModifiedEvent,
+                node.TransformModifiedEvent,
+            ):
+                follow(node, event, self._onVolume)
+
+    def _onVolume(self, caller: Node, event: str, calldata: Any = None) -> None:
+        self.edited = True
 
     def _observe(self, node: Node) -> None:
         edits = (

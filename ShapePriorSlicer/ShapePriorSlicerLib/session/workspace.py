@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 from slicer.util import VTKObservationMixin
@@ -12,6 +13,7 @@ from ..scene.slice_views import Views, showInOwnPlanes, viewsOf
 from ..scene.structure import OUTLINE, VOLUME, Structure
 from ..server.backend import Backend, LocalBackend
 from ..server.connection import Connection
+from ..server.priors import PriorInfo, listPriors
 from .drawing import Drawing
 from .session import Session
 
@@ -26,11 +28,18 @@ class Workspace(VTKObservationMixin):  # type: ignore[misc]
     Args:
         scene: MRML scene, with the singletons that the application's logic adds.
         makeBackend: called when a server is first needed.
+        priors: gives those that the server offers; by default those of this machine.
     """
 
-    def __init__(self, scene: Node, makeBackend: Callable[[], Backend] = LocalBackend) -> None:
+    def __init__(
+        self,
+        scene: Node,
+        makeBackend: Callable[[], Backend] = LocalBackend,
+        priors: Callable[[], Sequence[PriorInfo]] | None = None,
+    ) -> None:
         super().__init__()
         self.scene, self._makeBackend = scene, makeBackend
+        self._priors = priors or cache(listPriors)
         self._backend: Backend | None = None
         self.sessions: list[Session] = []
         self.current: Session | None = None
@@ -50,16 +59,20 @@ class Workspace(VTKObservationMixin):  # type: ignore[misc]
 
     # --- structures ---------------------------------------------------------------------------
 
-    def create(self, prior: str, volume: Node | None = None, name: str = "") -> Session:
+    def create(
+        self, prior: str, volume: Node | None = None, name: str = "", useImage: bool = True
+    ) -> Session:
         """A new structure, made current.
 
         Args:
             prior: name in the zoo.
             volume: that it is drawn on.
             name: by default the organ's, made unique.
+            useImage: whether fits look at the volume, where that helps.
         """
         name = self._freeName(name or _nameOf(prior))
-        structure = Structure.create(self.scene, name, Parameters(prior=prior))
+        chosen = Parameters(prior=prior, useImage=useImage)
+        structure = Structure.create(self.scene, name, chosen)
         structure.refer(VOLUME, volume)
         session = self._opened(structure)
         self.select(session)
@@ -91,6 +104,10 @@ class Workspace(VTKObservationMixin):  # type: ignore[misc]
         session.change(prior=prior)
         if session.name.rstrip(" 0123456789") == told != _nameOf(prior):
             self.rename(session, _nameOf(prior))
+
+    def priorInfo(self, name: str) -> PriorInfo | None:
+        """What is known of a prior."""
+        return next((prior for prior in self._priors() if prior.name == name), None)
 
     def remove(self, session: Session) -> None:
         """Delete a structure with its annotations and surface."""
@@ -209,7 +226,7 @@ class Workspace(VTKObservationMixin):  # type: ignore[misc]
     # --- parts --------------------------------------------------------------------------------
 
     def _opened(self, structure: Structure) -> Session:
-        session = Session(structure, self._connection())
+        session = Session(structure, self._connection(), self.priorInfo)
         self.sessions.append(session)
         self._changed = True
         return session

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from socket import SHUT_RDWR
 
 import numpy as np
 import pytest
 from client import SECONDS, end_of, events_until, wait_until
-from ShapePriorSlicerLib.server.backend import Address, LocalBackend, RemoteBackend
-from ShapePriorSlicerLib.server.connection import CRASHES, Connection, Timeouts
+from scripted import QUICK, WELCOME, Scripted, say
+from ShapePriorSlicerLib.server.backend import LocalBackend, RemoteBackend
+from ShapePriorSlicerLib.server.connection import CRASHES, Connection
 from ShapePriorSlicerLib.server.events import (
     Cancelled,
     Connected,
@@ -25,14 +25,13 @@ from ShapePriorSlicerLib.server.events import (
     Starting,
     TemplateCame,
 )
-from websockets.sync.server import ServerConnection, serve
+from websockets.sync.server import ServerConnection
 
 from model_server.observations import Observations, PlanarOutline, PointSet, Volume
 from model_server.priors.rbf import RbfBaseline
 from model_server.reconstruction import Reconstruction
-from model_server.service.wire import Limits, Message, observations_map, pack, unpack
+from model_server.service.wire import Limits, Message, observations_map, pack
 
-QUICK = Timeouts(connect=2.0, hello=2.0, backOff=(0.01, 0.02))
 CLICKS = Observations(boundary=(PointSet(np.eye(3), "clicks"),))  # too few for a surface
 
 
@@ -238,60 +237,6 @@ def test_an_address_that_is_none_is_told(host: str):
 
 
 # --- with a server that misbehaves --------------------------------------------------------------
-
-WELCOME = {"type": "welcome", "session": 1, "device": "cpu", "limits": {"message_bytes": 2**20}}
-Talk = Callable[[ServerConnection, int], None]
-
-
-class Scripted:
-    """A backend whose server does as the test says.
-
-    Args:
-        talk: told the socket and how many connections there were before.
-    """
-
-    def __init__(self, talk: Talk) -> None:
-        self.talk, self.connections = talk, 0
-        self.heard: list[Message] = []
-
-    @contextmanager
-    def connection(self, timeouts: Timeouts = QUICK) -> Iterator[Connection]:
-        """A client of it."""
-        with serve(self._serve, "127.0.0.1", 0, compression=None) as server:
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            self.url = f"ws://127.0.0.1:{server.socket.getsockname()[1]}/session"
-            connection = Connection(self, timeouts)
-            try:
-                yield connection
-            finally:
-                connection.close()
-                server.shutdown()
-
-    def address(self, progress: object = None) -> Address:
-        return Address(self.url, "token")
-
-    def whyLost(self) -> str:
-        return "It was the script."
-
-    def stop(self) -> None:
-        pass
-
-    def _serve(self, socket: ServerConnection) -> None:
-        before, self.connections = self.connections, self.connections + 1
-        assert unpack(socket.recv())["type"] == "hello"
-        self.talk(socket, before)
-
-    def hear(self, socket: ServerConnection, kind: str) -> Message:
-        """The next message of a kind."""
-        while True:
-            message = unpack(socket.recv())
-            self.heard.append(message)
-            if message["type"] == kind:
-                return message
-
-
-def say(socket: ServerConnection, **message: object) -> None:
-    socket.send(pack(message))
 
 
 def test_a_cancelled_request_is_not_sent_again_after_a_crash():

@@ -1,0 +1,68 @@
+"""``shape-prior find``: an organ in an image, without annotations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from model_server.commands.fit import tell_fitted
+from model_server.commands.terminal import (
+    Version,
+    check_device,
+    choice,
+    errors,
+    fit_progress,
+    search_progress,
+)
+from model_server.jobs.session import SIDES, Session
+from model_server.threads import begin_with_few
+
+
+def find(
+    prior: Annotated[str, typer.Option(help="Name of a prior (see 'priors'), or its folder.")],
+    image: Annotated[Path, typer.Option(help="Volume, or DICOM folder, that shows the organ.")],
+    output_files: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--output", help=".stl, .ply, .obj, .vtp, .nrrd, .seg.nrrd or .nii.gz; repeatable."
+        ),
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Where the report goes (JSON).")] = None,
+    parts: Annotated[
+        bool,
+        typer.Option(
+            "--parts",
+            help="Each part of the organ, too: organ.stl brings organ-anterior.stl and others.",
+        ),
+    ] = False,
+    side: Annotated[str, typer.Option(help="auto, left or right (paired organs).")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    version: Version = False,
+) -> None:
+    """Find an organ in an image and write its surface; nothing has to be annotated."""
+    choice(side, SIDES, "--side")
+    if threads is not None:
+        begin_with_few(threads)
+    check_device(device)
+    from model_server.io.outputs import check_outputs
+    from model_server.jobs.found_parts import part_files, part_surfaces
+    from model_server.priors.registry import files_of, prior_card
+
+    paths = output_files or []
+    files = part_files(prior_card(prior), paths) if parts else {}
+    others = [*([report] if report else []), *files]
+    check_outputs(paths, others, (image, *files_of(prior)))
+    session = Session.opened(prior, [], None, None, device, image=image)
+    with search_progress(image.name, quiet) as searching:
+        session.look_at_image(searching)
+    with fit_progress(session.prior.card.name, quiet) as progress:
+        result = session.fit(side, progress)
+    surfaces, missing = part_surfaces(session.observations.reading, files)
+    session.write(result, paths, report, surfaces=surfaces)
+    for name in missing:
+        errors.print(f"Warning: the image shows no {name} part.", markup=False)
+    tell_fitted(result, [*paths, *surfaces], quiet)

@@ -1,0 +1,207 @@
+"""Which reader reads the organ of a prior, and what an image says for its fits.
+
+Networks are loaded late: to list what there is needs no torch.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from model_server.errors import ShapePriorError
+from model_server.observations import Observations, Volume
+from model_server.priors.card import PriorCard
+from model_server.priors.protocol import ShapePrior
+from model_server.priors.registry import list_priors, load_prior
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from model_server.imaging.look import Look
+    from model_server.imaging.reader import ImageReader
+
+METHOD = "meshnet"  # of priors that are readers
+
+
+def needs_image(card: PriorCard) -> bool:
+    """Whether a prior fits nothing without an image."""
+    return card.method == METHOD
+
+
+def modality_of(card: PriorCard) -> str:
+    """Of the images that a reader knows, e.g. "T1-weighted MR"."""
+    return str(card.hyperparameters.get("modality", "image"))
+
+
+def reader_cards(cards: Iterable[PriorCard] | None = None) -> dict[str, PriorCard]:
+    """The card of each organ's reader, by the organ; of several that named after it.
+
+    Args:
+        cards: of the zoo; by default they are read.
+    """
+    found: dict[str, PriorCard] = {}
+    known = list_priors() if cards is None else cards
+    for card in sorted(known, key=lambda c: c.name != f"{c.organ}-{METHOD}"):
+        if needs_image(card):
+            found.setdefault(card.organ, card)
+    return found
+
+
+def reader_card(card: PriorCard, readers: dict[str, PriorCard] | None = None) -> PriorCard | None:
+    """The card of who reads the images of a prior; None where nobody does.
+
+    Args:
+        card: of the prior; a reader reads with itself.
+        readers: by organ; by default the zoo's.
+    """
+    if needs_image(card):
+        return card
+    return (reader_cards() if readers is None else readers).get(card.organ)
+
+
+class Readers:
+    """Readers loaded once and kept, for all threads.
+
+    Args:
+        device: "auto", "cpu" or "cuda".
+    """
+
+    def __init__(self, device: str = "auto") -> None:
+        self._device = device
+        self._loaded: dict[str, ImageReader] = {}
+        self._lock = threading.Lock()
+
+    def of(self, prior: ShapePrior) -> ImageReader | None:
+        """Who reads the organ of a prior; None where nobody does.
+
+        Raises:
+            ShapePriorError: (bad-prior) the reader's files are damaged.
+        """
+        from model_server.imaging.prior import MeshNetPrior
+
+        if isinstance(prior, MeshNetPrior):
+            return prior.reader
+        organ = prior.card.organ
+        with self._lock:
+            if organ not in self._loaded:
+                card = reader_card(prior.card)
+                if card is None:
+                    return None
+                loaded = load_prior(card.name, self._device)
+                assert isinstance(loaded, MeshNetPrior)
+                self._loaded[organ] = loaded.reader
+            return self._loaded[organ]
+
+
+class Looks:
+    """What readers have seen in the one image that is used at present.
+
+    Args:
+        readers: shared.
+    """
+
+    def __init__(self, readers: Readers) -> None:
+        self.readers = readers
+        self._looks: dict[str, Look] = {}
+
+    def of(self, prior: ShapePrior, image: Volume) -> Look | None:
+        """The look of a prior's reader; None where nobody reads its organ.
+
+        Args:
+            prior: that is fitted.
+            image: any orientation, spacing and type; of another one what was seen is forgotten.
+
+        Raises:
+            ShapePriorError: (bad-prior) the reader's files are damaged.
+        """
+        from model_server.imaging.look import Look
+
+        reader = self.readers.of(prior)
+        if reader is None:
+            return None
+        found = self._looks.get(reader.card.name)
+        if found is None or found.image is not image:
+            self._looks = {n: look for n, look in self._looks.items() if look.image is image}
+            found = self._looks[reader.card.name] = Look(reader, image)
+        return found
+
+    def forget(self) -> None:
+        """Let go of the image."""
+        self._looks = {}
+
+
+def observed(
+    prior: ShapePrior,
+    look: Look | None,
+    image: str,
+    observations: Observations,
+    quick: bool = False,
+) -> Observations:
+    """Annotations with what an image says; without it, and the reason, where it is not used.
+
+    Args:
+        prior: that is fitted.
+        look: of its reader; None where nobody reads its organ.
+        image: its name.
+        observations: RAS mm; without any the organ is looked for.
+        quick: no pass of a network, unless the prior cannot do without.
+
+    Raises:
+        ShapePriorError: nothing was annotated and the image shows no organ that is known; or the
+            prior needs an image and this one is not used.
+    """
+    if look is None:
+        if observations.empty:
+            raise no_reader(prior.card)
+        why = f"The image '{image}' is left out: there is no image reader of the organ "
+        return replace(
+            observations, left_out=(*observations.left_out, f"{why}'{prior.card.organ}'.")
+        )
+    needed = needs_image(prior.card)
+    found = look.observed(observations, quick and not (needed and look.seen is None))
+    if found.reading is None and needed:
+        raise ShapePriorError(
+            found.left_out[-1],
+            f"Choose {look.modality} of the {prior.card.organ}, or a prior that needs no image.",
+            "unknown-image",
+        )
+    if found.reading is None or look.seen is None:
+        return found
+    # In the words of one who was not told what was drawn.
+    from model_server.fitting.residuals import disagreements
+
+    told = disagreements(observations, look.seen.reading)
+    return replace(found, left_out=(*found.left_out, *told))
+
+
+def found_in(
+    prior: ShapePrior, look: Look | None, progress: Callable[[float], None] | None = None
+) -> Observations:
+    """What an image says of an organ that nobody annotated.
+
+    Args:
+        prior: that is fitted.
+        look: of its reader; None where nobody reads its organ.
+        progress: told the share of the search that is done.
+
+    Raises:
+        ShapePriorError: (no-reader); (not-found) the organ is not seen; (unknown-image) it is none
+            of those that the reader knows.
+    """
+    if look is None:
+        raise no_reader(prior.card)
+    look.find(progress)
+    return look.observed(Observations())
+
+
+def no_reader(card: PriorCard) -> ShapePriorError:
+    """The error where nobody reads an organ, and whose are read."""
+    known = ", ".join(sorted(reader_cards()))
+    return ShapePriorError(
+        f"No image reader knows the organ '{card.organ}'.",
+        f"Draw its outline on two or three slices; images are read of: {known}."
+        if known
+        else "Draw its outline on two or three slices.",
+        "no-reader",
+    )

@@ -6,7 +6,7 @@ from typing import Any
 
 from ShapePriorSlicerLib.panel.guide import Line, drawingText
 from ShapePriorSlicerLib.panel.texts import cells, imageText
-from ShapePriorSlicerLib.scene.parameters import Parameters
+from ShapePriorSlicerLib.scene.parameters import Parameters, titleOf
 from ShapePriorSlicerLib.server.priors import listPriors
 from ShapePriorSlicerLib.session.drawing import Drawing
 from ShapePriorSlicerLib.session.session import Session
@@ -119,7 +119,7 @@ def priorValues() -> Values:
     for prior in listPriors():
         if prior.organ != organ:
             organ = prior.organ
-            items.append({"type": "subheader", "title": organ.capitalize(), "value": organ})
+            items.append({"type": "subheader", "title": titleOf(organ), "value": organ})
         items.append({"value": prior.name, "title": prior.label})
         text = f"{prior.description} {prior.limits}".strip()
         about[prior.name] = {"text": text, "paired": prior.paired}

@@ -33,6 +33,8 @@ MORE = {
     f"{LIBRARY}.scene.annotations": {"model_server.geometry.curves"},
     f"{LIBRARY}.scene.slice_views": {"model_server.geometry.next_plane"},
     f"{LIBRARY}.session.session": {"model_server.geometry.next_plane"},
+    f"{LIBRARY}.scene.segmentations": {"model_server.io.terminology"},
+    f"{LIBRARY}.scene.terminology": {"model_server.io.terminology"},
     f"{LIBRARY}.scene.voxels": {"model_server.geometry.correspondences"},
     f"{LIBRARY}.server.backend": {"model_server", "model_server.service.wire"},
     f"{LIBRARY}.server.connection": {

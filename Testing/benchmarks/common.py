@@ -14,6 +14,7 @@ sys.path.insert(0, str(HERE.parent.parent))
 
 from rich.console import Console  # noqa: E402
 
+from model_server.cases.organs import labels_of  # noqa: E402
 from model_server.evaluation.harness import Load, Method, evaluate  # noqa: E402
 from model_server.evaluation.plots import plot_methods  # noqa: E402
 from model_server.evaluation.results import (  # noqa: E402
@@ -77,7 +78,11 @@ def tell(case: str, method: str, done: int, total: int) -> None:
 def organs_there(arguments: argparse.Namespace) -> list[str]:
     """Those that were asked for; by default all with labels and a prior."""
     known = {card.organ for card in list_priors()}
-    return list(arguments.organs or sorted(o for o in known if (arguments.data / o).is_dir()))
+    return list(arguments.organs or sorted(o for o in known if _labeled(o, arguments.data)))
+
+
+def _labeled(organ: str, data: Path) -> bool:
+    return (data / labels_of(organ).folder).is_dir()
 
 
 def evaluated(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from model_server.cases.organs import Labels, labels_of
 from model_server.cases.splits import split_cases
 
 
@@ -23,3 +24,8 @@ def test_cases_of_one_patient_stay_together(tmp_path):
     held = {c.name for c in split.validation}
     for group in ((6, 7, 8, 9), (0, 1), (14, 15)):
         assert len({f"liver_lits_{n}" in held for n in group}) == 1
+
+
+def test_a_lobe_is_a_value_of_the_lobes_and_other_organs_have_a_folder():
+    assert labels_of("lung-left-upper-lobe") == Labels("lung_lobes", (4,))
+    assert labels_of("submandibular-gland") == Labels("submandibular_gland")

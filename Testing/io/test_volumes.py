@@ -129,7 +129,7 @@ def test_seg_nrrd_has_slicers_keys(tmp_path):
 
 def test_seg_nrrd_of_an_unlisted_organ_is_tissue(tmp_path):
     path = tmp_path / "a.seg.nrrd"
-    write_labelmap(path, BOX, geometry_around(BOX), "hippocampus")
+    write_labelmap(path, BOX, geometry_around(BOX), "thymus")
     tags = sitk.ReadImage(str(path)).GetMetaData("Segment0_Tags")
     assert "SCT^85756007^Tissue" in tags
 

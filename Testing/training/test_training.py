@@ -18,8 +18,10 @@ from model_server.errors import ShapePriorError
 from model_server.evaluation.metrics import self_intersections
 from model_server.geometry.icosphere import icosphere
 from model_server.io.volumes import image_from_array
+from model_server.priors.card import read_weights
 from model_server.priors.registry import load_prior
 from model_server.reconstruction import Surface
+from model_server.training import run
 from model_server.training.atlas_protocol import boxed_surface
 from model_server.training.dals import DalsTrainer, DalsTraining
 from model_server.training.pointwolf import PointWolf
@@ -122,6 +124,32 @@ def test_train_then_fit(folder, tmp_path, monkeypatch):
     assert abs(final.volume() / truth.volume() - 1) < 0.15
 
 
+def test_one_of_several_labels_is_trained_on_and_its_pose_prior_is_shared(
+    folder, tmp_path, monkeypatch
+):
+    for path in (folder / "labels").iterdir():
+        image = sitk.ReadImage(str(path))
+        array = sitk.GetArrayFromImage(image)
+        array[:, array.shape[1] // 2 :] *= 2
+        halves = sitk.GetImageFromArray(array)
+        halves.CopyInformation(image)
+        sitk.WriteImage(halves, str(tmp_path / path.name))
+    output = tmp_path / "priors"
+    whole = train("pca", "bean", tmp_path, output, options={"grid": 12, "modes": 3})
+    half = train("pca", "half", tmp_path, output, options={"grid": 12, "modes": 3}, values=(2,))
+    longest = [card.hyperparameters["annotation_extent_mm"][1] for card in (whole, half)]
+    assert longest[1] < 0.8 * longest[0]
+    assert "--label 2" in half.command
+
+    monkeypatch.setattr(run, "learn_pose_prior", None)
+    options = {"latent_size": 4, "hidden": (8, 8, 4), "level": 1, "augmentations": 0}
+    card = train("dals", "half", tmp_path, output, steps=1, options=options, values=(2,))
+    kept = [read_weights(output / c.name, c) for c in (half, card)]
+    poses = [name for name in kept[0] if name.startswith("pose.")]
+    assert poses
+    assert all(np.array_equal(kept[0][name], kept[1][name]) for name in poses)
+
+
 def test_too_few_labels_are_refused(tmp_path):
     (tmp_path / "labels").mkdir()
     with pytest.raises(ShapePriorError, match="at least five"):
@@ -129,9 +157,9 @@ def test_too_few_labels_are_refused(tmp_path):
 
 
 def test_the_recorded_command_is_one_a_shell_takes():
-    made = _command(
-        "atlas", "liver", Path("/data/liver"), "lits", {"channels": [8, 32], "steps": 9}
-    )
+    options = {"channels": [8, 32], "steps": 9}
+    made = _command("atlas", "liver", Path("/data/liver"), "lits", (1, 2), options)
     words = shlex.split(made)
+    assert words[9:13] == ["--only", "lits", "--label", "1,2"]
     assert words[-4:] == ["--option", "channels=[8, 32]", "--steps", "9"]
     assert words[5:9] == ["--organ", "liver", "--data", ".../liver"]

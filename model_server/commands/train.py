@@ -39,9 +39,7 @@ def train(
         typer.Option(help="Your own label volumes, five or more: checked, trained, measured."),
     ] = None,
     method_option: Annotated[str, typer.Option("--method", help="The same as METHOD.")] = "",
-    label: Annotated[
-        str, typer.Option(help="With --labels: values that are the organ, e.g. 1 or 1,2.")
-    ] = "",
+    label: Annotated[str, typer.Option(help="Values that are the organ, e.g. 1 or 1,2.")] = "",
     output_folder: Annotated[
         Path, typer.Option("--output", help="Folder of priors; the prior gets one in it.")
     ] = Path("runs"),
@@ -56,15 +54,16 @@ def train(
     """Train a prior from label volumes; started again, it goes on from its checkpoint."""
     check_device(device)
     method = _training_choices(method or method_option, organ, data, labels)
-    values = _label_values(label, labels)
+    values = label_numbers(label)
     options = dict(_parsed_option(text) for text in option or [])
     common: dict[str, Any] = {"device": device, "steps": steps, "options": options}
+    common["values"] = values
     with _resumable(), TrainingProgress(quiet) as progress:
         common |= {"progress": progress, "told": progress.tell}
         if labels is not None:
             from model_server.training.own import train_own
 
-            card = train_own(method, organ, labels, output_folder, values=values, **common)
+            card = train_own(method, organ, labels, output_folder, **common)
         else:
             from model_server.training.run import train as run_training
 
@@ -96,13 +95,6 @@ def _score_table(card: PriorCard) -> Table:
         told = ["-" if f is None else f"{f:.3f}" for f in figures]
         table.add_row(*cells(name, score["cases"], *told, score["failed"]))
     return table
-
-
-def _label_values(text: str, labels: Path | None) -> tuple[int, ...]:
-    """ "1,2" -> (1, 2)."""
-    if text and labels is None:
-        raise ShapePriorError("--label goes with --labels only.", "Give --labels, or no --label.")
-    return label_numbers(text)
 
 
 def _training_choices(method: str, organ: str, data: Path | None, labels: Path | None) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from model_server.cases.canonical import standardization
+from model_server.cases.organs import labels_of
 from model_server.cases.splits import split_cases, volume_files
 from model_server.errors import ShapePriorError
 from model_server.evaluation.metrics import Truth, measure
@@ -310,7 +311,8 @@ def cases_of(
     folder = _folder_of(organ, data)
     if not folder.is_dir():
         raise ShapePriorError(f"There is no folder '{folder}'.", "Give --data.", "no-data")
-    parts = split_cases(folder, ONLY.get(organ, "") if only is None else only)
+    wanted = ONLY.get(organ, "") if only is None else only
+    parts = split_cases(folder, wanted, labels_of(organ).values)
     choices = {
         "validation": parts.validation,
         "training": parts.training,
@@ -326,7 +328,8 @@ def cases_of(
 
 
 def _folder_of(organ: str, data: Path) -> Path:
-    return data / organ if (data / organ).is_dir() else data
+    own = data / labels_of(organ).folder
+    return own if own.is_dir() else data
 
 
 def use_threads(threads: int | None) -> None:

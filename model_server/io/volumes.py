@@ -18,6 +18,7 @@ from model_server.geometry.labels import voxelize
 from model_server.io.dicom import dicom_series
 from model_server.io.headers import LPS_TO_RAS, Header, read_header, read_image
 from model_server.io.quiet import quiet_libraries
+from model_server.io.terminology import TISSUE, TISSUE_COLOR, term_of
 from model_server.observations import Grid, Volume
 from model_server.reconstruction import Surface
 
@@ -29,14 +30,6 @@ CHUNK_BYTES = 1 << 20
 MOST_OUTSIDE = 0.01  # share of the shape that may lie outside the reference
 # What lies toward - and + along R, A, S.
 SIDES = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
-# SNOMED CT codes and Slicer's colors of its general anatomy list.
-TERMINOLOGY = {
-    "liver": ("10200004", "Liver", (0.8667, 0.5098, 0.3961)),
-    "kidney": ("64033007", "Kidney", (0.7255, 0.4, 0.3255)),
-    "pancreas": ("15776009", "Pancreas", (0.9765, 0.7059, 0.4353)),
-    "spleen": ("78961009", "Spleen", (0.6157, 0.4235, 0.6353)),
-}
-TISSUE_COLOR = (0.5020, 0.6824, 0.5020)
 PART_COLORS = (
     (0.9020, 0.6235, 0.0),
     (0.3373, 0.7059, 0.9137),
@@ -267,16 +260,11 @@ def segmentation_header(
         organ: e.g. "liver"; chooses terminology and color.
         segments: name of each segment by its value in ``label``.
     """
-    code, meaning, color = TERMINOLOGY.get(organ, ("", "", TISSUE_COLOR))
-    colors = [color] if len(segments) == 1 else PART_COLORS
-    what = (
-        f"SCT^123037004^Anatomical Structure~SCT^{code}^{meaning}"
-        if code
-        else "SCT^85756007^Tissue~SCT^85756007^Tissue"
-    )
+    term = term_of(organ)
+    colors = PART_COLORS if len(segments) > 1 else [term.color if term else TISSUE_COLOR]
     terms = (
-        f"Segmentation category and type - 3D Slicer General Anatomy list~{what}~^^~"
-        "Anatomic codes - DICOM master list~^^~^^"
+        "Segmentation category and type - 3D Slicer General Anatomy list~"
+        f"{term.entry if term else TISSUE}~Anatomic codes - DICOM master list~^^~^^"
     )
     keys: dict[str, str] = {}
     for index, (value, name) in enumerate(segments.items()):

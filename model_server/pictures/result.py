@@ -72,7 +72,7 @@ def _title(reconstruction: Reconstruction) -> str:
     outlines = kinds.count("outline")
     parts = [f"{outlines} drawn outline{'s' * (outlines > 1)}"] if outlines else []
     parts += ["boundary points"] if "boundary points" in kinds else []
-    return f"{organ.capitalize()} from {' and '.join(parts) or 'a mask'}"
+    return f"{organ.replace('-', ' ').capitalize()} from {' and '.join(parts) or 'a mask'}"
 
 
 def _slices(observations: Observations, reconstruction: Reconstruction) -> list[Slice]:

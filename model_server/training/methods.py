@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model_server.cases.organs import LUNG_LOBES
 from model_server.fitting.leftover import NAMES, Leftover
 from model_server.priors.card import PriorCard
 from model_server.training.checkpoints import CHECKPOINT_FILE
@@ -34,6 +35,13 @@ SOLVERS: dict[str, dict[str, float | bool]] = {
         "guided_globally": True,
     },
 }
+SMALL = ("left-atrium", "mandible", "brainstem", "parotid", "submandibular-gland", *LUNG_LOBES)
+SOLVERS |= dict.fromkeys(SMALL, SOLVERS["kidney"])  # a few dozen shapes each
+# The same for the PCA.
+PCA_SOLVERS: dict[str, dict[str, float]] = {
+    "parotid": {"noise": 0.1},
+    "submandibular-gland": {"noise": 0.1},
+}
 # The same for ImplicitAtlas.
 ATLAS_SOLVERS: dict[str, dict[str, float]] = {}
 # What shapes of an organ leave over, by Testing/benchmarks/leftovers.py; of others, the default.
@@ -44,6 +52,8 @@ LEFTOVERS = {
     "pancreas": Leftover(0.15, 0.4),
     "pancreas-dals": Leftover(0.05, 0.3),  # its local latents have a part of it
     "spleen": Leftover(0.05, 0.25),
+    "parotid": Leftover(0.1, 0.5),
+    "submandibular-gland": Leftover(0.1, 0.5),
 }
 LEFTOVERS_BY = "python Testing/benchmarks/leftovers.py"
 LATENT_MODES = 100  # K of the latents' Gaussian
@@ -85,6 +95,9 @@ def _train_pca(
     if progress:
         progress("principal components", 0.0, {})
     found = train_modes(shapes.surfaces, shapes.rms_radius, grid, modes)
+    solver = card.hyperparameters.get("solver", {}) | PCA_SOLVERS.get(card.organ, {})
+    if solver:
+        card = _with(card, {"solver": solver})
     return _with(card, {"grid": grid, "modes": found.count}), pack_modes(found)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from model_server.cases.canonical import canonical_shapes, load_surfaces
+from model_server.cases.organs import labels_of
 from model_server.cases.splits import Case, split_cases
 from model_server.errors import ShapePriorError
 from model_server.priors.card import CARD_FILE, PriorCard, read_card, read_weights, save_prior
@@ -41,7 +42,7 @@ def renew(folders: Sequence[Path], data: Path) -> list[PriorCard]:
     found = sorted(folders, key=lambda folder: _trained(read_card(folder)))
     renewed = []
     for trained, same in groupby(found, key=lambda folder: _trained(read_card(folder))):
-        prepared = _prepare(trained, data / trained[0])
+        prepared = _prepare(trained, data)
         arrays = learn_pose_prior(*prepared.unmirrored()).arrays()
         for folder in same:
             card = read_card(folder)
@@ -58,9 +59,11 @@ def _trained(card: PriorCard) -> Trained:
 
 def _prepare(trained: Trained, data: Path) -> Prepared:
     organ, mirrors, names = trained
+    labels = labels_of(organ)
+    data = data / labels.folder
     if not data.is_dir():
         raise ShapePriorError(f"There is no folder '{data}'.", "Check --data.", "no-data")
-    split = split_cases(data)
+    split = split_cases(data, values=labels.values)
     known: dict[str, Case] = {case.name: case for case in split.training + split.validation}
     missing = sorted(set(names) - set(known))
     if missing:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import shlex
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_server import __version__
+from model_server.cases.organs import LUNG_LOBES
 from model_server.errors import ShapePriorError
-from model_server.priors.card import PriorCard, save_prior
+from model_server.priors.card import CARD_FILE, PriorCard, read_card, read_weights, save_prior
 from model_server.training.checkpoints import CHECKPOINT_FILE, told_state
 from model_server.training.methods import TRAINERS, leftover_of
 from model_server.training.pose_prior import learn_pose_prior
@@ -38,6 +40,8 @@ class DataSource:
     mirrors: bool = False
 
 
+PLANNING = "DeepMind's TCIA planning CT of head and neck, contoured by an oncologist"
+LOBES_BY = "Lung lobes of ReShapeIT, annotations by Deep Voxel on LIDC-IDRI (CT)"
 SOURCES = {
     "hippocampus": DataSource(
         "Medical Segmentation Decathlon Task04 (hippocampus, T1 MR)", "CC BY-SA 4.0"
@@ -50,6 +54,17 @@ SOURCES = {
         "Medical Segmentation Decathlon Task07 and NIH Pancreas-CT", "CC BY-SA 4.0"
     ),
     "spleen": DataSource("TCIA/BTCV multi-organ CT (7 shapes: few-shot)", "CC BY 4.0"),
+    "left-atrium": DataSource(
+        "2018 Atrial Segmentation Challenge (left atrium, LGE-MR)",
+        "research only (no license stated)",
+    ),
+    "mandible": DataSource(f"{PLANNING} (mandible)", "CC BY 4.0"),
+    "brainstem": DataSource(f"{PLANNING} (brainstem)", "CC BY 4.0"),
+    "parotid": DataSource(f"{PLANNING} (parotid gland)", "CC BY 4.0", mirrors=True),
+    "submandibular-gland": DataSource(
+        f"{PLANNING} (submandibular gland)", "CC BY 4.0", mirrors=True
+    ),
+    **{lobe: DataSource(LOBES_BY, "CC BY-NC-SA 4.0") for lobe in LUNG_LOBES},
 }
 
 
@@ -132,11 +147,13 @@ def train(
     options: dict[str, Any] | None = None,
     hold_out: bool = True,
     told: Told | None = None,
+    values: Sequence[int] = (),
 ) -> PriorCard:
     """Train a prior and write it to ``output / f"{organ}-{method}"``.
 
     An interrupted training goes on from its checkpoint when it is started again with the same
-    labels and options.
+    labels and options. The pose prior of the organ's PCA prior there is shared, if that was
+    trained on the same shapes.
 
     Args:
         method: "pca", "dals", "atlas" (ImplicitAtlas) or "deepsdf".
@@ -150,6 +167,7 @@ def train(
         options: method's own hyperparameters, see ``Training``.
         hold_out: whether every tenth patient validates; else all train.
         told: given sentences for the user.
+        values: of the voxels that are the organ; empty where all above zero are.
 
     Raises:
         ShapePriorError: unknown method, too few or unreadable cases.
@@ -159,13 +177,15 @@ def train(
         chosen["steps"] = steps
     method = checked_method(method, chosen)
     source = SOURCES.get(organ, DataSource(f"label volumes in {data.name}", "the user's own"))
-    prepared = prepare(data, source.mirrors, only, progress, hold_out)
-    command = _command(method, organ, data, only, chosen)
+    prepared = prepare(data, source.mirrors, only, progress, hold_out, tuple(values))
+    command = _command(method, organ, data, only, values, chosen)
     training = Training(method, organ, source, chosen, command, device)
     work = training.unfinished(output, prepared)
     tell_unfinished(training, work, told)
     with telling_what_is_kept(work, told):
-        card = train_on(prepared, training, output / training.name, work, progress)
+        known = partial(_known_pose_prior, prepared, output / f"{organ}-pca", progress)
+        pose_prior = None if method == "pca" else known
+        card = train_on(prepared, training, output / training.name, work, progress, pose_prior)
     shutil.rmtree(work, ignore_errors=True)
     return card
 
@@ -220,6 +240,16 @@ def learned_pose_prior(prepared: Prepared, progress: Progress | None = None) -> 
     return learn_pose_prior(*prepared.unmirrored(), progress=progress).arrays()
 
 
+def _known_pose_prior(prepared: Prepared, beside: Path, progress: Progress | None) -> Arrays:
+    """That of the PCA prior ``beside``, if it is of the same shapes; else a learned one."""
+    if (beside / CARD_FILE).is_file():
+        card = read_card(beside)
+        if card.hyperparameters.get(CHECKSUM) == prepared.checksum():
+            weights = read_weights(beside, card)
+            return {name: array for name, array in weights.items() if name.startswith("pose.")}
+    return learned_pose_prior(prepared, progress)
+
+
 @contextmanager
 def telling_what_is_kept(work: Path, told: Told | None) -> Iterator[None]:
     """Say what is kept of a training that is interrupted within this."""
@@ -231,10 +261,19 @@ def telling_what_is_kept(work: Path, told: Told | None) -> Iterator[None]:
         raise
 
 
-def _command(method: str, organ: str, data: Path, only: str, options: dict[str, Any]) -> str:
+def _command(
+    method: str,
+    organ: str,
+    data: Path,
+    only: str,
+    values: Sequence[int],
+    options: dict[str, Any],
+) -> str:
     words = ["python -m model_server train", method, "--organ", organ, "--data", f".../{data.name}"]
     if only:
         words += ["--only", only]
+    if values:
+        words += ["--label", ",".join(str(value) for value in values)]
     for name, value in options.items():
         if name == "steps":
             words += ["--steps", str(value)]

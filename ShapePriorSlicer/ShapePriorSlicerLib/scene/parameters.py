@@ -118,3 +118,8 @@ def _read(text: str, default: Any) -> Any:
 def organOf(prior: str) -> str:
     """ "left-kidney" of "left-kidney-dals", "structure" of "any-structure"."""
     return "structure" if prior == ANY_STRUCTURE else prior.rsplit("-", 1)[0]
+
+
+def titleOf(organ: str) -> str:
+    """As a heading or a name: "Submandibular gland" of "submandibular-gland"."""
+    return organ.replace("-", " ").capitalize()

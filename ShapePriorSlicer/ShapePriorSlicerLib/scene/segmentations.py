@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from vtk.util.numpy_support import vtk_to_numpy
 
 from model_server.errors import ShapePriorError
+from model_server.io.terminology import term_of
 
 from .annotations import worldMatrix
 from .coloring import partColor, partName
 from .live_model import partNamesOf
 from .meshes import movedBy, surfaceInWorld
-from .terminology import describe, termOf
+from .terminology import describe
 from .voxels import Labelmap, copied, gridOf, labelmapOf, partsOf
 
 Array = NDArray[np.float64]
@@ -76,8 +77,8 @@ def saveToSegmentation(
     content = segmentation.GetSegmentation()
     _setReference(segmentation, volume)
     if not segmentId or content.GetSegment(segmentId) is None:
-        term, side = termOf(organ)
-        name = name or (f"{side} {term.meaning}".strip().capitalize() if term else model.GetName())
+        term = term_of(organ)
+        name = name or (term.name if term else model.GetName())
         color = color or (term.color if term else None)
         segmentId = addSegment(segmentation, name, segmentId or "")
     fillSegment(segmentation, segmentId, labelmap.placed(ijkToFrame), movedBy(surface, toFrame))

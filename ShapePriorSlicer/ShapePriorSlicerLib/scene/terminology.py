@@ -1,52 +1,22 @@
-"""What Slicer's terminology calls an organ."""
+"""What Slicer's terminology calls an organ, on its segments."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
+
+from model_server.io.terminology import term_of
 
 Node = Any
 Color = tuple[float, float, float]
 
 
-@dataclass(frozen=True)
-class Term:
-    """An anatomical structure: SNOMED CT ``code``, its ``meaning``, and its usual color."""
-
-    code: str
-    meaning: str
-    color: Color
-
-
-# Codes and colors of Slicer's general anatomy list. That has no hippocampus: the code is
-# SNOMED CT's (as in DICOM CID 7140), the color that of the amygdala beside it.
-TERMS = {
-    "hippocampus": Term("5366008", "Hippocampus", (98 / 255, 153 / 255, 112 / 255)),
-    "kidney": Term("64033007", "Kidney", (185 / 255, 102 / 255, 83 / 255)),
-    "liver": Term("10200004", "Liver", (221 / 255, 130 / 255, 101 / 255)),
-    "pancreas": Term("15776009", "Pancreas", (249 / 255, 180 / 255, 111 / 255)),
-    "spleen": Term("78961009", "Spleen", (157 / 255, 108 / 255, 162 / 255)),
-}
-SIDES = {"left": "SCT^7771000^Left", "right": "SCT^24028007^Right"}
-
-
-def termOf(organ: str | None) -> tuple[Term | None, str]:
-    """The term of "liver", "left kidney" or "kidney, right", and its side ("" for none)."""
-    words = set((organ or "").lower().replace(",", " ").replace("_", " ").split())
-    term = next((TERMS[word] for word in sorted(words) if word in TERMS), None)
-    return term, next((side for side in SIDES if side in words), "")
-
-
 def terminologyOf(organ: str | None) -> str:
     """Slicer's terminology entry of an organ, or "" for one that has no code here."""
-    term, side = termOf(organ)
+    term = term_of(organ)
     if term is None:
         return ""
     return (
-        "Segmentation category and type - 3D Slicer General Anatomy list"
-        "~SCT^123037004^Anatomical Structure"
-        f"~SCT^{term.code}^{term.meaning}"
-        f"~{SIDES.get(side, '^^')}"
+        f"Segmentation category and type - 3D Slicer General Anatomy list~{term.entry}"
         "~Anatomic codes - DICOM master list~^^~^^"
     )
 

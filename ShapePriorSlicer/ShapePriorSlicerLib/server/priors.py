@@ -13,6 +13,7 @@ from typing import Any
 
 from model_server.errors import ShapePriorError, shown
 
+from ..scene.parameters import titleOf
 from .backend import serverUrl
 
 SECONDS = 5.0
@@ -85,7 +86,7 @@ class PriorInfo:
         if self.method == UNTRAINED:
             return "Any structure (no training)"
         own = ", your own" if self.own else ""
-        return f"{self.organ.capitalize()} - {METHODS.get(self.method, self.method)}{own}"
+        return f"{titleOf(self.organ)} - {METHODS.get(self.method, self.method)}{own}"
 
     @property
     def description(self) -> str:

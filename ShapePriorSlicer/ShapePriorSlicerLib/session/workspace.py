@@ -8,7 +8,7 @@ from typing import Any
 
 from slicer.util import VTKObservationMixin
 
-from ..scene.parameters import Parameters, organOf
+from ..scene.parameters import Parameters, organOf, titleOf
 from ..scene.slice_views import Views, showInOwnPlanes, viewsOf
 from ..scene.structure import OUTLINE, VOLUME, Structure
 from ..server.backend import Backend, LocalBackend
@@ -256,5 +256,5 @@ class Workspace(VTKObservationMixin):  # type: ignore[misc]
 
 
 def _nameOf(prior: str) -> str:
-    """ "Left-kidney" of "left-kidney-dals"; a name for a structure."""
-    return organOf(prior).capitalize() or "Structure"
+    """ "Left kidney" of "left-kidney-dals"; a name for a structure."""
+    return titleOf(organOf(prior)) or "Structure"

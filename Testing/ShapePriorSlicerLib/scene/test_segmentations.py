@@ -29,11 +29,12 @@ from ShapePriorSlicerLib.scene.segmentations import (
     saveToSegmentation,
     segmentState,
 )
-from ShapePriorSlicerLib.scene.terminology import TERMS, terminologyOf
+from ShapePriorSlicerLib.scene.terminology import terminologyOf
 from ShapePriorSlicerLib.scene.voxels import gridOf
 from vtk.util.numpy_support import vtk_to_numpy
 
 from model_server.errors import ShapePriorError
+from model_server.io.terminology import TERMS
 from model_server.reconstruction import Surface
 
 
@@ -331,6 +332,11 @@ def test_a_segmentation_of_surfaces_takes_no_parts(scene, parted, volume):
         ("Kidney, right", "~SCT^64033007^Kidney~SCT^24028007^Right~"),
         ("pancreas", "~SCT^15776009^Pancreas~^^~"),
         ("spleen", "~SCT^78961009^Spleen~^^~"),
+        ("left-atrium", "~SCT^82471001^Left atrium~^^~"),
+        ("right parotid", "~SCT^45289007^Parotid gland~SCT^24028007^Right~"),
+        ("left submandibular-gland", "~SCT^54019009^Submandibular gland~SCT^7771000^Left~"),
+        ("lung-left-lower-lobe", "~SCT^90572001^Lower lobe of lung~SCT^7771000^Left~"),
+        ("lung-right-middle-lobe", "~SCT^72481006^Middle lobe of right lung~^^~"),
     ],
 )
 def test_organs_have_codes(organ, codes):

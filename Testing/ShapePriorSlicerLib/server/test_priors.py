@@ -106,6 +106,16 @@ def test_the_users_prior_comes_before_a_bundled_one_of_the_same_name(tmp_path):
     assert spleen.own
 
 
+def test_what_a_license_forbids_is_told_of_research_data_too():
+    (atrium,) = (p for p in listPriors() if p.name == "left-atrium-pca")
+    assert atrium.label == "Left atrium - quick and coarse (PCA)"
+    assert atrium.limits.startswith("For research only")
+    assert atrium.licence in atrium.description
+    (kidney,) = (p for p in listPriors() if p.name == "kidney-pca")
+    assert kidney.limits == "For non-commercial use only (CC BY-NC-SA 4.0)."
+    assert not any(p.limits for p in listPriors() if p.organ in ("liver", "structure"))
+
+
 def test_a_damaged_prior_keeps_no_other_from_the_list(tmp_path):
     shutil.copytree(BUNDLED_ZOO / "spleen-pca", tmp_path / "good-pca")
     (tmp_path / "bad-pca").mkdir()

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 
 def train(
-    method: Annotated[str, typer.Argument(help="dals, atlas, pca or deepsdf.")] = "",
+    method: Annotated[
+        str, typer.Argument(help="dals, atlas, pca, deepsdf; with images: meshnet.")
+    ] = "",
     organ: Annotated[str, typer.Option(help="Names the prior, e.g. liver.")] = "",
     data: Annotated[
         Path | None, typer.Option(help="Folder of label volumes; every tenth validates.")

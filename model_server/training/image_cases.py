@@ -100,7 +100,10 @@ def signed_distance(label: Volume, values: Sequence[int], region: Region) -> NDA
     array = np.asarray(label.array)
     mask = largest_component(np.isin(array, values) if values else array > 0)
     pad = 3  # so that a label which the scan cuts has a border there
-    field = np.clip(distance_field(np.pad(mask, pad), label.spacing), -FAR_MM, FAR_MM)
+    field = distance_field(np.pad(mask, pad), label.spacing)
+    # To the border, not to the centers of the voxels beyond it: else the slope would be two there.
+    field = field - 0.5 * float(label.spacing.min()) * np.sign(field)
+    field = np.clip(field, -FAR_MM, FAR_MM)
     at = label.to_ijk(region.points().reshape(-1, 3)).T[::-1] + pad
     inside = ndimage.map_coordinates(field, at, order=1, mode="constant", cval=FAR_MM)
     return np.asarray(inside.reshape(region.frame.shape))

@@ -105,7 +105,7 @@ def recipe_of(organ: str, data: Path) -> Recipe:
     extents = [np.ptp(case.surface().points, axis=0) for case in split_cases(data).training]
     needed = np.max(extents, axis=0) + 2.0 * MARGIN_MM
     spacing = max(LEAST_SPACING, float(np.cbrt(needed.prod() / MOST_VOXELS)))
-    counts = MULTIPLE * np.ceil(needed / spacing / MULTIPLE).astype(int)
+    counts = MULTIPLE * np.maximum(np.ceil(needed / spacing / MULTIPLE), 2).astype(int)
     return replace(found, frame=Frame((int(counts[0]), int(counts[1]), int(counts[2])), spacing))
 
 

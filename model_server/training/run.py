@@ -26,6 +26,7 @@ from model_server.training.prepared import Prepared, prepare
 from model_server.training.progress import Progress
 
 ALIASES = {"implicit-atlas": "atlas"}
+READERS = ("meshnet", "unet")  # methods that read images
 CHECKSUM = "labels_checksum"  # key among the hyperparameters of a card
 Told = Callable[[str], None]
 Arrays = dict[str, NDArray[Any]]
@@ -56,7 +57,7 @@ SOURCES = {
     "spleen": DataSource("TCIA/BTCV multi-organ CT (7 shapes: few-shot)", "CC BY 4.0"),
     "left-atrium": DataSource(
         "2018 Atrial Segmentation Challenge (left atrium, LGE-MR)",
-        "research only (no license stated)",
+        "none stated, published for research",
     ),
     "mandible": DataSource(f"{PLANNING} (mandible)", "CC BY 4.0"),
     "brainstem": DataSource(f"{PLANNING} (brainstem)", "CC BY 4.0"),
@@ -109,7 +110,8 @@ def checked_method(method: str, options: dict[str, Any]) -> str:
     method = ALIASES.get(method, method)
     if method not in TRAINERS:
         raise ShapePriorError(
-            f"There is no method '{method}' to train.", f"Choose one of: {', '.join(TRAINERS)}."
+            f"There is no method '{method}' to train.",
+            f"Choose one of: {', '.join([*TRAINERS, *READERS])}.",
         )
     known = _options(method)
     unknown = sorted(set(options) - known)
@@ -156,7 +158,8 @@ def train(
     trained on the same shapes.
 
     Args:
-        method: "pca", "dals", "atlas" (ImplicitAtlas) or "deepsdf".
+        method: "pca", "dals", "atlas" (ImplicitAtlas), "deepsdf", or, from images beside the
+            labels, "meshnet" (ImplicitMeshNet) and "unet".
         organ: names the prior.
         data: folder with ``labels/``.
         output: folder of priors.
@@ -173,10 +176,12 @@ def train(
         ShapePriorError: unknown method, too few or unreadable cases.
     """
     chosen = dict(options or {})
+    source = SOURCES.get(organ, DataSource(f"label volumes in {data.name}", "the user's own"))
+    if method in READERS:
+        return _train_reader(method, organ, data, output, source, device, steps, chosen, progress)
     if steps is not None:
         chosen["steps"] = steps
     method = checked_method(method, chosen)
-    source = SOURCES.get(organ, DataSource(f"label volumes in {data.name}", "the user's own"))
     prepared = prepare(data, source.mirrors, only, progress, hold_out, tuple(values))
     command = _command(method, organ, data, only, values, chosen)
     training = Training(method, organ, source, chosen, command, device)
@@ -188,6 +193,38 @@ def train(
         card = train_on(prepared, training, output / training.name, work, progress, pose_prior)
     shutil.rmtree(work, ignore_errors=True)
     return card
+
+
+def _train_reader(
+    method: str,
+    organ: str,
+    data: Path,
+    output: Path,
+    source: DataSource,
+    device: str,
+    steps: int | None,
+    options: dict[str, Any],
+    progress: Progress | None,
+) -> PriorCard:
+    """Train an image reader from ``images/`` and ``labels/``; ``steps`` are those of its last
+    stage.
+
+    Raises:
+        ShapePriorError: too few cases, an image is missing, or there is no such option.
+    """
+    from model_server.training.image_reader import train_images
+
+    if steps is not None:
+        options["mesh_steps" if method == "meshnet" else "tail_steps"] = steps
+    card = PriorCard(
+        name=f"{organ}-{method}",
+        organ=organ,
+        method=method,
+        training_data=source.text,
+        licence=source.licence,
+        command=_command(method, organ, data, "", (), options),
+    )
+    return train_images(method, organ, data, output, card, device, options, progress)
 
 
 def tell_unfinished(training: Training, work: Path, told: Told | None) -> None:

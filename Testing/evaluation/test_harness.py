@@ -244,13 +244,18 @@ def test_the_worst_tenth_is_of_the_worst_cases() -> None:
 CLICKS = ["clicks-20", *(f"clicks-{kind}-20" for kind in ("random", "clustered", "slices", "half"))]
 
 
+SEEN = {"one-outline": (1, 0), "none": (0, 0)}  # too little without an image
+
+
 @pytest.mark.parametrize("name", [*FIXED, "points-300", *CLICKS, "planes-4", "drawn-4", "stack-4"])
 def test_every_protocol_annotates(name: str) -> None:
     protocol = find_protocol(name)
     truth = Truth.from_label(AnalyticCase("case_3").label())
     observations = protocol.observations(truth, "case_3")
-    observations.require_enough()
+    if name not in SEEN:
+        observations.require_enough()
     counts = {
+        **SEEN,
         "points-300": (0, 300),
         "two-outlines": (2, 0),
         **dict.fromkeys(CLICKS, (0, 20)),

@@ -212,7 +212,14 @@ def _train_reader(
     Raises:
         ShapePriorError: too few cases, an image is missing, or there is no such option.
     """
-    from model_server.training.image_reader import train_images
+    try:
+        from model_server.training.image_reader import train_images
+    except ImportError as error:
+        raise ShapePriorError(
+            f"Training an image reader needs {error.name}, which is not installed.",
+            "Install it: pip install 'shape-prior-slicer[evaluate]'.",
+            "missing-package",
+        ) from error
 
     if steps is not None:
         options["mesh_steps" if method == "meshnet" else "tail_steps"] = steps

@@ -7,7 +7,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from model_server.imaging.intensities import Intensities
-from model_server.imaging.region import Frame, read_region
+from model_server.imaging.region import Frame, on_voxels, read_region
 from model_server.observations import Volume
 
 CENTER = np.array([20.0, -35.0, 12.0])
@@ -96,3 +96,16 @@ def test_an_empty_image_gives_zeros() -> None:
     zeros = np.zeros((8, 8, 8), dtype=np.float32)
     assert not Intensities().normalized(zeros, zeros).any()
     assert not Intensities().normalized(zeros, zeros + 1.0).any()
+
+
+def test_voxels_of_the_same_size_are_read_as_they_are() -> None:
+    rng = np.random.default_rng(1)
+    matrix = np.diag([-1.5, 1.5, 1.5, 1.0])
+    matrix[:3, 3] = CENTER + np.array([30.3, -40.1, -20.2])
+    volume = Volume(rng.normal(size=(40, 60, 50)).astype(np.float32), matrix, "noise")
+    region = on_voxels(FRAME.at(CENTER), volume)
+    assert np.abs(region.center - CENTER).max() <= 0.75 + 1e-9
+    values, known = read_region(volume, region)
+    assert np.isin(values[known > 0], volume.array).mean() > 0.99
+    other = ramp(np.array([1.0, 1.0, 3.0]), np.eye(3))
+    assert np.allclose(on_voxels(FRAME.at(CENTER), other).center, CENTER)

@@ -18,7 +18,7 @@ from model_server.imaging.files import unpack_network
 from model_server.imaging.intensities import Intensities
 from model_server.imaging.meshnet import LEVEL, MeshNet, MeshNetShape, Voxels
 from model_server.imaging.prompts import PROMPTS, prompt_channels
-from model_server.imaging.region import Region, read_region
+from model_server.imaging.region import Region, on_voxels, read_region
 from model_server.observations import Observations, Volume
 from model_server.priors.card import PriorCard, read_weights
 from model_server.priors.device import choose_device
@@ -100,7 +100,7 @@ class ImageReader:
         Raises:
             ShapePriorError: (no-overlap) the image does not reach there.
         """
-        region = self.frame.at(center)
+        region = on_voxels(self.frame.at(center), image)
         values, known = read_region(image, region)
         if not known.any():
             raise ShapePriorError(

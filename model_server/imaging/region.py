@@ -13,6 +13,7 @@ from model_server.observations import Volume
 Array = NDArray[np.float64]
 Image = NDArray[np.float32]
 BLUR = 0.4  # of the region's voxels in a volume's: finer volumes are blurred before they are read
+SAME = 1e-3  # of a voxel: axes and spacings that differ by less are the same
 LEAST_BLUR = 0.3  # voxels; less does nothing
 
 
@@ -76,6 +77,18 @@ class Region:
         matrix = np.diag([self.frame.spacing] * 3 + [1.0])
         matrix[:3, 3] = self.origin
         return matrix
+
+
+def on_voxels(region: Region, volume: Volume) -> Region:
+    """The region shifted by up to half a voxel onto the voxels of a volume of the same spacing and
+    axes, which then are read as they are; of any other volume the region itself."""
+    axes = volume.ijk_to_ras[:3, :3] / region.frame.spacing
+    if np.abs(np.abs(axes) - np.round(np.abs(axes))).max() > SAME or not (
+        np.allclose(np.abs(axes).sum(axis=0), 1.0, atol=SAME)
+    ):
+        return region
+    nearest = volume.to_ras(np.round(volume.to_ijk(region.origin)))
+    return Region(region.frame, region.center + nearest - region.origin)
 
 
 def read_region(volume: Volume, region: Region, order: int = 1) -> tuple[Image, Image]:

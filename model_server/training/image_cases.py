@@ -12,7 +12,7 @@ from scipy import ndimage
 from model_server.cases.splits import Case
 from model_server.errors import ShapePriorError
 from model_server.geometry.labels import distance_field, largest_component
-from model_server.imaging.region import Frame, Region, read_region
+from model_server.imaging.region import Frame, Region, on_voxels, read_region
 from model_server.io.volumes import read_volume
 from model_server.observations import Volume
 from model_server.training.progress import Progress
@@ -89,7 +89,7 @@ def load_case(case: Case, frame: Frame, structures: Sequence[Structure]) -> Imag
     """
     image, label = image_of(case), read_volume(case.path)
     middle = image.to_ras(0.5 * (np.array(image.shape[::-1]) - 1.0))
-    region = frame.at(middle)
+    region = on_voxels(frame.at(middle), image)
     values, known = read_region(image, region)
     distances = np.stack([signed_distance(label, s.values, region) for s in structures])
     return ImageCase(case.name, values, known > 0, distances.astype(np.float16))

@@ -82,7 +82,7 @@ RECIPES = {
     "left-atrium": Recipe(
         "late gadolinium enhanced MR",
         Frame((112, 80, 48), 1.25),
-        variation=Variation(shift_mm=8.0, bend_mm=2.5),
+        variation=Variation(shift_mm=8.0, bend_mm=1.5),
         training=MeshNetTraining(distance_steps=600, voxel_steps=2200, mesh_steps=1800, batch=1),
     ),
 }

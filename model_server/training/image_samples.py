@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -35,18 +35,23 @@ class Variation:
         cut_share: of the images of which a border is cut off ...
         cut: ... as much as this share of an axis.
         flip: whether right and left are exchanged in half of the images.
+        still_share: of the images that are not moved otherwise, so that they are seen unblurred.
     """
 
     turn_deg: float = 8.0
-    log_scale: float = 0.1
-    log_stretch: float = 0.05
+    log_scale: float = 0.07
+    log_stretch: float = 0.03
     shift_mm: float = 6.0
-    bend_mm: float = 1.5
-    bend_nodes: int = 6
-    bend_share: float = 0.8
+    bend_mm: float = 1.0
+    bend_nodes: int = 5
+    bend_share: float = 0.5
     cut_share: float = 0.15
     cut: float = 0.25
     flip: bool = False
+    still_share: float = 0.25
+
+
+STILL = Variation(0.0, 0.0, 0.0, 0.0, 0.0, bend_share=0.0)
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,8 @@ class Sampler:
         """Where (1, X, Y, Z, 3) a varied image reads the case, for ``grid_sample``; and by how much
         its distances are larger."""
         vary = self.variation
+        if rng.random() < vary.still_share:
+            vary = STILL if not vary.flip else replace(STILL, flip=True)
         size = np.array(shape, dtype=np.float64)
         turn = Rotation.from_euler("xyz", vary.turn_deg * rng.standard_normal(3), degrees=True)
         grown = np.exp(vary.log_scale * rng.standard_normal())

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
+from model_server.errors import ShapePriorError
 from model_server.geometry.icosphere import icosphere
 from model_server.imaging.distance_network import DistanceNetwork, projected
 from model_server.imaging.graph import Chebyshev, neighbors, normalized_adjacency
 from model_server.imaging.meshnet import LEVEL, MeshNet, MeshNetShape
 from model_server.imaging.region import Frame
 from model_server.imaging.voxel_network import sampled
+from model_server.priors.card import PriorCard
+from model_server.priors.schema import check_card
 from model_server.training.mesh_distances import distorted_sphere, mesh_distances
 
 SHAPE = MeshNetShape(Frame((16, 24, 16), 2.0), ("organ", "one", "two"), (4, 4, 8, 8), (8, 8, 8), 1)
@@ -88,3 +92,9 @@ def test_g_phi_tells_all_levels_and_lets_gradients_through() -> None:
     told[-1].square().sum().backward()
     assert places.grad is not None
     assert places.grad.abs().max() > 0
+
+
+def test_a_reader_without_what_it_knows_is_a_bad_prior() -> None:
+    card = PriorCard("ball-meshnet", "ball", "meshnet", hyperparameters={"network": SHAPE.told()})
+    with pytest.raises(ShapePriorError, match="'familiar' in its card"):
+        check_card(card)

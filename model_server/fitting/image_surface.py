@@ -18,7 +18,7 @@ from scipy import ndimage
 from model_server.fitting.interrupt import check
 from model_server.fitting.leftover import Kriging, matern
 from model_server.fitting.pose_prior import mirror_points
-from model_server.geometry.labels import distance_field, voxelize
+from model_server.geometry.distance_grid import voxel_distances
 from model_server.geometry.level_set import zero_level
 from model_server.geometry.sampling import spread_vertices
 from model_server.reading import ImageReading
@@ -33,7 +33,6 @@ AMPLITUDES = (0.7, 3.0)  # of the doubt, as annotations may find it to be
 MARGIN = 3  # voxels around image and shape
 FAR = 4.0  # lengths over which errors are alike: beyond nothing is known of them
 COARSE = 2  # voxels between nodes at which the process is told
-SURFACE_BLUR = 0.7  # voxels: against the staircase of the voxelized shape
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class FollowedImage:
         axes = [s + step * np.arange(n) for s, n in zip(start, shape, strict=True)]
         nodes = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
         flat = nodes.reshape(-1, 3)
-        fitted = _distances(surface, start, step, shape).ravel()
+        fitted = voxel_distances(surface, start, step, shape).ravel()
         check()
         doubt, told = self._doubt(flat), reading.distance_at(flat)
         gap = told - fitted
@@ -183,13 +182,3 @@ def _finer(values: Array, shape: tuple[int, ...]) -> Array:
     index = [np.arange(n) / COARSE for n in shape]
     grid = np.stack(np.meshgrid(*index, indexing="ij"))
     return np.asarray(ndimage.map_coordinates(values, grid, order=1, mode="nearest"))
-
-
-def _distances(surface: Surface, start: Array, step: float, shape: tuple[int, int, int]) -> Array:
-    """(X, Y, Z) signed distances of a surface, mm."""
-    grid = np.diag([step, step, step, 1.0])
-    grid[:3, 3] = start
-    inside = voxelize(surface, grid, shape[::-1]).transpose(2, 1, 0)
-    if not inside.any():
-        return np.full(shape, step)
-    return ndimage.gaussian_filter(distance_field(inside, np.full(3, step)), SURFACE_BLUR)

@@ -10,11 +10,12 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from model_server.geometry.closest import closest_on_mesh
-from model_server.geometry.labels import voxelize
+from model_server.geometry.labels import distance_field, voxelize
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
 EXACT = 2.5  # steps from the mesh within which distances are exact; beyond, to its samples
+BLUR = 0.7  # nodes: against the staircase of a voxelized surface
 MARGIN = 3  # nodes around what the grid has to hold
 
 
@@ -69,3 +70,23 @@ class DistanceGrid:
         """Which nodes lie within ``band`` of the mesh, and (N, 3) where they are."""
         near = np.abs(self.values) < min(band, self.clamp)
         return near, self.start + self.step * np.argwhere(near)
+
+
+def voxel_distances(
+    surface: Surface, start: Array, step: float, shape: tuple[int, int, int]
+) -> Array:
+    """(X, Y, Z) signed distances of a closed surface, by its voxels: coarser than a
+    ``DistanceGrid``, and faster.
+
+    Args:
+        surface: any units.
+        start: (3,) coordinates of the first node.
+        step: between nodes.
+        shape: (X, Y, Z) nodes.
+    """
+    grid = np.diag([step, step, step, 1.0])
+    grid[:3, 3] = start
+    inside = voxelize(surface, grid, shape[::-1]).transpose(2, 1, 0)
+    if not inside.any():
+        return np.full(shape, step)
+    return np.asarray(ndimage.gaussian_filter(distance_field(inside, np.full(3, step)), BLUR))

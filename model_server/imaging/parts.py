@@ -6,16 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from model_server.geometry.labels import distance_field, voxelize
+from model_server.geometry.distance_grid import voxel_distances
 from model_server.geometry.level_set import zero_level
 from model_server.reading import Structure
-from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
 MARGIN = 3  # steps
-BLUR = 0.7  # steps: against the staircase of voxels
 LEAST_NODES = 10  # of a structure that is one
 GAP = 0.1  # steps that are left between two structures, on both sides
 
@@ -37,7 +34,7 @@ def parted(structures: Sequence[Structure], step: float) -> tuple[Structure, ...
     start = points.min(axis=0) - MARGIN * step
     count = np.ceil(np.ptp(points, axis=0) / step).astype(int) + 2 * MARGIN + 1
     shape = (int(count[0]), int(count[1]), int(count[2]))
-    fields = np.stack([_distances(s.surface, start, step, shape) for s in structures])
+    fields = np.stack([voxel_distances(s.surface, start, step, shape) for s in structures])
     found = []
     for number, structure in enumerate(structures):
         field = _own(fields, number, step)
@@ -54,13 +51,3 @@ def _own(fields: Array, number: int, step: float) -> Array:
         return np.asarray(fields[number])
     between = 0.5 * (fields[number] - others.min(axis=0)) + GAP * step
     return np.maximum(fields[number], between)
-
-
-def _distances(surface: Surface, start: Array, step: float, shape: tuple[int, int, int]) -> Array:
-    """(X, Y, Z) signed distances, negative inside, mm."""
-    grid = np.diag([step, step, step, 1.0])
-    grid[:3, 3] = start
-    inside = voxelize(surface, grid, shape[::-1]).transpose(2, 1, 0)
-    if not inside.any():
-        return np.full(shape, step)
-    return ndimage.gaussian_filter(distance_field(inside, np.full(3, step)), BLUR)

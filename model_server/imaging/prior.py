@@ -37,8 +37,8 @@ Array = NDArray[np.float64]
 NODES = 64  # of the grid in which a vertex' part is told
 
 
-class MeshNetPrior:
-    """See the module.
+class ReadingPrior:
+    """A network as a prior.
 
     Attributes:
         card: what it is.
@@ -53,10 +53,14 @@ class MeshNetPrior:
     @classmethod
     def load(
         cls, folder: Path, card: PriorCard, device: str, quick: ShapePrior | None
-    ) -> MeshNetPrior:
+    ) -> ReadingPrior:
         """Read the network."""
         del quick
         return cls(card, ImageReader.load(folder, card, device))
+
+
+class MeshNetPrior(ReadingPrior):
+    """See the module."""
 
     def fit(
         self,

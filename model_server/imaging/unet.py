@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -15,35 +14,16 @@ from model_server.errors import ShapePriorError
 from model_server.fitting.baseline import baseline_answer
 from model_server.geometry.labels import largest_component
 from model_server.geometry.level_set import zero_level
-from model_server.imaging.reader import ImageReader
+from model_server.imaging.prior import ReadingPrior
 from model_server.observations import Observations
-from model_server.priors.card import PriorCard
-from model_server.priors.protocol import FitSettings, ShapePrior
+from model_server.priors.protocol import FitSettings
 from model_server.reconstruction import Reconstruction
 
 HALF = 0.5
 
 
-class UNetPrior:
-    """See the module.
-
-    Attributes:
-        card: what it is.
-        reader: the network.
-    """
-
-    starts_quickly = False
-
-    def __init__(self, card: PriorCard, reader: ImageReader) -> None:
-        self.card, self.reader = card, reader
-
-    @classmethod
-    def load(
-        cls, folder: Path, card: PriorCard, device: str, quick: ShapePrior | None
-    ) -> UNetPrior:
-        """Read the network."""
-        del quick
-        return cls(card, ImageReader.load(folder, card, device))
+class UNetPrior(ReadingPrior):
+    """See the module."""
 
     def fit(
         self,

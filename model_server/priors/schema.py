@@ -78,7 +78,18 @@ class _Dals(_Hyperparameters):
     hidden: Widths
 
 
-MODELS: dict[str, type[_Hyperparameters]] = {"atlas": _Atlas, "dals": _Dals}
+class _Reader(_Hyperparameters):
+    network: dict[str, Any]
+    familiar: dict[str, Any]
+    modality: str = "image"
+
+
+MODELS: dict[str, type[_Hyperparameters]] = {
+    "atlas": _Atlas,
+    "dals": _Dals,
+    "meshnet": _Reader,
+    "unet": _Reader,
+}
 
 
 def check_card(card: PriorCard) -> None:

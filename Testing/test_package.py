@@ -491,7 +491,7 @@ def test_ci_runs_the_tests_last():
         for line in script.read_text().splitlines()
         if line.strip() and not line.startswith("#")
     ]
-    assert commands[-1] == "make test-all"
+    assert commands[-1] == "make test"
     assert {"make lint", "make demo"} <= set(commands)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from model_server.errors import ShapePriorError
 from model_server.fitting.baseline import baseline_answer
@@ -21,7 +22,6 @@ from model_server.fitting.checks import check_drawn, check_fit
 from model_server.fitting.interrupt import check
 from model_server.fitting.terms import evidence_of
 from model_server.fitting.thinning import taken
-from model_server.geometry.distance_grid import DistanceGrid
 from model_server.geometry.icosphere import icosphere
 from model_server.geometry.remesh import carry_over, remesh
 from model_server.imaging.meshnet import LEVEL
@@ -34,7 +34,6 @@ from model_server.reconstruction import Reconstruction, Surface
 from model_server.threads import few_threads
 
 Array = NDArray[np.float64]
-NODES = 64  # of the grid in which a vertex' part is told
 
 
 class ReadingPrior:
@@ -142,12 +141,8 @@ class MeshNetPrior(ReadingPrior):
 
 
 def _parts(surface: Surface, reading: ImageReading) -> NDArray[np.uint8] | None:
-    """(V,) number of the structure, from 1, in which each vertex lies deepest; None of one."""
+    """(V,) number, from 1, of the part whose surface is nearest to each vertex; None of one."""
     if len(reading.structures) < 2:
         return None
-    around = surface.points
-    depth = [
-        DistanceGrid.of(part.surface, NODES, reading.spacing * 12.0, around).at(around)
-        for part in reading.structures[1:]
-    ]
-    return (1 + np.argmin(depth, axis=0)).astype(np.uint8)
+    away = [cKDTree(p.surface.points).query(surface.points)[0] for p in reading.structures[1:]]
+    return (1 + np.argmin(away, axis=0)).astype(np.uint8)

@@ -77,13 +77,13 @@ RECIPES = {
         Frame((48, 64, 48), 1.0),
         (Structure("anterior", (1,)), Structure("posterior", (2,))),
         Variation(flip=True),
-        MeshNetTraining(distance_steps=600, voxel_steps=2400, mesh_steps=1400),
+        MeshNetTraining(distance_steps=600, voxel_steps=4600, mesh_steps=1000),
     ),
     "left-atrium": Recipe(
         "late gadolinium enhanced MR",
         Frame((112, 80, 48), 1.25),
         variation=Variation(shift_mm=8.0, bend_mm=1.5),
-        training=MeshNetTraining(distance_steps=600, voxel_steps=2200, mesh_steps=1800, batch=1),
+        training=MeshNetTraining(distance_steps=600, voxel_steps=4800, mesh_steps=1000, batch=1),
     ),
 }
 

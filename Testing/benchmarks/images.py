@@ -3,8 +3,8 @@ without the image.
 
     python Testing/benchmarks/images.py [--organs hippocampus left_atrium] [--limit 5]
 
-"unet" is a plain 3D U-Net of the same encoder, trained as long (its largest component, marching
-cubes); "mesh" is ImplicitMeshNet's own mesh; "meshnet" the same through what was drawn; priors with
+"unet" is a plain 3D U-Net of the same encoder, trained as long, where SHAPE_PRIOR_ZOO has one (its
+largest component, marching cubes); "mesh" is ImplicitMeshNet's own mesh; "meshnet" the same through what was drawn; priors with
 "+image" are fitted to the annotations and the image, those without to the annotations alone.
 Everybody is scored on every case; who refuses scores zero. Writes images_<organ>_<what>.json, .md.
 """
@@ -19,13 +19,15 @@ ORGANS = ["hippocampus", "left_atrium"]
 GIVEN = ["none", "one-outline", "outlines", "clicks-20"]
 PRIORS = ["dals", "atlas", "pca", "any-structure"]
 MESH = {"local": False, "remesh": False}  # the network's mesh as it is
-BARS: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
 
 
 def methods_of(organ: str, given: str, priors: list[str]) -> list[Method]:
-    """All that can answer; without annotations only what sees."""
-    network = f"{organ.replace('_', '-')}-meshnet"
+    """All that can answer; without annotations only what sees. A U-Net where one was trained."""
+    name = organ.replace("_", "-")
+    network = f"{name}-meshnet"
     found = [Method("mesh", network, MESH, sees=True), Method("meshnet", network, sees=True)]
+    if f"{name}-unet" in THERE:
+        found.append(Method("unet", f"{name}-unet", sees=True))
     for name in priors:
         plain = Method.named(name, organ)
         if plain.prior not in THERE:

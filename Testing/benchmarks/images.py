@@ -4,9 +4,10 @@ without the image.
     python Testing/benchmarks/images.py [--organs hippocampus left_atrium] [--limit 5]
 
 "unet" is a plain 3D U-Net of the same encoder, trained as long, where SHAPE_PRIOR_ZOO has one (its
-largest component, marching cubes); "mesh" is ImplicitMeshNet's own mesh; "meshnet" the same through what was drawn; priors with
-"+image" are fitted to the annotations and the image, those without to the annotations alone.
-Everybody is scored on every case; who refuses scores zero. Writes images_<organ>_<what>.json, .md.
+largest component, marching cubes); "mesh" is ImplicitMeshNet's own mesh; "meshnet" the same through
+what was drawn; priors with "+image" are fitted to the annotations and the image, those without to
+the annotations alone. Everybody is scored on every case; who refuses scores zero. Writes
+images_<organ>_<what>.json, .md.
 """
 
 from __future__ import annotations

@@ -7,9 +7,11 @@ import pytest
 from model_server.priors.card import read_card
 from model_server.priors.registry import BUNDLED_ZOO
 from model_server.training.methods import ATLAS_SOLVERS, SOLVERS, leftover_of
+from model_server.training.run import READERS
 
 ALL = [read_card(path.parent) for path in sorted(BUNDLED_ZOO.glob("*/prior.json"))]
-CARDS = [card for card in ALL if card.name != "any-structure"]  # which nothing trained
+# Nothing trained any-structure, and what reads images leaves no shape over.
+CARDS = [card for card in ALL if card.name != "any-structure" and card.method not in READERS]
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)

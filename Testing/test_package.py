@@ -35,7 +35,6 @@ PACKAGE_OF = {
     "itk": "itk-morphologicalcontourinterpolation",
     "skimage": "scikit-image",
 }
-MEGABYTE = 1_000_000
 CMAKE = (REPOSITORY / "CMakeLists.txt").read_text()
 
 
@@ -153,14 +152,6 @@ def test_entry_point_exists(project):
 
 def zoo_files() -> list[Path]:
     return sorted(p for p in (BACKEND / "zoo").glob("*/*") if p.is_file())
-
-
-def test_bundled_weights_are_small():
-    for folder in {path.parent for path in zoo_files() if path.name == "weights.safetensors"}:
-        method = json.loads((folder / "prior.json").read_text())["method"]
-        most = {"dals": 2, "atlas": 6, "meshnet": 6}.get(method, 3)
-        size = (folder / "weights.safetensors").stat().st_size
-        assert size <= most * MEGABYTE, folder.name
 
 
 def test_the_example_ships_with_the_package():

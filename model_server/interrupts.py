@@ -40,7 +40,7 @@ def end_in_order() -> None:
     def strike(number: int, frame: FrameType | None) -> None:
         since = time.monotonic() - first.setdefault(number, time.monotonic())
         if _importing(frame) and since < PATIENCE_S:
-            later = threading.Timer(AGAIN_S, signal.raise_signal, (number,))
+            later = threading.Timer(AGAIN_S, _again, (number,))
             later.daemon = True
             later.start()
             return
@@ -95,6 +95,16 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+def _again(number: int) -> None:
+    # To the main thread: a signal to this one would not wake the main thread out of a read that
+    # waits, and only there do handlers run.
+    main = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main is not None:
+        signal.pthread_kill(main, number)
+    else:  # Windows
+        signal.raise_signal(number)
 
 
 def _importing(frame: FrameType | None) -> bool:

@@ -24,11 +24,11 @@ MESH = {"local": False, "remesh": False}  # the network's mesh as it is
 
 def methods_of(organ: str, given: str, priors: list[str]) -> list[Method]:
     """All that can answer; without annotations only what sees. A U-Net where one was trained."""
-    name = organ.replace("_", "-")
-    network = f"{name}-meshnet"
+    dashed = organ.replace("_", "-")
+    network, plain_network = f"{dashed}-meshnet", f"{dashed}-unet"
     found = [Method("mesh", network, MESH, sees=True), Method("meshnet", network, sees=True)]
-    if f"{name}-unet" in THERE:
-        found.append(Method("unet", f"{name}-unet", sees=True))
+    if plain_network in THERE:
+        found.append(Method("unet", plain_network, sees=True))
     for name in priors:
         plain = Method.named(name, organ)
         if plain.prior not in THERE:

@@ -135,20 +135,18 @@ def test_ignored_signals_stay_ignored():
 
 
 IMPORTING = """
-import signal, sys
+import os, signal, sys
 from model_server.interrupts import Terminated, end_in_order
 end_in_order()
 try:
     import late
-    import time
-    time.sleep(10)
+    os.read(os.pipe()[0], 1)  # for ever
 except KeyboardInterrupt as error:
     assert late.done
     sys.exit(143 if isinstance(error, Terminated) else 130)
 """
 
 
-@pytest.mark.slow
 @posix
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_waits_for_an_import(tmp_path, number, code):

@@ -22,7 +22,7 @@ from model_server.errors import ShapePriorError
 from model_server.evaluation.metrics import self_intersections
 from model_server.geometry.curves import closed_spline
 from model_server.geometry.icosphere import icosphere
-from model_server.imaging.parts import parted
+from model_server.imaging.parts import parted, parts_of
 from model_server.imaging.reader import ImageReader
 from model_server.imaging.readers import (
     Looks,
@@ -267,6 +267,22 @@ def test_a_part_within_another_is_left_out():
     inner = Surface(0.5 * small.points, small.triangles)
     found = parted([Structure("all", ball(0.0)), Structure("inner", inner)], 0.5)
     assert [s.name for s in found] == ["all"]
+
+
+def test_every_vertex_is_told_the_part_along_which_it_lies():
+    left, right = ball(-7.0), ball(7.0)
+    off = 0.5 * np.random.default_rng(0).standard_normal(left.points.shape)
+    # Of two parts that overlap what lies outside the other is the organ's surface.
+    kept = left.points[:, 0] < -2.0
+    points = np.concatenate(
+        [(left.points + off)[kept], (right.points - off)[right.points[:, 0] > 2.0]]
+    )
+    whole = Surface(points, np.zeros((0, 3), dtype=np.int32))
+    structures = [Structure("all", whole), Structure("left", left), Structure("right", right)]
+    found = parts_of(whole, structures)
+    assert found is not None
+    assert found.tolist() == [1] * kept.sum() + [2] * (len(points) - kept.sum())
+    assert parts_of(whole, structures[:1]) is None
 
 
 def test_the_card_of_the_tests_reader_is_whole(reader_zoo):

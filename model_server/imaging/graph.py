@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import lru_cache
 from typing import Any
 
@@ -31,13 +32,16 @@ def normalized_adjacency(level: int, loops: bool) -> Tensor:
         adjacent = adjacent + sparse.eye(count)
     root = sparse.diags(1.0 / np.sqrt(np.asarray(adjacent.sum(axis=1)).ravel()))
     found = (root @ adjacent @ root).tocsr()
-    return torch.sparse_csr_tensor(
-        torch.from_numpy(found.indptr.astype(np.int64)),
-        torch.from_numpy(found.indices.astype(np.int64)),
-        torch.from_numpy(found.data.astype(np.float32)),
-        size=found.shape,
-        check_invariants=False,
-    )
+    with warnings.catch_warnings():
+        # That they are in beta state is nothing to tell who fits an organ.
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
+        return torch.sparse_csr_tensor(
+            torch.from_numpy(found.indptr.astype(np.int64)),
+            torch.from_numpy(found.indices.astype(np.int64)),
+            torch.from_numpy(found.data.astype(np.float32)),
+            size=found.shape,
+            check_invariants=False,
+        )
 
 
 class _Neighbors(torch.autograd.Function):

@@ -1,4 +1,5 @@
-"""Structures that a network told each by itself, made to share no space."""
+"""Structures that a network told each by itself: whose vertices are whose, and surfaces that share
+no space."""
 
 from __future__ import annotations
 
@@ -6,15 +7,34 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from model_server.geometry.distance_grid import voxel_distances
 from model_server.geometry.level_set import zero_level
 from model_server.reading import Structure
+from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
 MARGIN = 3  # steps
 LEAST_NODES = 10  # of a structure that is one
 GAP = 0.1  # steps that are left between two structures, on both sides
+
+
+def parts_of(surface: Surface, structures: Sequence[Structure]) -> NDArray[np.uint8] | None:
+    """Number, from 1, of the part whose surface is nearest to each vertex.
+
+    Args:
+        surface: (V, 3) RAS mm.
+        structures: the whole, and its parts.
+
+    Returns:
+        (V,), or None where there are no parts.
+    """
+    parts = structures[1:]
+    if not parts:
+        return None
+    away = [cKDTree(part.surface.points).query(surface.points)[0] for part in parts]
+    return (1 + np.argmin(away, axis=0)).astype(np.uint8)
 
 
 def parted(structures: Sequence[Structure], step: float) -> tuple[Structure, ...]:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from model_server.errors import ShapePriorError
 from model_server.fitting.baseline import baseline_answer
@@ -25,6 +24,7 @@ from model_server.fitting.thinning import taken
 from model_server.geometry.icosphere import icosphere
 from model_server.geometry.remesh import carry_over, remesh
 from model_server.imaging.meshnet import LEVEL
+from model_server.imaging.parts import parts_of
 from model_server.imaging.reader import ImageReader
 from model_server.observations import Observations
 from model_server.priors.card import PriorCard
@@ -136,13 +136,8 @@ class MeshNetPrior(ReadingPrior):
             length = np.linalg.norm(places, axis=1, keepdims=True)
             places = places / np.maximum(length, 1e-12)
         return replace(
-            answer, template_coordinates=places, parts=_parts(surface, reading), warnings=()
+            answer,
+            template_coordinates=places,
+            parts=parts_of(surface, reading.structures),
+            warnings=(),
         )
-
-
-def _parts(surface: Surface, reading: ImageReading) -> NDArray[np.uint8] | None:
-    """(V,) number, from 1, of the part whose surface is nearest to each vertex; None of one."""
-    if len(reading.structures) < 2:
-        return None
-    away = [cKDTree(p.surface.points).query(surface.points)[0] for p in reading.structures[1:]]
-    return (1 + np.argmin(away, axis=0)).astype(np.uint8)

@@ -246,6 +246,8 @@ def _images(series: Series) -> list[Dataset]:
         for name in OF_IMAGES:
             if name not in image:
                 setattr(image, name, None)
+        if not image.get("SliceThickness"):
+            image.SliceThickness = f"{series.grid.spacing[2]:.6g}"
     return found
 
 

@@ -80,6 +80,8 @@ class StructureSet:
         """
         try:
             return cls._parsed(path, _read(path))
+        except ShapePriorError:
+            raise
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ShapePriorError(
                 f"The structure set '{path}' has entries that are no numbers.",

@@ -87,7 +87,7 @@ def test_a_cavity_is_filled_and_noted(tmp_path, plain, inner):
 
 def test_parts_of_a_plane_stay_and_a_contour_given_twice_counts_once(tmp_path, plain):
     kind, points = ring()
-    contours = [*rings(), (kind, points + [20.0, 0.0, 0.0]), (kind, points)]
+    contours = [*rings(), (kind, points + np.array([20.0, 0.0, 0.0])), (kind, points)]
     seen = read(structure_set(tmp_path / "a.dcm", (1, "h", contours)))
     assert [len(o.loops) for o in seen.outlines] == [1, 1, 1, 2, 1, 1, 1]
     assert areas(seen)[3] == pytest.approx(2.0 * areas(plain)[3], rel=1e-3)

@@ -7,6 +7,7 @@ is called as it with "^Fit": what stands after ^ in names of AAPM's TG-263 is th
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -80,18 +81,21 @@ def write_structure_set(
         ShapePriorError: the source is no structure set any more.
         OSError: the file cannot be written.
     """
-    structures = StructureSet.read(source)
-    roi = structures.roi(wanted)
-    slices = _slices(structures, roi, grid)
-    images = _images_of(series, slices.normal) if series else _images_in(structures, slices.normal)
-    dataset = copy.deepcopy(structures.dataset)
-    contours = [
-        _contour(loop, number, _near(images, height))
-        for number, (height, loop) in enumerate(_loops(surface, slices), start=1)
-    ]
-    _renew(dataset, structures)
-    _add(dataset, roi, contours, made_by)
-    _save(dataset, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's, of values that the standard has otherwise
+        structures = StructureSet.read(source)
+        roi = structures.roi(wanted)
+        slices = _slices(structures, roi, grid)
+        normal = slices.normal
+        images = _images_of(series, normal) if series else _images_in(structures, normal)
+        dataset = copy.deepcopy(structures.dataset)
+        contours = [
+            _contour(loop, number, _near(images, height))
+            for number, (height, loop) in enumerate(_loops(surface, slices), start=1)
+        ]
+        _renew(dataset, structures)
+        _add(dataset, roi, contours, made_by)
+        _save(dataset, path)
 
 
 # --- planes ---------------------------------------------------------------------------------------

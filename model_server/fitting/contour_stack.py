@@ -78,16 +78,17 @@ class ContourStack:
         return Surface(found.points @ self.axes, found.triangles)
 
     def _beyond(self, turned: Surface, heights: Array) -> Array:
-        """(Z,) how far heights are beyond where the organ ends; minus infinity where nobody says."""
+        """(Z,) mm that heights are beyond the organ's ends; minus infinity where these are open."""
         low, high = self.heights[[0, -1]]
-        most = WHOLE * (high - low)
         half = 0.5 * float(np.diff(self.heights).min())
+        most = WHOLE * (high - low)
         reached = turned.points[:, 2]
-        below = (
-            low - half - heights if low - reached.min() < most else np.full_like(heights, -np.inf)
-        )
-        above = heights - high - half if reached.max() - high < most else below
-        return np.asarray(np.maximum(below, above))
+        found = np.full(len(heights), -np.inf)
+        if low - reached.min() < most:
+            found = np.maximum(found, low - half - heights)
+        if reached.max() - high < most:
+            found = np.maximum(found, heights - high - half)
+        return found
 
     def _points(self) -> Array:
         """(N, 3) of all contours, along the axes."""

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-from conftest import CENTER, RADII
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 Array = NDArray[np.float64]
+RADII = np.array([7.0, 20.0, 8.0])  # of the ellipsoid, mm along R, A, S; as all tests have it
+CENTER = np.array([-25.0, 10.0, 30.0])  # RAS mm
 SOP_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 ROOT = "1.2.826.0.1.3680043.8.498.11."
 LPS = np.array([-1.0, -1.0, 1.0])

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from conftest import CENTER, RADII
 from dicom_series import scan
-from structure_sets import rings, structure_set
+from structure_sets import CENTER, RADII, rings, structure_set
 
 from model_server.cases.masks import read_mask
 from model_server.io.dicom import dicom_series

@@ -8,9 +8,8 @@ import numpy as np
 import pydicom
 import pytest
 import shapely
-from conftest import CENTER, RADII
 from dicom_series import scan
-from structure_sets import OFFSETS, rings, structure_set
+from structure_sets import CENTER, OFFSETS, RADII, rings, structure_set
 
 from model_server.geometry.contours import with_keyholes
 from model_server.geometry.icosphere import icosphere

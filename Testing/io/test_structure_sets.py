@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from conftest import CENTER, RADII
 from dicom_series import scan
-from structure_sets import OFFSETS, keyhole, ring, rings, structure_set
+from structure_sets import CENTER, OFFSETS, RADII, keyhole, ring, rings, structure_set
 
 from model_server.errors import ShapePriorError
 from model_server.geometry.loops import loop_area

@@ -219,6 +219,12 @@ class SegmentPainting:
             self.problem = error
         return True
 
+    def show3D(self, isShown: bool) -> None:
+        """Show the previewed surface in 3D views, or in slice views alone."""
+        model = self.session.model.node
+        if model is not None and model.GetDisplayNode() is not None:
+            model.GetDisplayNode().SetVisibility3D(isShown)
+
     def rememberApplied(self) -> None:
         """Keep the segment as it is now: what differs later was edited by the user."""
         voxels = SegmentVoxels.of(self.segmentation, self.segmentId)

@@ -9,7 +9,7 @@ slices, and those are of the planes that they lie in.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -75,12 +75,14 @@ def readPainting(mask: Mask, before: Mask | None = None) -> Painting:
     if before is None and len(flat) and _isBody(edited, flat):
         return Painting(isWhole=True)
     voxels = _unraveled(flat, mask.shape)
-    found = _Voxels(voxels, edited)
+    # A correction may be thin, and what it corrects is a body's slice, taken as it is.
+    areaOf = closedArea if before is None else _whole
+    found = _Voxels(voxels, edited, areaOf)
     chosen = sorted(found.chosen())
     slices = [
         PaintedSlice(axis, index, area)
         for axis, index in chosen
-        if (area := _wholeArea(mask.take(index, axis), before is None)).any()
+        if (area := areaOf(mask.take(index, axis))).any()
     ]
     strokes = _strokes(voxels[found.left]) if before is None else Painting().strokes
     return Painting(tuple(slices), strokes)
@@ -113,13 +115,14 @@ class _Voxels:
     Args:
         voxels: (N, 3) k, j, i.
         mask: the same as an array.
+        areaOf: what of a slice counts.
 
     Attributes:
         left: (N,) whether no slice explains a voxel.
     """
 
-    def __init__(self, voxels: Voxels, mask: Mask) -> None:
-        self._voxels, self._mask = voxels, mask
+    def __init__(self, voxels: Voxels, mask: Mask, areaOf: Callable[[Mask], Mask]) -> None:
+        self._voxels, self._mask, self._areaOf = voxels, mask, areaOf
         self.left = np.ones(len(voxels), dtype=bool)
         self._thin = [_thin(voxels, mask.shape, axis) for axis in range(3)]
         self._order = [np.argsort(voxels[:, axis], kind="stable") for axis in range(3)]
@@ -157,7 +160,7 @@ class _Voxels:
     def _area(self, axis: int, index: int) -> Mask:
         key = (axis, index)
         if key not in self._areas:
-            self._areas[key] = closedArea(self._mask.take(index, axis))
+            self._areas[key] = self._areaOf(self._mask.take(index, axis))
         return self._areas[key]
 
     def _support(self, axis: int, index: int) -> int:
@@ -199,9 +202,9 @@ def closedArea(flat: Mask) -> Mask:
     return areas
 
 
-def _wholeArea(flat: Mask, isAlone: bool) -> Mask:
-    """The area of a slice; one of a body that was edited is taken as it is."""
-    return closedArea(flat) if isAlone else np.asarray(ndimage.binary_fill_holes(flat))
+def _whole(flat: Mask) -> Mask:
+    """All of a slice, holes filled."""
+    return np.asarray(ndimage.binary_fill_holes(flat))
 
 
 def _strokes(voxels: Voxels) -> Voxels:

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import numpy as np
 import slicer
+import vtk
 from organs import ellipsoid, voxels
 from scenes import CENTER
 from ShapePriorSlicerLib.scene.segment_voxels import SegmentVoxels, fillingOf
 from ShapePriorSlicerLib.scene.segmentations import addSegment, fillSegment, newSegmentation
+from ShapePriorSlicerLib.scene.voxels import matrixFrom
 from vtk.util.numpy_support import vtk_to_numpy
 
 
@@ -96,6 +98,16 @@ class Canvas:
     def count(self, segmentId="") -> int:
         found = self.voxels(segmentId)
         return 0 if found is None else int(found.mask.sum())
+
+
+def imageOf(found: SegmentVoxels):
+    """A segment's voxels as vtkOrientedImageData."""
+    image = slicer.vtkOrientedImageData()
+    first, size = found.first[::-1], found.mask.shape[::-1]
+    image.SetExtent(*(int(v) for f, n in zip(first, size, strict=True) for v in (f, f + n - 1)))
+    image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
+    image.SetGeometryFromImageToWorldMatrix(matrixFrom(found.ijkToFrame))
+    return image
 
 
 THREE = ((0, 0.5), (1, 0.5), (2, 0.5))

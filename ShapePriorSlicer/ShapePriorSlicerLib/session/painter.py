@@ -53,6 +53,7 @@ class Painter:
     ) -> None:
         self._workspace, self._priors, self._clock = workspace, priors, clock
         self._paintings: list[SegmentPainting] = []
+        self._isModuleOpen = False
         self.listeners: list[Callable[[], None]] = []  # called when anything changed
 
     # --- what is there ------------------------------------------------------------------------
@@ -107,6 +108,7 @@ class Painter:
         if painting is None:
             session = self._sessionFor(segmentation, segmentId, volume, prior)
             painting = SegmentPainting(session, segmentation, segmentId, self._clock)
+            painting.isLocked = not self._isModuleOpen
             self._paintings.append(painting)
         session = painting.session
         if session.volume is not volume:
@@ -181,6 +183,12 @@ class Painter:
         self.cancel(segmentation)
         return list(fillings)
 
+    def setModuleOpen(self, isOpen: bool) -> None:
+        """In the module painted outlines can be dragged; in the editor they are in the way."""
+        self._isModuleOpen = isOpen
+        for painting in self._paintings:
+            painting.lock(not isOpen)
+
     def cancel(self, segmentation: Node | None) -> None:
         """End the preview; segments stay as they are, and what was painted is remembered."""
         for painting in self.paintings(segmentation):
@@ -230,6 +238,8 @@ class Painter:
         if painting is None:
             return
         self._paintings.remove(painting)
+        if painting.session in self._workspace.sessions:
+            painting.lock(False)
         scene = self._workspace.scene
         if scene.IsNodePresent(painting.segmentation):
             hidePreview(painting.segmentation, painting.segmentId)

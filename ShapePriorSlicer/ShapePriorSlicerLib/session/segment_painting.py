@@ -58,6 +58,7 @@ class SegmentPainting:
         marks: the painted slices, and those of before that still count.
         problem: why what is painted cannot be used.
         repairs: whether a whole segment is mended.
+        isLocked: whether points of painted outlines cannot be dragged: brushes would catch them.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class SegmentPainting:
         self._clock = clock
         self.marks: tuple[Mark, ...] = ()
         self.problem: ShapePriorError | None = None
-        self.repairs = False
+        self.repairs, self.isLocked = False, True
         self._seen: tuple[Any, ...] = ()  # the voxels that were read last, by their time
         self._edited: float | None = None  # when they were edited since
         self._shown: object = None  # the surface that the preview shows
@@ -132,6 +133,13 @@ class SegmentPainting:
         except ShapePriorError as error:
             self.problem = error
 
+    def lock(self, isLocked: bool) -> None:
+        """Let nobody drag the points of painted outlines, or let them."""
+        self.isLocked = isLocked
+        for node in self.session.structure.nodes(OUTLINE):
+            if keyOf(node) is not None and bool(node.GetLocked()) != isLocked:
+                node.SetLocked(isLocked)
+
     def setMeant(self, key: str, isMeant: bool) -> None:
         """Say whether a painted slice is an outline; if not, it is inside, somewhere."""
         unmeant = self._unmeant - {key} if isMeant else self._unmeant | {key}
@@ -162,6 +170,7 @@ class SegmentPainting:
         rememberVoxels(structure, MASK, voxels if self.repairs else None, self.segmentation)
         takePainting(structure, self.name, voxels, painting, self._unmeant, continues)
         self.marks = self._marks(voxels, painting)
+        self.lock(self.isLocked)
         self.session.touch()
         if voxels is None and not structure.nodes(OUTLINE):
             raise ShapePriorError(

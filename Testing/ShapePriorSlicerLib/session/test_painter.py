@@ -199,6 +199,18 @@ def test_the_module_has_the_same_session(sitting):
     assert sitting.begin().session is session
 
 
+def test_painted_outlines_can_be_dragged_in_the_module_alone(sitting):
+    sitting.canvas.paint(THREE)
+    (node, *_) = sitting.begin().session.structure.nodes(OUTLINE)
+    assert node.GetLocked()
+    sitting.painter.setModuleOpen(True)
+    assert not node.GetLocked()
+    sitting.painter.setModuleOpen(False)
+    assert node.GetLocked()
+    sitting.painter.cancel(sitting.canvas.node)
+    assert not node.GetLocked()
+
+
 def test_what_is_drawn_in_the_module_counts_in_the_effect(sitting):
     sitting.canvas.paint(THREE[:2])
     painting = sitting.begin()

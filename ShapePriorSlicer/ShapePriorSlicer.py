@@ -70,7 +70,8 @@ def registerSampleData():
 
 
 def registerEffect():
-    """Offer the effect "Shape prior" in the Segment Editor."""
+    """Offer the effect "Shape prior" in the Segment Editor, as Slicer registers its own ones
+    (registerEffects() of EditorEffects/Python/SegmentEditorEffects.__init__.py.in)."""
     import qSlicerSegmentationsEditorEffectsPythonQt as effects
 
     effect = effects.qSlicerSegmentEditorScriptedEffect(None)

@@ -180,11 +180,24 @@ def test_check_boxes_priors_and_sliders_do_what_they_say(user):
     assert not user.panel.applyButton.enabled
 
 
+def test_a_prior_that_is_picked_before_is_taken(user):
+    user.paint(0, 1, 2)
+    user.choose("hippocampus-pca")
+    user.editor.select("")
+    user.editor.select(user.segmentId)
+    assert user.panel.priorSelector.currentText.startswith("Hippocampus - quick")
+    click(user.panel.previewButton)
+    painting = user.painter.painting(user.node, user.segmentId)
+    assert painting.session.parameters.prior == "hippocampus-pca"
+
+
 def test_all_visible_segments(user):
     user.paint(0, 1, 2)
     hidden = user.node.GetSegmentation().AddEmptySegment("x", "Liver")
     user.node.GetDisplayNode().SetSegmentVisibility(hidden, False)
+    user.node.GetSegmentation().AddEmptySegment("e", "Spleen")
     click(user.panel.allButton)
+    assert user.panel.stateLabel.text.startswith("1 of 2 visible segments were left out")
     assert [p.segmentId for p in user.painter.paintings(user.node)] == [user.segmentId]
     drawnSettings(user)
     click(user.panel.cancelButton)

@@ -78,6 +78,7 @@ class EffectPanel:
         self._effect, self._makeLogic = effect, logic
         self._logic: PanelLogic | None = None
         self._said: tuple[str, bool] = ("", False)
+        self._picked: dict[tuple[str, str], str] = {}  # priors of segments that are not previewed
         self._updating = False
         self.priorSelector = qt.QComboBox()
         self.priorSelector.toolTip = _("Which organ it is.")
@@ -195,20 +196,28 @@ class EffectPanel:
         """Complete the chosen segment, or bring its preview up to date."""
         if not self.logic.server.ensure():
             raise ShapePriorError(_("Not installed."), _("Install the packages first."))
-        painter, had = self.logic.painter, self.painting is not None
-        prior = self._chosenPrior() if had else ""
+        prior = self._picked.pop(self._place, "")
         try:
-            painter.begin(self.segmentation, self.segmentId, self.volume, prior)
+            self.logic.painter.begin(self.segmentation, self.segmentId, self.volume, prior)
         finally:
-            painter.setAutoUpdate(self.segmentation, bool(self.autoUpdateCheckBox.checked))
+            self._onAutoUpdate(self.autoUpdateCheckBox.checked)
 
-    def previewAll(self) -> None:
-        """Complete every visible segment."""
+    @property
+    def _place(self) -> tuple[str, str]:
+        segmentation = self.segmentation
+        return ("" if segmentation is None else segmentation.GetID(), self.segmentId)
+
+    def previewAll(self) -> str:
+        """Complete every visible segment; tells how many were left out."""
         if not self.logic.server.ensure():
             raise ShapePriorError(_("Not installed."), _("Install the packages first."))
         ids = self._visibleIds()
-        self.logic.painter.beginAll(self.segmentation, ids, self.volume)
-        self.logic.painter.setAutoUpdate(self.segmentation, bool(self.autoUpdateCheckBox.checked))
+        found = self.logic.painter.beginAll(self.segmentation, ids, self.volume)
+        self._onAutoUpdate(self.autoUpdateCheckBox.checked)
+        left = len(ids) - len(found)
+        return _("{count} of {all} visible segments were left out: they are empty.").format(
+            count=left, all=len(ids)
+        ) if left else ""  # fmt: skip
 
     def _visibleIds(self) -> list[str]:
         segmentation = self.segmentation
@@ -226,11 +235,10 @@ class EffectPanel:
         """Fill what is previewed."""
         self.logic.painter.apply(self.segmentation, EffectEditor(self._effect))
 
-    def _guarded(self, action: Callable[[], None]) -> None:
+    def _guarded(self, action: Callable[[], str | None]) -> None:
         """Do something; the label says in one sentence how that went."""
         try:
-            action()
-            self._said = ("", False)
+            self._said = (action() or "", False)
         except ShapePriorError as error:
             self._said = (f"{error.what} {error.remedy}", True)
         except Exception as error:
@@ -251,7 +259,11 @@ class EffectPanel:
 
     def _onPrior(self, index: int) -> None:
         prior, painting = self._chosenPrior(), self.painting
-        if not self._updating and painting is not None and prior:
+        if self._updating or not prior:
+            return
+        if painting is None:
+            self._picked[self._place] = prior
+        else:
             self._guarded(lambda: painting.session.change(prior=prior))
 
     def _onSlice(self, item: Any) -> None:
@@ -310,7 +322,8 @@ class EffectPanel:
             return ""
         if segmentation.GetSegmentation().GetSegment(self.segmentId) is None:
             return ""
-        return self.logic.painter.priorFor(segmentation, self.segmentId)[0]
+        picked = self._picked.get(self._place)
+        return picked or self.logic.painter.priorFor(segmentation, self.segmentId)
 
     def _showSlices(self, painting: SegmentPainting | None) -> None:
         import qt

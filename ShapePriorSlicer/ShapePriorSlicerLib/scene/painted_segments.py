@@ -17,10 +17,11 @@ from .annotations import Array, bindToPlane, closedLoops
 from .markups import setLocalPoints
 from .painted_slices import PaintedSlice, Painting
 from .segment_voxels import Key, SegmentVoxels, digestOf
-from .structure import INSIDE, OUTLINE, PAINTED_ATTRIBUTE, Structure
+from .structure import INSIDE, MODEL, OUTLINE, PAINTED_ATTRIBUTE, Structure
 
 Node = Any
 
+HIDDEN_ATTRIBUTE = "ShapePriorSlicer.Hidden"  # of a structure that its segment shows
 STROKES = "strokes"  # instead of a slice, of the points inside that are none's
 SMOOTHING = 0.7  # voxels, of the stairs of a painted border
 CURVE_POINTS = 48  # control points of a painted outline at most
@@ -118,6 +119,16 @@ def takePainting(
         node = structure.made(one.role, one.name)
         _fill(node, one)
         structure.add(one.role, node)
+
+
+def showPainted(structure: Structure, isShown: bool) -> None:
+    """Show a structure's surface and what was painted of it, or hide them until they are shown."""
+    if not isShown or structure.node.GetAttribute(HIDDEN_ATTRIBUTE):
+        structure.node.SetAttribute(HIDDEN_ATTRIBUTE, None if isShown else "1")
+        painted = [n for _, n in structure.annotations() if n.GetAttribute(PAINTED_ATTRIBUTE)]
+        for node in [*painted, structure.refers(MODEL)]:
+            if node is not None and node.GetDisplayNode() is not None:
+                node.GetDisplayNode().SetVisibility(isShown)
 
 
 def _place(mark: str) -> str:

@@ -59,6 +59,12 @@ def organOfSegment(segment: Node) -> tuple[str, str]:
         if any(part.startswith(f"SCT^{term.code}^") for part in codes[2:3]):
             side = next((s for s, code in SIDES.items() if code in codes[3:4]), "")
             return organ, side
-    term = term_of(segment.GetName())
-    organ = next((o for o, t in TERMS.items() if term is not None and t.code == term.code), "")
-    return organ, term.side if term is not None else ""
+    return organOfName(segment.GetName())
+
+
+def organOfName(name: str) -> tuple[str, str]:
+    """The same by a name alone: ("upper lobe lung", "left") of "lung-left-upper-lobe"."""
+    term = term_of(name)
+    if term is None:
+        return "", ""
+    return next(organ for organ, known in TERMS.items() if known.code == term.code), term.side

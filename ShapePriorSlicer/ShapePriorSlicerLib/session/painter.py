@@ -8,11 +8,12 @@ from typing import Any, Protocol
 
 from model_server.errors import ShapePriorError
 
+from ..scene.painted_segments import showPainted
 from ..scene.parameters import ANY_STRUCTURE
 from ..scene.segment_preview import hidePreview, previewsIn, removePreview
 from ..scene.segment_voxels import settleOverlaps
 from ..scene.structure import SEGMENTATION
-from ..scene.terminology import describe, organOfSegment, terminologyEntry
+from ..scene.terminology import describe, organOfName, organOfSegment, terminologyEntry
 from ..server.priors import PriorInfo
 from .keeping import SEGMENT_PARAMETER
 from .segment_painting import SegmentPainting
@@ -76,16 +77,14 @@ class Painter:
                 return session
         return None
 
-    def priorFor(self, segmentation: Node, segmentId: str) -> tuple[str, str]:
-        """Name of the prior for a segment, and its side: by its terminology, or its name."""
+    def priorFor(self, segmentation: Node, segmentId: str) -> str:
+        """Name of the prior for a segment: by its terminology, or its name."""
         session = self.sessionOf(segmentation, segmentId)
         if session is not None and session.parameters.prior:
-            return session.parameters.prior, session.parameters.side
+            return session.parameters.prior
         organ, side = organOfSegment(segmentation.GetSegmentation().GetSegment(segmentId))
-        found = next((p for p in self._priors() if organ and _isOf(p, organ, side)), None)
-        if found is None:
-            return ANY_STRUCTURE, "auto"
-        return found.name, side if found.paired and side else "auto"
+        found = (p.name for p in self._priors() if organ and _isOf(p, organ, side))
+        return next(found, ANY_STRUCTURE)
 
     # --- what the user does -------------------------------------------------------------------
 
@@ -111,8 +110,11 @@ class Painter:
             painting.isLocked = not self._isModuleOpen
             self._paintings.append(painting)
         session = painting.session
+        if prior and session.parameters.prior != prior:
+            session.change(prior=prior)
         if session.volume is not volume:
             session.volume = volume
+        painting.showNodes(True)
         self._workspace.select(session)
         painting.read()
         if painting.problem is not None:
@@ -140,16 +142,6 @@ class Painter:
         if not found:
             raise last or ShapePriorError("There is no segment.", "Add one and paint it.")
         return found
-
-    def choosePrior(self, segmentation: Node, segmentId: str, prior: str) -> None:
-        """Explain a segment by another prior from now on.
-
-        Raises:
-            ShapePriorError: a value that is not possible.
-        """
-        session = self.sessionOf(segmentation, segmentId)
-        if session is not None and session.parameters.prior != prior:
-            session.change(prior=prior)
 
     def setAutoUpdate(self, segmentation: Node | None, isOn: bool) -> None:
         """Follow every stroke, or only when asked."""
@@ -188,6 +180,8 @@ class Painter:
         self._isModuleOpen = isOpen
         for painting in self._paintings:
             painting.lock(not isOpen)
+        for session in self._workspace.sessions if isOpen else ():
+            showPainted(session.structure, True)
 
     def cancel(self, segmentation: Node | None) -> None:
         """End the preview; segments stay as they are, and what was painted is remembered."""
@@ -224,14 +218,13 @@ class Painter:
         self, segmentation: Node, segmentId: str, volume: Node | None, prior: str
     ) -> Session:
         found = self.sessionOf(segmentation, segmentId)
-        chosen, side = self.priorFor(segmentation, segmentId)
         if found is None:
-            name = segmentation.GetSegmentation().GetSegment(segmentId).GetName()
-            found = self._workspace.create(prior or chosen, volume, name)
-            if side != "auto" and not prior:
+            segment = segmentation.GetSegmentation().GetSegment(segmentId)
+            prior = prior or self.priorFor(segmentation, segmentId)
+            found = self._workspace.create(prior, volume, segment.GetName())
+            side = organOfSegment(segment)[1]
+            if side and any(p.paired for p in self._priors() if p.name == prior):
                 found.change(side=side)
-        elif prior and found.parameters.prior != prior:
-            found.change(prior=prior)
         return found
 
     def _end(self, painting: SegmentPainting | None) -> None:
@@ -240,6 +233,7 @@ class Painter:
         self._paintings.remove(painting)
         if painting.session in self._workspace.sessions:
             painting.lock(False)
+            painting.showNodes(self._isModuleOpen)
         scene = self._workspace.scene
         if scene.IsNodePresent(painting.segmentation):
             hidePreview(painting.segmentation, painting.segmentId)
@@ -249,9 +243,9 @@ class Painter:
 
 
 def _isOf(prior: PriorInfo, organ: str, side: str) -> bool:
-    """Whether a prior is of an organ; priors of one side alone have it in their name."""
-    known = prior.organ.replace("-", " ")
-    return known in (organ, f"{side} {organ}".strip())
+    """Whether a prior is of an organ; of a lobe, say, there is one for each side."""
+    known, itsSide = organOfName(prior.organ)
+    return known == organ and itsSide in ("", side)
 
 
 def _describedOrgan(session: Session) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from model_server.errors import ShapePriorError
 
-from ..scene.painted_segments import keyOf, keyText, sliceName, takePainting
+from ..scene.painted_segments import keyOf, keyText, showPainted, sliceName, takePainting
 from ..scene.painted_slices import Painting, readPainting
 from ..scene.segment_preview import hidePreview, showPreview
 from ..scene.segment_voxels import (
@@ -140,6 +140,10 @@ class SegmentPainting:
             if keyOf(node) is not None and bool(node.GetLocked()) != isLocked:
                 node.SetLocked(isLocked)
 
+    def showNodes(self, isShown: bool) -> None:
+        """Show the surface and the painted outlines, or not where the segment itself is seen."""
+        showPainted(self.session.structure, isShown)
+
     def setMeant(self, key: str, isMeant: bool) -> None:
         """Say whether a painted slice is an outline; if not, it is inside, somewhere."""
         unmeant = self._unmeant - {key} if isMeant else self._unmeant | {key}
@@ -166,8 +170,10 @@ class SegmentPainting:
         structure = self.session.structure
         voxels = SegmentVoxels.of(self.segmentation, self.segmentId)
         voxels, painting, continues = self._meaning(voxels)
-        self.repairs = painting.isWhole
-        rememberVoxels(structure, MASK, voxels if self.repairs else None, self.segmentation)
+        if not continues:
+            mask = voxels if painting.isWhole else None
+            rememberVoxels(structure, MASK, mask, self.segmentation)
+        self.repairs = structure.refers(MASK) is not None
         takePainting(structure, self.name, voxels, painting, self._unmeant, continues)
         self.marks = self._marks(voxels, painting)
         self.lock(self.isLocked)
@@ -183,13 +189,18 @@ class SegmentPainting:
         """The voxels, what they mean, and whether what was painted before still counts."""
         if voxels is None:
             return None, Painting(), False
-        before = rememberedVoxels(self.session.structure, APPLIED, voxels)
+        structure, fresh = self.session.structure, (voxels, readPainting(voxels.mask), False)
+        before = rememberedVoxels(structure, APPLIED, voxels)
         if before is None:
-            return voxels, readPainting(voxels.mask), False
+            return fresh
         voxels = voxels.within(before)
         filled = before.on(voxels)
         if filled is None or (filled & voxels.mask).sum() < STILL_APPLIED * filled.sum():
-            return voxels, readPainting(voxels.mask), False
+            return fresh
+        faulty = rememberedVoxels(structure, MASK, voxels)
+        old = None if faulty is None else faulty.on(voxels)
+        if old is not None and (old ^ voxels.mask).sum() < (filled ^ voxels.mask).sum():
+            return fresh  # what was mended is back
         return voxels, readPainting(voxels.mask, filled), True
 
     def _marks(self, voxels: SegmentVoxels | None, painting: Painting) -> tuple[Mark, ...]:

@@ -13,7 +13,7 @@ from scenes import CENTER, Clock, bend, opened, transformed, turn, writeBundle
 from ShapePriorSlicerLib.scene.painted_segments import keyOf
 from ShapePriorSlicerLib.scene.segment_preview import opacityOf, previewOf, setOpacity
 from ShapePriorSlicerLib.scene.segment_voxels import SegmentVoxels
-from ShapePriorSlicerLib.scene.structure import BOUNDARY, INSIDE, MASK, OUTLINE
+from ShapePriorSlicerLib.scene.structure import BOUNDARY, INSIDE, OUTLINE
 from ShapePriorSlicerLib.scene.terminology import describe
 from ShapePriorSlicerLib.server.priors import PriorInfo
 from ShapePriorSlicerLib.session.painter import Painter
@@ -33,6 +33,8 @@ def known():
         prior("hippocampus-dals", "hippocampus"),
         prior("kidney-dals", "kidney", True),
         prior("left-atrium-dals", "left-atrium"),
+        prior("lung-left-upper-lobe-pca", "lung-left-upper-lobe"),
+        prior("lung-right-upper-lobe-pca", "lung-right-upper-lobe"),
     ]
 
 
@@ -289,9 +291,28 @@ def test_a_whole_segment_is_mended(sitting):
     assert np.linalg.norm(place - CENTER) < 4.0
     sitting.answer(shift=-1.0)
     sitting.painter.apply(canvas.node, canvas.editor)
-    assert painting.session.structure.refers(MASK) is not None
+    again = sitting.begin()
+    assert again.repairs
+    assert again.hasResult
+    assert again.marks == ()
     canvas.editor.logic.Undo()
     assert canvas.count() == values.sum()
+    sitting.poll()
+    assert again.repairs
+    assert again.marks == ()  # what is back is no correction
+    assert painting.session.structure.observations()[0].label_map.array.sum() == values.sum()
+
+
+def test_what_is_applied_is_hidden_until_the_module_is_opened(sitting):
+    sitting.canvas.paint(THREE)
+    session = sitting.begin().session
+    sitting.answer()
+    nodes = [session.model.node, *session.structure.nodes(OUTLINE)]
+    assert all(n.GetDisplayNode().GetVisibility() for n in nodes)
+    sitting.painter.apply(sitting.canvas.node, sitting.canvas.editor)
+    assert not any(n.GetDisplayNode().GetVisibility() for n in nodes)
+    sitting.painter.setModuleOpen(True)
+    assert all(n.GetDisplayNode().GetVisibility() for n in nodes)
 
 
 # --- several segments -----------------------------------------------------------------------------
@@ -349,14 +370,18 @@ def test_an_empty_segment_is_left_out_of_all(sitting):
         ("Segment_1", "left kidney", ("kidney-dals", "left")),
         ("right kidney", "", ("kidney-dals", "right")),
         ("Left atrium", "", ("left-atrium-dals", "auto")),
+        ("Right upper lobe of lung", "", ("lung-right-upper-lobe-pca", "auto")),
+        ("Upper lobe of lung", "", ("any-structure", "auto")),  # of which side?
         ("Liver", "hippocampus", ("hippocampus-dals", "auto")),  # terminology before name
         ("Liver", "", ("any-structure", "auto")),  # no such prior here
     ],
 )
 def test_terminology_or_name_choose_the_prior(sitting, name, organ, expected):
-    segmentId = sitting.canvas.add(name)
-    describe(sitting.canvas.segment(segmentId), organ)
-    assert sitting.painter.priorFor(sitting.canvas.node, segmentId) == expected
+    canvas, segmentId = sitting.canvas, sitting.canvas.add(name)
+    describe(canvas.segment(segmentId), organ)
+    canvas.paint(THREE, segmentId)
+    chosen = sitting.begin(segmentId=segmentId).session.parameters
+    assert (chosen.prior, chosen.side) == expected
 
 
 def test_terminology_that_somebody_gave_stays(sitting):

@@ -155,7 +155,7 @@ def _wantedOf(
             inside.append(_middles(found))
             continue
         name = f"{segmentName} {sliceName(voxels, found)}"
-        mark = digestOf(found.area, np.array(found.area.shape), voxels.ijkToWorld, voxels.first)
+        mark = _digestOf(voxels, found)
         spacing = np.linalg.norm(voxels.ijkToWorld[:3, :3], axis=0)[::-1]
         least = float(np.delete(spacing, found.axis).min())
         for number, loop in enumerate(loopsOf(voxels, found)):
@@ -164,9 +164,17 @@ def _wantedOf(
             yield _Wanted(OUTLINE, f"{text}:{number}:{mark}", name, points, plane)
     places = np.concatenate(inside)
     if len(places):
-        mark = digestOf(places, voxels.ijkToWorld, voxels.first)
+        mark = digestOf(places + voxels.first, voxels.ijkToWorld)
         points = voxels.toWorld(places)
         yield _Wanted(INSIDE, f"{STROKES}:{mark}", f"{segmentName} strokes", points)
+
+
+def _digestOf(voxels: SegmentVoxels, found: PaintedSlice) -> str:
+    """By which a slice is told from what it was, however the segment's box has grown since."""
+    rows, columns = (np.flatnonzero(found.area.any(axis=axis)) for axis in (1, 0))
+    area = found.area[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    place = np.insert(np.array([rows[0], columns[0]]), found.axis, found.index) + voxels.first
+    return digestOf(area, place, voxels.ijkToWorld)
 
 
 def _middles(found: PaintedSlice) -> Array:

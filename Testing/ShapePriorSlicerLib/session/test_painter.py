@@ -181,7 +181,8 @@ def test_volumes_of_any_geometry(sitting, geometry):
 
 
 def test_the_module_has_the_same_session(sitting):
-    sitting.canvas.paint(THREE)
+    low, *others = (0, 0.2), *THREE[1:]
+    sitting.canvas.paint((low, (1, 0.4), (2, 0.45)))
     painting = sitting.begin()
     session = sitting.workspace.current
     assert session is painting.session
@@ -189,13 +190,15 @@ def test_the_module_has_the_same_session(sitting):
         f"Hippocampus {m.name}" for m in painting.marks
     ]
     sitting.answer()
-    node = session.outlines()[0].node
+    node = next(row.node for row in session.outlines() if "axial" in row.name)
     node.SetNthControlPointPosition(0, *(np.array(node.GetNthControlPointPosition(0)) + 1.0))
     moved = np.array(node.GetNthControlPointPosition(0))
-    sitting.canvas.paint(THREE[1:])  # other slices change: what was dragged stays, unless repainted
-    sitting.canvas.paint(THREE)
+    sitting.canvas.paint((low, *others, (0, 0.9)))  # the segment's box grows
     sitting.poll()
-    assert np.allclose(node.GetNthControlPointPosition(0), moved)
+    assert len(session.outlines()) == 4
+    assert np.allclose(node.GetNthControlPointPosition(0), moved)  # its slice was not painted
+    sitting.canvas.paint((*others, (0, 0.9)))
+    sitting.poll()
     sitting.painter.cancel(sitting.canvas.node)
     assert len(session.outlines()) == 3
     assert sitting.begin().session is session

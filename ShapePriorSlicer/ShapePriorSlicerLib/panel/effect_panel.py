@@ -329,14 +329,15 @@ class EffectPanel:
         import qt
 
         marks, shown = () if painting is None else painting.marks, self.sliceList
-        if [shown.item(i).text() for i in range(shown.count)] != [mark.name for mark in marks]:
+        isNew = [shown.item(i).text() for i in range(shown.count)] != [m.name for m in marks]
+        if isNew:
             shown.clear()
             for mark in marks:
-                shown.addItem(qt.QListWidgetItem(mark.name))
+                shown.addItem(mark.name)
         for row, mark in enumerate(marks):
             state = qt.Qt.Checked if mark.isMeant else qt.Qt.Unchecked
-            if shown.item(row).checkState() != state:
-                shown.item(row).setCheckState(state)
+            if isNew or shown.item(row).checkState() != state:
+                shown.item(row).setCheckState(state)  # the first one brings the box
         shown.setVisible(bool(marks))
 
     def _showState(self, painting: SegmentPainting | None) -> None:

@@ -175,6 +175,10 @@ class Session:
         self.structure.add(role, node)
         self._watch.edited = True
 
+    def touch(self) -> None:
+        """Something was edited that is no node of the scene."""
+        self._watch.edited = True
+
     def addSegmentBorder(self, segmentation: Node, segmentId: str, sliceNode: Node) -> list[Node]:
         """Take the border of a segment in a slice as outlines; all contours of one that is kept as
         planar contours, as structures of radiotherapy are.

@@ -150,11 +150,8 @@ class DissmField:
         return Surface(self.flowed(even.points, mean, mean)[0], even.triangles)
 
     def zero(self, latent: Array) -> Surface:
-        """The zero level, by a coarse and a fine grid and one Newton step.
-
-        Raises:
-            ValueError: the field is nowhere negative.
-        """
+        """The zero level, by a coarse and a fine grid and one Newton step; around the deepest place
+        where the field is nowhere negative."""
         grid = Grid(NODES, REACH)
         points = grid.points().reshape(NODES, NODES, NODES, 3)
         few = points[::COARSE, ::COARSE, ::COARSE]
@@ -162,6 +159,7 @@ class DissmField:
         field = ndimage.zoom(rough, NODES / len(rough), order=1)
         near = np.abs(field) < np.sqrt(3.0) * COARSE * grid.spacing
         field[near] = self.distances(latent, points[near])
+        field -= max(0.0, field.min() + 0.5 * grid.spacing)
         surface = zero_level(field, np.full(3, -grid.reach), grid.spacing)
         points, _ = self._stepped(latent, surface.points, 0.5 * grid.spacing)
         return Surface(points, surface.triangles)

@@ -117,14 +117,15 @@ class DissmField:
             place = part.clone().requires_grad_()
             codes = code.repeat(len(part), 1).requires_grad_()
             value = self.decoder(codes, place)
-            slope, change = torch.autograd.grad(value.sum(), (place, codes))
+            by_place, by_code = torch.autograd.grad(value.sum(), (place, codes))
             values.append(value.detach())
-            slopes.append(slope)
-            changes.append(change)
-        slope = torch.cat(slopes).double().cpu().numpy()
+            slopes.append(by_place)
+            changes.append(by_code)
+        distance, slope, change = (
+            torch.cat(parts).double().cpu().numpy() for parts in (values, slopes, changes)
+        )
         steepness = np.maximum(np.linalg.norm(slope, axis=1), LEAST_SLOPE)
-        change = torch.cat(changes).double().cpu().numpy() @ self.latent_root
-        return Reading(torch.cat(values).double().cpu().numpy(), slope, steepness, change)
+        return Reading(distance, slope, steepness, change @ self.latent_root)
 
     def renew(self, latent: Array) -> None:
         """Nothing is costly."""

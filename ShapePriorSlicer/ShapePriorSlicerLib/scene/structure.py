@@ -56,6 +56,7 @@ VOLUME, MODEL, TEMPLATE, LANDMARKS = "volume", "model", "template", "landmarks"
 SEGMENTATION = "segmentation"
 
 LOOP_POINTS = 24  # control points of an outline made from a dense loop
+CONTOUR_POINTS = 48  # of one of a structure set: nobody has to move them
 LANDMARK_LABELS = "%d"  # the node's name before it, on organ and template, would cover both
 
 
@@ -232,17 +233,20 @@ class Structure:
         self.node.AddNodeReferenceID(role, node.GetID())
         self.file(node)
 
-    def madeOutline(self, loop: Array, name: str, sliceNode: Node) -> Node:
-        """A curve node through a dense loop, drawn in a slice view's plane.
+    def madeOutline(self, loop: Array, name: str, sliceNode: Node | None = None) -> Node:
+        """A curve node through a dense loop.
 
         Args:
             loop: (N, 3) RAS mm.
             name: of the node.
-            sliceNode: of the view.
+            sliceNode: of the view in whose plane it was drawn; None of one drawn elsewhere.
         """
-        spacing = float(np.linalg.norm(loop - np.roll(loop, 1, axis=0), axis=1).sum()) / LOOP_POINTS
+        count = CONTOUR_POINTS if sliceNode is None else LOOP_POINTS
+        spacing = float(np.linalg.norm(loop - np.roll(loop, 1, axis=0), axis=1).sum()) / count
         curve = self.made(OUTLINE, name)
         setLocalPoints(curve, resample_loop(loop, spacing))
+        if sliceNode is None:
+            return curve
         bindToSlice(curve, sliceNode, sliceSpacing(self.refers(VOLUME), sliceNode))
         curve.SetAttribute(VIEW_ATTRIBUTE, sliceNode.GetName())
         return curve

@@ -33,6 +33,7 @@ def ct(tmp_path_factory) -> Path:
     for path in scan(folder):
         image = pydicom.dcmread(path)
         image.FrameOfReferenceUID = "1.2.826.0.1.3680043.8.498.7"
+        image.SpacingBetweenSlices = "1"  # which is not so: positions tell
         image.save_as(path)
     return folder
 
@@ -54,7 +55,7 @@ def segmentation(path: Path, ct: Path, segments: dict[str, np.ndarray], **more) 
     """Segments of one kidney and others, by their labels; "Kidney L" has its side coded."""
     images = [pydicom.dcmread(f) for f in dicom_series(ct).files]
     for image in images:
-        image.SliceThickness = 2.5
+        image.SliceThickness = image.SpacingBetweenSlices = 2.5
     described = []
     for number, label in enumerate(segments, start=1):
         coded = CODES[label.split()[0]]

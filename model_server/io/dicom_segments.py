@@ -248,6 +248,8 @@ def _images(series: Series) -> list[Dataset]:
                 setattr(image, name, None)
         if not image.get("SliceThickness"):
             image.SliceThickness = f"{series.grid.spacing[2]:.6g}"
+        # The segmentation gets it from here, and scanners write what is not so.
+        image.SpacingBetweenSlices = f"{series.grid.spacing[2]:.6g}"
     return found
 
 

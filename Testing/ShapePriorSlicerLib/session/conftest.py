@@ -1,4 +1,4 @@
-"""A structure that has been fitted."""
+"""A structure that has been fitted, and a user at the Segment Editor."""
 
 from __future__ import annotations
 
@@ -16,3 +16,11 @@ def fitted(session):
     session.poll()
     session.connection.requests.clear()
     return session
+
+
+@pytest.fixture
+def sitting(application, workspace):
+    """A user who has painted nothing yet."""
+    from sittings import Sitting
+
+    return Sitting(application, workspace)

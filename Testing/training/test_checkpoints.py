@@ -13,7 +13,7 @@ from model_server.geometry.icosphere import icosphere
 from model_server.reconstruction import Surface
 from model_server.training import checkpoints
 from model_server.training.checkpoints import CHECKPOINT_FILE, Checkpoint, load_state, told_state
-from model_server.training.deepsdf import train_deepsdf
+from model_server.training.deepsdf import SdfTraining, train_deepsdf
 
 
 class Counting:
@@ -56,14 +56,13 @@ def test_nothing_kept_is_said(tmp_path):
 def test_deepsdf_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     sphere = icosphere(3)
     shapes = [Surface(s * sphere.points, sphere.triangles) for s in (0.4, 0.5)]
-    monkeypatch.setattr("model_server.training.deepsdf.NEAR", 200)
-    monkeypatch.setattr("model_server.training.deepsdf.FAR", 100)
     monkeypatch.setattr(checkpoints, "EVERY_S", 0.0)
     file = tmp_path / CHECKPOINT_FILE
-    train_deepsdf(shapes, 0.5, steps=2, checkpoint=file)
+    config = SdfTraining(steps=2, near=200, far=100)
+    train_deepsdf(shapes, config, checkpoint=file)
     kept = torch.load(file, weights_only=True)
     assert kept["step"] == 2
-    weights = train_deepsdf(shapes, 0.5, steps=2, checkpoint=file)  # no step is left
+    weights = train_deepsdf(shapes, config, checkpoint=file)  # no step is left
     np.testing.assert_allclose(
         weights["latent_mean"], kept["latents"]["weight"].numpy().mean(axis=0), atol=1e-6
     )

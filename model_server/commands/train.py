@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def train(
     method: Annotated[
-        str, typer.Argument(help="dals, atlas, pca, deepsdf; with images: meshnet.")
+        str, typer.Argument(help="dals, atlas, dissm, pca, deepsdf; with images: meshnet.")
     ] = "",
     organ: Annotated[str, typer.Option(help="Names the prior, e.g. liver.")] = "",
     data: Annotated[
@@ -102,7 +102,7 @@ def _score_table(card: PriorCard) -> Table:
 def _training_choices(method: str, organ: str, data: Path | None, labels: Path | None) -> str:
     """The method, if what is needed to train was given."""
     if not method:
-        raise ShapePriorError("No method was named.", "Give --method dals, atlas or pca.")
+        raise ShapePriorError("No method was named.", "Give --method dals, atlas, dissm or pca.")
     if not organ:
         raise ShapePriorError("The organ has no name.", "Give --organ, e.g. --organ liver.")
     if (data is None) == (labels is None):

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
+from scipy.spatial.distance import pdist
 
 from model_server.fitting import engine
 from model_server.fitting.field_form import FieldForm, FieldSettings, Reading
@@ -96,6 +97,34 @@ class LatentPrior(ABC):
     def part_of(self, template: int, places: Array) -> NDArray[np.uint8]:
         """(N,) part numbers at template coordinates (N, 3); 0 where no parts were learned."""
         return np.zeros(len(places), dtype=np.uint8)
+
+
+class KnowsTraining:
+    """A prior that keeps the latents of its training shapes.
+
+    Attributes:
+        card: names the shapes.
+        training_latents: (S, d).
+    """
+
+    card: PriorCard
+    training_latents: Array
+
+    def nearest_training(self, latents: Array, count: int = 3) -> list[tuple[str, float]]:
+        """The training cases whose latents are closest, with their distances in those of a
+        typical pair of training shapes.
+
+        Not whitened: with more axes than shapes, all whitened shapes are equally far apart.
+        """
+        known = self.training_latents
+        gaps = np.linalg.norm(known - latents, axis=1)
+        names = self.card.splits["training"]
+        return [(names[i], float(gaps[i] / self._pair)) for i in np.argsort(gaps)[:count]]
+
+    @cached_property
+    def _pair(self) -> float:
+        """Mean distance of two training shapes' latents."""
+        return max(float(pdist(self.training_latents).mean()), 1e-12)
 
 
 class FieldPrior(LatentPrior):

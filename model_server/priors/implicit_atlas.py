@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.spatial.distance import pdist
 
 from model_server.fitting.field_form import FieldForm
 from model_server.fitting.model import Form
@@ -24,7 +23,7 @@ from model_server.fitting.pose_prior import KINDS, PosePrior
 from model_server.fitting.terms import Evidence
 from model_server.priors.atlas_field import AtlasField, AtlasSettings, level_set
 from model_server.priors.atlas_files import unpack_networks
-from model_server.priors.base import LatentPrior
+from model_server.priors.base import KnowsTraining, LatentPrior
 from model_server.priors.card import PriorCard, read_weights
 from model_server.priors.device import choose_device
 from model_server.priors.implicit_atlas_decoder import AtlasDecoder
@@ -50,7 +49,7 @@ SCHEMA = {
 }
 
 
-class ImplicitAtlasPrior(LatentPrior):
+class ImplicitAtlasPrior(KnowsTraining, LatentPrior):
     """Trained networks with the Gaussians of their latents and poses.
 
     Args:
@@ -195,22 +194,6 @@ class ImplicitAtlasPrior(LatentPrior):
     def template_coordinates(self, number: int = 0) -> Array:
         """(V, 3) the vertices of a template themselves."""
         return self.template(number).points
-
-    def nearest_training(self, latents: Array, count: int = 3) -> list[tuple[str, float]]:
-        """The training cases whose latents are closest, with their distances in those of a
-        typical pair of training shapes.
-
-        Not whitened: with more axes than shapes, all whitened shapes are equally far apart.
-        """
-        known = self.training_latents
-        gaps = np.linalg.norm(known - latents, axis=1)
-        names = self.card.splits["training"]
-        return [(names[i], float(gaps[i] / self._pair)) for i in np.argsort(gaps)[:count]]
-
-    @cached_property
-    def _pair(self) -> float:
-        """Mean distance of two training shapes' latents."""
-        return max(float(pdist(self.training_latents).mean()), 1e-12)
 
     # --- correspondences ----------------------------------------------------------------------
 

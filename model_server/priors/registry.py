@@ -18,6 +18,7 @@ METHODS = {
     "pca": ("model_server.priors.pca", "PcaPrior"),
     "dals": ("model_server.priors.dals", "DalsPrior"),
     "atlas": ("model_server.priors.implicit_atlas", "ImplicitAtlasPrior"),
+    "dissm": ("model_server.priors.dissm", "DissmPrior"),
     "deepsdf": ("model_server.priors.deepsdf", "DeepSdfPrior"),
     "smooth": ("model_server.priors.any_structure", "AnyStructurePrior"),
     "meshnet": ("model_server.imaging.prior", "MeshNetPrior"),

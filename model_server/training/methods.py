@@ -44,6 +44,8 @@ PCA_SOLVERS: dict[str, dict[str, float]] = {
 }
 # The same for ImplicitAtlas.
 ATLAS_SOLVERS: dict[str, dict[str, float]] = {}
+# The same for DISSM.
+DISSM_SOLVERS: dict[str, dict[str, float]] = {}
 # What shapes of an organ leave over, by Testing/benchmarks/leftovers.py; of others, the default.
 LEFTOVERS = {
     "hippocampus": Leftover(0.02, 0.2),
@@ -59,6 +61,7 @@ LEFTOVERS_BY = "python Testing/benchmarks/leftovers.py"
 LATENT_MODES = 100  # K of the latents' Gaussian
 # Of DALS: warped copies teach how such shapes deform.
 DALS_FEW_SHOT = {"steps": 800, "batch": 16, "augmentations": 40, "wrapped_share": 0.6}
+DISSM_FEW_SHOT = {"steps": 1500, "augmentations": 20}  # the same of DISSM
 
 Finished = tuple[PriorCard, dict[str, NDArray[Any]]]
 # Told the card so far, the shapes, the method's options, a device, and the folder of the
@@ -211,18 +214,43 @@ def _train_deepsdf(
     folder: Path,
     progress: Progress | None,
 ) -> Finished:
-    from model_server.training.deepsdf import train_deepsdf
+    from model_server.training.deepsdf import SdfTraining, train_deepsdf
 
+    config = replace(SdfTraining(), **options)
+    file = folder / CHECKPOINT_FILE
+    return card, train_deepsdf(prepared.canonical.surfaces, config, device, progress, file)
+
+
+def _train_dissm(
+    card: PriorCard,
+    prepared: Prepared,
+    options: dict[str, Any],
+    device: str,
+    folder: Path,
+    progress: Progress | None,
+) -> Finished:
+    from model_server.training.dissm import DissmTraining, train_dissm
+    from model_server.training.parts import Trained, dissm_parts
+
+    few = len(prepared.training) <= FEW
+    config = replace(DissmTraining(), **((DISSM_FEW_SHOT if few else {}) | options))
     shapes = prepared.canonical
-    weights = train_deepsdf(
+    trained = train_dissm(
         shapes.surfaces,
         shapes.rms_radius,
-        steps=int(options.get("steps", 4000)),
-        device=device,
-        progress=progress,
-        checkpoint=folder / CHECKPOINT_FILE,
+        config,
+        device,
+        progress,
+        folder / CHECKPOINT_FILE,
+        few,
     )
-    return card, weights
+    arrays = trained.arrays()
+    known = Trained([case.label() for case in prepared.training], shapes.poses, card.organ)
+    parts = dissm_parts(trained, known)
+    if parts is not None:
+        arrays["parts"], card = parts, known.named(card)
+    solver = DISSM_SOLVERS.get(card.organ, {})
+    return _with(card, {"training": asdict(config), "solver": solver}), arrays
 
 
 def latent_gaussian(
@@ -245,4 +273,5 @@ TRAINERS: dict[str, Trainer] = {
     "dals": _train_dals,
     "atlas": _train_atlas,
     "deepsdf": _train_deepsdf,
+    "dissm": _train_dissm,
 }

@@ -32,6 +32,7 @@ from model_server.training.progress import Progress
 
 if TYPE_CHECKING:
     from model_server.training.dals import TrainedDals
+    from model_server.training.dissm import TrainedDissm
     from model_server.training.implicit_atlas import TrainedAtlas
 
 Array = NDArray[np.float64]
@@ -190,6 +191,17 @@ def dals_parts(trained: TrainedDals, shapes: Trained) -> NDArray[np.uint8] | Non
     return shapes.parts(sphere, 1, place)
 
 
+def dissm_parts(trained: TrainedDissm, shapes: Trained) -> NDArray[np.uint8] | None:
+    """(1, V) parts at the vertices of the mean shape, or None; arguments as above."""
+    field = trained.field
+
+    def place(index: int, points: Array) -> tuple[int, Array]:
+        shape = field.carried(field.whiten(trained.sdf.latents[index])).surface
+        return 0, field.template.points[cKDTree(shape.points).query(points)[1]]
+
+    return shapes.parts(field.template.points, 1, place)
+
+
 # --- for priors that are trained already --------------------------------------------------------
 
 
@@ -264,7 +276,7 @@ def add_parts(
     if not hasattr(prior, "part_nodes"):
         raise ShapePriorError(
             f"'{card.name}' has no correspondences to keep parts on.",
-            "Choose a prior of the method dals or atlas.",
+            "Choose a prior of the method dals, atlas or dissm.",
         )
     split = split_cases(data)
     known = set(card.splits.get("training", ()))

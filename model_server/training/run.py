@@ -74,11 +74,11 @@ class Training:
     """What is trained, and how.
 
     Attributes:
-        method: "pca", "dals", "atlas" (ImplicitAtlas) or "deepsdf".
+        method: "pca", "dals", "atlas" (ImplicitAtlas), "dissm" or "deepsdf".
         organ: names the prior.
         source: whose data.
-        options: the method's own hyperparameters (fields of ``DalsTraining``, ``AtlasTraining``;
-            ``grid`` and ``modes`` of the PCA).
+        options: the method's own hyperparameters (fields of ``DalsTraining``, ``AtlasTraining``,
+            ``DissmTraining``; ``grid`` and ``modes`` of the PCA).
         command: that does it.
         device: "auto", "cpu" or "cuda".
     """
@@ -134,7 +134,15 @@ def _options(method: str) -> set[str]:
         from model_server.training.atlas_config import AtlasTraining
 
         return {f.name for f in fields(AtlasTraining)}
-    return {"grid", "modes", "steps"} if method == "pca" else {"steps"}
+    if method == "dissm":
+        from model_server.training.dissm import DissmTraining
+
+        return {f.name for f in fields(DissmTraining)}
+    if method == "deepsdf":
+        from model_server.training.deepsdf import SdfTraining
+
+        return {f.name for f in fields(SdfTraining)}
+    return {"grid", "modes", "steps"}
 
 
 def train(
@@ -158,8 +166,8 @@ def train(
     trained on the same shapes.
 
     Args:
-        method: "pca", "dals", "atlas" (ImplicitAtlas), "deepsdf", or, from images beside the
-            labels, "meshnet" (ImplicitMeshNet) and "unet".
+        method: "pca", "dals", "atlas" (ImplicitAtlas), "dissm", "deepsdf", or, from images beside
+            the labels, "meshnet" (ImplicitMeshNet) and "unet".
         organ: names the prior.
         data: folder with ``labels/``.
         output: folder of priors.

@@ -30,6 +30,10 @@ def find(
         ),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Where the report goes (JSON).")] = None,
+    trajectory: Annotated[
+        Path | None,
+        typer.Option(help="Where the steps of a prior that searches step by step go (JSON)."),
+    ] = None,
     parts: Annotated[
         bool,
         typer.Option(
@@ -48,13 +52,16 @@ def find(
     if threads is not None:
         begin_with_few(threads)
     check_device(device)
+    from model_server.imaging.readers import require_steps
     from model_server.io.outputs import check_outputs
     from model_server.jobs.found_parts import part_files, part_surfaces
     from model_server.priors.registry import files_of, prior_card
 
     paths = output_files or []
     files = part_files(prior_card(prior), paths) if parts else {}
-    others = [*([report] if report else []), *files]
+    if trajectory is not None:
+        require_steps(prior_card(prior))
+    others = [*([report] if report else []), *([trajectory] if trajectory else []), *files]
     check_outputs(paths, others, (image, *files_of(prior)))
     session = Session.opened(prior, [], None, None, device, image=image)
     with search_progress(image.name, quiet) as searching:
@@ -62,7 +69,7 @@ def find(
     with fit_progress(session.prior.card.name, quiet) as progress:
         result = session.fit(side, progress)
     surfaces, missing = part_surfaces(session.observations.reading, files)
-    session.write(result, paths, report, surfaces=surfaces)
+    session.write(result, paths, report, surfaces=surfaces, trajectory=trajectory)
     for name in missing:
         errors.print(f"Warning: the image shows no {name} part.", markup=False)
     tell_fitted(result, [*paths, *surfaces], quiet)

@@ -208,9 +208,7 @@ class PoseAgent(nn.Module):
         return self.moved(stage, places, self.said(stage, seen))
 
     @torch.inference_mode()
-    def walk(
-        self, view: View, start: Places, stages: Sequence[str] = STAGES
-    ) -> Iterator[PoseStep]:
+    def walk(self, view: View, start: Places, stages: Sequence[str] = STAGES) -> Iterator[PoseStep]:
         """Every state from a start (of one) to the end, the start first."""
         places, latent = start, np.zeros(self.shape.modes)
         yield PoseStep("start", 0, places, latent)

@@ -7,8 +7,6 @@ hears it: fits, what is told of strange images, parts, what was drawn.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -26,9 +24,11 @@ from model_server.imaging.pose_agent import STAGES, AgentShape, PoseAgent, PoseS
 from model_server.imaging.pose_steps import Places
 from model_server.imaging.prompts import PROMPTS, prompt_channels
 from model_server.imaging.reader import UNKNOWN_MM, Doubt, no_overlap
+from model_server.imaging.readers import OWN
 from model_server.imaging.refine_network import RefineNetwork, RefineShape
 from model_server.imaging.region import Frame, Region, on_voxels, read_region
 from model_server.imaging.voxel_network import laid_out
+from model_server.imaging.watching import watcher
 from model_server.observations import Observations, Volume
 from model_server.priors.card import PriorCard
 from model_server.priors.protocol import FitSettings
@@ -76,21 +76,6 @@ class Shape(Protocol):
     def distances(self, latent: Array, points: Array) -> Array:
         """(N,) signed distances of the shape (K,) whitened at canonical points (N, 3)."""
         ...
-
-
-# --- who watches ----------------------------------------------------------------------------------
-
-_told: ContextVar[Any] = ContextVar("told", default=None)
-
-
-@contextmanager
-def watched(told: Any) -> Iterator[None]:
-    """Within this, ``told(reconstruction)`` is called with every state of an agent, as it goes."""
-    token = _told.set(told)
-    try:
-        yield
-    finally:
-        _told.reset(token)
 
 
 class PoseReader:
@@ -163,11 +148,9 @@ class PoseReader:
         Raises:
             ShapePriorError: (no-overlap) the image does not reach there.
         """
-        steps = self.walk(image, center, observations, start)
-        path = []
-        for step in steps:
+        path, told = [], watcher()
+        for step in self.walk(image, center, observations, start):
             path.append(step)
-            told = _told.get()
             if told is not None:
                 told(self.shown(step))
         return self.told(image, tuple(path), observations, meshes)
@@ -240,7 +223,7 @@ class PoseReader:
         surface = self._placed(last.places, latent)
         check()
         region = on_voxels(self._region(surface), image)
-        distance = self._decoded(last.places, latent, region)
+        distance = self.decoded(last, region)
         values, known = read_region(image, region)
         normal = self.intensities.normalized(values, known)
         prompts = np.zeros((PROMPTS, *values.shape), dtype=np.float32)
@@ -289,8 +272,10 @@ class PoseReader:
         count = np.ceil((high - low) / spacing / multiple).astype(int) * multiple
         return Frame((int(count[0]), int(count[1]), int(count[2])), spacing).at(0.5 * (low + high))
 
-    def _decoded(self, places: Places, latent: Array, region: Region) -> Image:
-        """(X, Y, Z) mm: decoded at every other voxel, as distances are smooth, then made true."""
+    def decoded(self, step: PoseStep, region: Region) -> Image:
+        """(X, Y, Z) mm to a state's surface: decoded at every other voxel, as distances are smooth,
+        then made true."""
+        places, latent = step.places, self._whole(step.latent)
         coarse = [np.arange(-0.5, n + COARSE, COARSE) for n in region.frame.shape]
         shape = tuple(len(axis) for axis in coarse)
         index = np.stack(np.meshgrid(*coarse, indexing="ij"), axis=-1).reshape(-1, 3)
@@ -317,14 +302,9 @@ class PoseReader:
         return distance + spacing * correction[0].numpy(), doubt
 
 
-def reads_itself(card: PriorCard) -> bool:
-    """Whether a prior has a reader of its own in its files."""
-    return "agent" in card.hyperparameters.get("reader", {})
-
-
 def reader_side(card: PriorCard) -> PriorCard:
     """A card as its reader has it."""
-    return replace(card, hyperparameters=dict(card.hyperparameters.get("reader", {})))
+    return replace(card, hyperparameters=dict(card.hyperparameters[OWN]))
 
 
 def pack_reader(agent: PoseAgent, refine: RefineNetwork | None) -> dict[str, NDArray[Any]]:

@@ -250,9 +250,7 @@ class Images:
         return points @ worlds.linear.transpose(1, 2), distances * worlds.size[:, None]
 
 
-def drawn_linear(
-    ranges: Ranges, count: int, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
+def drawn_linear(ranges: Ranges, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """(B, 3, 3) rotations and scales, and (B,) by which distances grow."""
     angles = rng.uniform(-1.0, 1.0, (count, 3)) * ranges.turn_deg / math.sqrt(3.0)
     turn = Rotation.from_rotvec(np.deg2rad(angles)).as_matrix()
@@ -264,7 +262,7 @@ def drawn_linear(
 
 
 def perturbed(places: Places, ranges: Ranges, rng: np.random.Generator) -> Places:
-    """eta composed with places: in the shapes' own frames, shifts in mm."""
+    """Eta composed with places: in the shapes' own frames, shifts in mm."""
     count = len(places)
     shift = torch.tensor(rng.uniform(-1.0, 1.0, (count, 3)), dtype=torch.float32)
     linear, _ = drawn_linear(Ranges(0.0, 1.0, 1.0, ranges.turn_deg), count, rng)
@@ -488,6 +486,3 @@ class AgentTrainer:
         self.optimizer = self._begin()
         if self.stage_at < len(self.plan):
             self.optimizer.load_state_dict(state["optimizer"])
-
-
-

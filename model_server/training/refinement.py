@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model_server.imaging.intensities import Intensities
-from model_server.imaging.refine_network import RefineNetwork, RefineShape
+from model_server.imaging.refine_network import RefineNetwork
 from model_server.imaging.voxel_network import laid_out
 from model_server.training.checkpoints import Checkpoint, State, load_state
 from model_server.training.image_cases import ImageCase

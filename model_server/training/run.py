@@ -26,7 +26,7 @@ from model_server.training.prepared import Prepared, prepare
 from model_server.training.progress import Progress
 
 ALIASES = {"implicit-atlas": "atlas"}
-READERS = ("meshnet", "unet")  # methods that read images
+READERS = ("meshnet", "unet", "agent")  # methods that read images
 CHECKSUM = "labels_checksum"  # key among the hyperparameters of a card
 Told = Callable[[str], None]
 Arrays = dict[str, NDArray[Any]]
@@ -167,7 +167,8 @@ def train(
 
     Args:
         method: "pca", "dals", "atlas" (ImplicitAtlas), "dissm", "deepsdf", or, from images beside
-            the labels, "meshnet" (ImplicitMeshNet) and "unet".
+            the labels, "meshnet" (ImplicitMeshNet), "unet", and "agent", which teaches the organ's
+            DISSM prior to find its shape in images.
         organ: names the prior.
         data: folder with ``labels/``.
         output: folder of priors.
@@ -231,6 +232,10 @@ def _train_reader(
 
     if steps is not None:
         options["mesh_steps" if method == "meshnet" else "tail_steps"] = steps
+    if method == "agent":
+        from model_server.training.pose_reader import train_agent
+
+        return train_agent(organ, data, output, options, progress)
     card = PriorCard(
         name=f"{organ}-{method}",
         organ=organ,

@@ -117,14 +117,15 @@ class DissmField:
             place = part.clone().requires_grad_()
             codes = code.repeat(len(part), 1).requires_grad_()
             value = self.decoder(codes, place)
-            slope, change = torch.autograd.grad(value.sum(), (place, codes))
+            by_place, by_code = torch.autograd.grad(value.sum(), (place, codes))
             values.append(value.detach())
-            slopes.append(slope)
-            changes.append(change)
-        slope = torch.cat(slopes).double().cpu().numpy()
+            slopes.append(by_place)
+            changes.append(by_code)
+        distance, slope, change = (
+            torch.cat(parts).double().cpu().numpy() for parts in (values, slopes, changes)
+        )
         steepness = np.maximum(np.linalg.norm(slope, axis=1), LEAST_SLOPE)
-        change = torch.cat(changes).double().cpu().numpy() @ self.latent_root
-        return Reading(torch.cat(values).double().cpu().numpy(), slope, steepness, change)
+        return Reading(distance, slope, steepness, change @ self.latent_root)
 
     def renew(self, latent: Array) -> None:
         """Nothing is costly."""
@@ -150,11 +151,8 @@ class DissmField:
         return Surface(self.flowed(even.points, mean, mean)[0], even.triangles)
 
     def zero(self, latent: Array) -> Surface:
-        """The zero level, by a coarse and a fine grid and one Newton step.
-
-        Raises:
-            ValueError: the field is nowhere negative.
-        """
+        """The zero level, by a coarse and a fine grid and one Newton step; around the deepest place
+        where the field is nowhere negative."""
         grid = Grid(NODES, REACH)
         points = grid.points().reshape(NODES, NODES, NODES, 3)
         few = points[::COARSE, ::COARSE, ::COARSE]
@@ -162,6 +160,7 @@ class DissmField:
         field = ndimage.zoom(rough, NODES / len(rough), order=1)
         near = np.abs(field) < np.sqrt(3.0) * COARSE * grid.spacing
         field[near] = self.distances(latent, points[near])
+        field -= max(0.0, field.min() + 0.5 * grid.spacing)
         surface = zero_level(field, np.full(3, -grid.reach), grid.spacing)
         points, _ = self._stepped(latent, surface.points, 0.5 * grid.spacing)
         return Surface(points, surface.triangles)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model_server.cases.canonical import standardization
 from model_server.priors.dissm_field import DissmField
 from model_server.reconstruction import Surface
 from model_server.training.dals import starting_latents
@@ -31,13 +32,13 @@ class DissmTraining(SdfTraining):
         explained: share of the latents' variance that their principal components keep.
     """
 
-    steps: int = 5000
-    near: int = 8000
-    far: int = 2000
+    steps: int = 3000
+    near: int = 6400
+    far: int = 1600
     jitters: tuple[float, ...] = (0.01, 0.1)
     clamp: float = 0.0
     decoder_rate: float = 1e-3
-    half_share: float = 0.7
+    half_share: float = 0.85
     augmentations: int = 0
     explained: float = 0.98
 
@@ -114,11 +115,7 @@ def warped_copies(
     for _ in range(config.augmentations):
         for surface in surfaces:
             warped = Surface(wolf.warp(surface.points, rng), surface.triangles)
-            corners = warped.corners()
-            across = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-            area, middle = np.linalg.norm(across, axis=1), corners.mean(axis=1)
-            center = np.average(middle, axis=0, weights=area)
-            spread = np.average(((middle - center) ** 2).sum(axis=1), axis=0, weights=area)
-            points = (warped.points - center) * (rms_radius / np.sqrt(spread))
+            standard = standardization(warped)
+            points = (warped.points - standard.center) * (rms_radius / standard.rms_radius)
             found.append(Surface(points, surface.triangles))
     return found

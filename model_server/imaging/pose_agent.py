@@ -80,9 +80,9 @@ class AgentShape:
     def of(cls, told: dict[str, Any]) -> AgentShape:
         """From what a card keeps."""
         frame = Frame(tuple(told["frame"]["shape"]), float(told["frame"]["spacing"]))
-        rest = {k: tuple(told[k]) for k in ("half", "widths", "steps")}
-        numbers = {"step": float(told["step"]), "usual": float(told["usual"])}
-        return cls(frame, modes=int(told["modes"]), **rest, **numbers)
+        half, widths, steps = (tuple(told[k]) for k in ("half", "widths", "steps"))
+        step, usual, modes = float(told["step"]), float(told["usual"]), int(told["modes"])
+        return cls(frame, half, step, usual, modes, widths, steps)
 
     def points(self, finer: int = 1) -> Tensor:
         """(V, 3) canonical points that are seen, in the order of ``voxels``."""

@@ -176,13 +176,10 @@ class PoseReader:
         normal = self.intensities.normalized(values, known)
         volumes = torch.from_numpy(np.stack([normal, known])[None])
         view = View(volumes, self.frame, region.origin)
-        stages = STAGES
+        start = start or self._drawn_place(observations)
         if start is None:
-            start = self._drawn_place(observations)
-            stages = STAGES if start is None else PLACED
-        else:
-            stages = PLACED
-        return self.agent.walk(view, start or self.agent.mean_place(center), stages)
+            return self.agent.walk(view, self.agent.mean_place(center))
+        return self.agent.walk(view, start, PLACED)
 
     def _drawn_place(self, observations: Observations | None) -> Places | None:
         """What annotations tell of the place; None where they tell too little."""

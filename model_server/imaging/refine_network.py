@@ -59,8 +59,8 @@ class RefineNetwork(nn.Module):
         self.encoder = VoxelEncoder(SEEN + 1, shape.widths)
         self.decoder = VoxelDecoder(shape.widths)
         self.head = nn.Conv3d(shape.widths[0], 2, 1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        for value in self.head.parameters():
+            nn.init.zeros_(value)  # at first nothing is corrected
 
     def forward(self, seen: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
         """The correction and the logarithm of its doubt, (B, X, Y, Z) voxels each.

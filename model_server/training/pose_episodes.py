@@ -137,7 +137,7 @@ def bank_of(
     rng = np.random.default_rng(0)
     volumes, points, distances, centers = [], [], [], []
     for case in cases:
-        normal = intensities.normalized(case.image, case.known)
+        normal = intensities.normalized(case.image, case.known.astype(np.float32))
         volumes.append(np.stack([normal, case.known]).astype(np.float32))
         shape = np.array(case.image.shape)
         told = case.distances[0].astype(np.float32)

@@ -105,9 +105,9 @@ def agent_recipe(organ: str, data: Path, options: dict[str, Any]) -> AgentRecipe
             f"agent has no option {', '.join(unknown)}.",
             f"Choose among {', '.join(sorted(known | later))}.",
         )
-    chosen = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-    own = {k: v for k, v in chosen.items() if k in known}
-    refine = {k.removeprefix("refine_"): v for k, v in chosen.items() if k in later}
+    chosen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    own: dict[str, Any] = {k: v for k, v in chosen.items() if k in known}
+    refine: dict[str, Any] = {k.removeprefix("refine_"): v for k, v in chosen.items() if k in later}
     found = replace(
         found,
         training=replace(found.training, **own),

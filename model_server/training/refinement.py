@@ -111,7 +111,8 @@ class Patches:
         self.spacing, self.config = spacing, config
         # As in a reading, brightness is that of all the region, not of the patch.
         self.cases = [
-            replace(case, image=intensities.normalized(case.image, case.known)) for case in cases
+            replace(case, image=intensities.normalized(case.image, case.known.astype(np.float32)))
+            for case in cases
         ]
         self.sampler = Sampler(self.cases, spacing, Intensities(), variation)
 
@@ -123,7 +124,7 @@ class Patches:
             whole,
             image=whole.image[box],
             known=whole.known[box],
-            distances=whole.distances[(slice(None), *box)],
+            distances=np.stack([told[box] for told in whole.distances]),
         )
         seen, told = self.sampler.one(case, rng)
         values = case.image[case.known]
@@ -136,7 +137,9 @@ class Patches:
             told = torch.cat([told, torch.from_numpy(smooth)[None]])
         shape = self._astray(told[1], rng)
         kept = self._kept(told.shape[1:])
-        return Patch(seen[(slice(None), *kept)][None], told[0][kept][None], shape[kept][None])
+        return Patch(
+            torch.stack([part[kept] for part in seen])[None], told[0][kept][None], shape[kept][None]
+        )
 
     def _box(self, told: NDArray[np.float16], rng: np.random.Generator) -> tuple[slice, ...]:
         """Of a patch and a rim, which what moves an image leaves empty."""

@@ -190,8 +190,9 @@ def refine_losses(
     band = (patch.shape.abs() < shape.band).float()
     count = band.sum().clamp(min=1.0)
     true = patch.true
-    delta = (config.dirac / math.pi) / (config.dirac**2 + refined**2)
-    level = (band * true.abs() * (delta + 1e-6).sqrt()).sum() / count
+    # A mean over the surface: of the sum a smaller surface would have less.
+    delta = band * config.dirac / (config.dirac**2 + refined**2)
+    level = (delta * true.abs()).sum() / delta.sum().clamp(min=1.0)
     slope = (band * (steepness(refined) - 1.0).square()).sum() / count
     stray = (correction.abs() - config.stray_mm / shape.spacing).clamp(min=0.0)
     off = (refined - true).abs()

@@ -105,6 +105,15 @@ def test_annotations_are_the_first_state(reader, ellipsoid_scan):
     np.testing.assert_allclose(start.places.translation[0], CENTER, atol=1e-3)
 
 
+def test_a_rough_box_is_a_start(reader, ellipsoid_scan):
+    low, high = CENTER - [8.0, 22.0, 11.0], CENTER + [10.0, 20.0, 9.0]
+    start = reader.boxed(low, high)
+    first = next(iter(reader.walk(ellipsoid_scan, CENTER, start=start)))
+    points = reader.shown(first).surface.points
+    np.testing.assert_allclose(points.min(axis=0), low, atol=1e-3)
+    np.testing.assert_allclose(points.max(axis=0), high, atol=1e-3)
+
+
 def test_a_fit_hears_it(prior, ellipsoid_scan):
     look = Looks(Readers("cpu")).of(prior, ellipsoid_scan)
     told = found_in(prior, look)

@@ -21,7 +21,7 @@ from model_server.fitting.interrupt import apart, check
 from model_server.geometry.labels import oriented
 from model_server.imaging.intensities import Intensities
 from model_server.imaging.pose_agent import STAGES, AgentShape, PoseAgent, PoseStep, View
-from model_server.imaging.pose_steps import Places
+from model_server.imaging.pose_steps import SCALES, Places
 from model_server.imaging.prompts import PROMPTS, prompt_channels
 from model_server.imaging.reader import UNKNOWN_MM, Doubt, no_overlap
 from model_server.imaging.readers import OWN
@@ -163,8 +163,12 @@ class PoseReader:
         center: Array,
         observations: Observations | None = None,
         start: Places | None = None,
+        place_known: bool = True,
     ) -> Iterator[PoseStep]:
         """State by state, the first one first; arguments as of ``read``.
+
+        Args:
+            place_known: whether a given start tells the place, so that only what is finer is found.
 
         Raises:
             ShapePriorError: (no-overlap) the image does not reach there.
@@ -179,7 +183,21 @@ class PoseReader:
         start = start or self._drawn_place(observations)
         if start is None:
             return self.agent.walk(view, self.agent.mean_place(center))
-        return self.agent.walk(view, start, PLACED)
+        return self.agent.walk(view, start, PLACED if place_known else STAGES)
+
+    def boxed(self, low: Array, high: Array) -> Places:
+        """The place of the mean shape in a rough box from (3,) to (3,) RAS mm, for a start."""
+        points = self.prior.template().points
+        first, last = points.min(axis=0), points.max(axis=0)
+        scale = np.clip(
+            (high - low) / (last - first), *(s * self.agent.shape.usual for s in SCALES)
+        )
+        shift = 0.5 * (low + high - scale * (first + last))
+        return Places(
+            torch.tensor(shift, dtype=torch.float32)[None],
+            torch.tensor(scale, dtype=torch.float32)[None],
+            torch.eye(3)[None],
+        )
 
     def _drawn_place(self, observations: Observations | None) -> Places | None:
         """What annotations tell of the place; None where they tell too little."""
@@ -216,8 +234,7 @@ class PoseReader:
     ) -> ImageReading:
         """The reading at the end of a way."""
         last = path[-1]
-        latent = self._whole(last.latent)
-        surface = self._placed(last.places, latent)
+        surface = self.surface(last)
         check()
         region = on_voxels(self._region(surface), image)
         distance = self.decoded(last, region)
@@ -255,9 +272,10 @@ class PoseReader:
         found[:count] = latent[:count]
         return found
 
-    def _placed(self, places: Places, latent: Array) -> Surface:
-        shape = self.prior.decode(self.prior.latents(latent))
-        points = places.apply(torch.tensor(shape.points, dtype=torch.float32)[None])[0]
+    def surface(self, step: PoseStep) -> Surface:
+        """A state's own shape, RAS mm."""
+        shape = self.prior.decode(self.prior.latents(self._whole(step.latent)))
+        points = step.places.apply(torch.tensor(shape.points, dtype=torch.float32)[None])[0]
         return oriented(Surface(points.double().numpy(), shape.triangles))
 
     def _region(self, surface: Surface) -> Region:

@@ -11,11 +11,11 @@ import torch
 
 from model_server.imaging.familiar import figures_of
 from model_server.imaging.pose_agent import AgentShape, PoseAgent
-from model_server.imaging.pose_reader import OWN, PoseReader, pack_reader
+from model_server.imaging.pose_reader import PoseReader, pack_reader
 from model_server.imaging.refine_network import RefineNetwork, RefineShape
 from model_server.imaging.region import Frame
 from model_server.observations import Volume
-from model_server.priors.card import PriorCard, read_card, read_weights, save_prior
+from model_server.priors.card import OWN_READER, PriorCard, read_card, read_weights, save_prior
 from model_server.priors.dissm import DissmPrior
 from model_server.priors.registry import BUNDLED_ZOO, load_prior
 from model_server.training.dissm import DissmTraining, train_dissm
@@ -87,7 +87,7 @@ def write_pose_reader(zoo: Path, image: Volume, center: np.ndarray) -> Path:
         "misfit": 6.0,
         "misfit_mm": 4.0,
     }
-    card = replace(prior.card, hyperparameters={OWN: told})
+    card = replace(prior.card, hyperparameters={OWN_READER: told})
     weights = read_weights(folder, prior.card) | pack_reader(agent, refine)
     save_prior(folder, card, weights)
     return folder

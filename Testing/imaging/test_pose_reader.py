@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import CENTER, RADII
 from image_readers import ellipsoid_image
 from pose_readers import MODALITY, NAME, write_pose_reader
 
@@ -28,6 +27,9 @@ from model_server.imaging.readers import (
 from model_server.imaging.watching import watched
 from model_server.observations import Observations, PointSet, Volume
 from model_server.priors.registry import ZOO_VARIABLE, load_prior
+
+CENTER = np.array([-25.0, 10.0, 30.0])
+RADII = np.array([7.0, 20.0, 8.0])
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +108,7 @@ def test_annotations_are_the_first_state(reader, ellipsoid_scan):
 
 
 def test_a_rough_box_is_a_start(reader, ellipsoid_scan):
-    low, high = CENTER - [8.0, 22.0, 11.0], CENTER + [10.0, 20.0, 9.0]
+    low, high = CENTER - np.array([8.0, 22.0, 11.0]), CENTER + np.array([10.0, 20.0, 9.0])
     start = reader.boxed(low, high)
     first = next(iter(reader.walk(ellipsoid_scan, CENTER, start=start)))
     points = reader.shown(first).surface.points

@@ -16,11 +16,11 @@ from model_server.errors import ShapePriorError
 from model_server.imaging.intensities import Intensities
 from model_server.imaging.meshnet import MeshNet, MeshNetShape
 from model_server.imaging.pose_agent import STAGES, PoseAgent
-from model_server.imaging.pose_reader import OWN
 from model_server.imaging.pose_steps import Places
 from model_server.imaging.readers import Looks, Readers
 from model_server.imaging.refine_network import RefineNetwork, RefineShape
 from model_server.imaging.region import Frame
+from model_server.priors.card import OWN_READER
 from model_server.priors.registry import load_prior
 from model_server.training import checkpoints, pose_reader
 from model_server.training.image_cases import ImageCase, Structure, load_cases
@@ -260,7 +260,7 @@ def test_nothing_is_corrected_beyond_the_band():
 def test_what_a_reader_knows_is_taken_over():
     shape = MeshNetShape(Frame((32, 32, 32), 1.0), ("organ",), (4, 8, 8, 8), (8, 8, 8), 1)
     reader = MeshNet(shape)
-    network = RefineNetwork(RefineShape(1.0, 3.0, (4, 8, 8)))
+    network = RefineNetwork(RefineShape(1.0, 20.0, (4, 8, 8, 8)))
     network.start_from(reader)
     own, other = network.state_dict(), reader.state_dict()
     name = "encoder.blocks.1.first.weight"
@@ -268,6 +268,17 @@ def test_what_a_reader_knows_is_taken_over():
     first = own["encoder.blocks.0.first.weight"]
     assert torch.equal(first[:, :5], other["encoder.blocks.0.first.weight"])
     assert not first[:, 5:].any()
+    # Where the band is all there is, it says what the reader says.
+    seen = torch.randn(1, 5, 16, 16, 16)
+    surface = ball(6.0)[:, :16, :16, :16]
+    with torch.no_grad():
+        correction, _ = network(seen, surface)
+        told = reader.voxels(seen)[0].distance
+    near = surface.abs() < 5.0
+    np.testing.assert_allclose((surface + correction)[near], told[near], atol=1e-3)
+    with torch.no_grad():
+        unchanged, _ = RefineNetwork(network.shape)(seen, surface)
+    np.testing.assert_allclose(unchanged[near], 0.0, atol=1e-4)
 
 
 def test_a_refinement_is_trained_and_goes_on(patches, tmp_path):
@@ -311,7 +322,7 @@ def test_a_prior_is_taught_to_read(shapes, data, monkeypatch):
     tiny = {"updates": [1, 1, 1, 1], "episode": [1, 1, 1, 1], "batch": 2, "images": 2, "points": 30}
     card = train("agent", "hippocampus", data, shapes, options={**tiny, **options})
     assert card.name == NAME
-    told = json.loads((shapes / NAME / "prior.json").read_text())["hyperparameters"][OWN]
+    told = json.loads((shapes / NAME / "prior.json").read_text())["hyperparameters"][OWN_READER]
     assert told["modality"] == "test images"
     assert told["familiar"]["limit"] > 0
     assert not list(shapes.glob("*.unfinished*"))

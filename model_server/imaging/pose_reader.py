@@ -24,13 +24,12 @@ from model_server.imaging.pose_agent import STAGES, AgentShape, PoseAgent, PoseS
 from model_server.imaging.pose_steps import SCALES, Places
 from model_server.imaging.prompts import PROMPTS, prompt_channels
 from model_server.imaging.reader import UNKNOWN_MM, Doubt, no_overlap
-from model_server.imaging.readers import OWN
 from model_server.imaging.refine_network import RefineNetwork, RefineShape
 from model_server.imaging.region import Frame, Region, on_voxels, read_region
 from model_server.imaging.voxel_network import laid_out
 from model_server.imaging.watching import watcher
 from model_server.observations import Observations, Volume
-from model_server.priors.card import PriorCard
+from model_server.priors.card import OWN_READER, PriorCard
 from model_server.priors.protocol import FitSettings
 from model_server.priors.schema import bad_prior
 from model_server.reading import ImageReading, Structure
@@ -319,7 +318,7 @@ class PoseReader:
 
 def reader_side(card: PriorCard) -> PriorCard:
     """A card as its reader has it."""
-    return replace(card, hyperparameters=dict(card.hyperparameters[OWN]))
+    return replace(card, hyperparameters=dict(card.hyperparameters[OWN_READER]))
 
 
 def pack_reader(agent: PoseAgent, refine: RefineNetwork | None) -> dict[str, NDArray[Any]]:

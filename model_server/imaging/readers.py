@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from model_server.errors import ShapePriorError
 from model_server.observations import Observations, Volume
-from model_server.priors.card import PriorCard
+from model_server.priors.card import OWN_READER, PriorCard
 from model_server.priors.protocol import ShapePrior
 from model_server.priors.registry import list_priors, load_prior
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from model_server.imaging.pose_reader import PoseReader
     from model_server.imaging.reader import ImageReader, Reader
 
-OWN = "reader"  # of the hyperparameters of priors that have a reader of their own
 METHOD = "meshnet"  # of priors that read the images of all others of their organ
 
 
@@ -33,7 +32,7 @@ def needs_image(card: PriorCard) -> bool:
 
 def is_reader(card: PriorCard) -> bool:
     """Whether a prior reads images with what is in its own files."""
-    return needs_image(card) or bool(card.hyperparameters.get(OWN))
+    return needs_image(card) or bool(card.hyperparameters.get(OWN_READER))
 
 
 def require_steps(card: PriorCard) -> None:
@@ -42,7 +41,7 @@ def require_steps(card: PriorCard) -> None:
     Raises:
         ShapePriorError: (no-steps) it sees the organ at once, or reads no images itself.
     """
-    if not card.hyperparameters.get(OWN):
+    if not card.hyperparameters.get(OWN_READER):
         raise ShapePriorError(
             f"'{card.name}' does not search an image step by step.",
             "Choose a prior of the method dissm that has a reader, or leave out --trajectory.",
@@ -52,7 +51,7 @@ def require_steps(card: PriorCard) -> None:
 
 def modality_of(card: PriorCard) -> str:
     """Of the images that a reader knows, e.g. "T1-weighted MR"."""
-    told = card.hyperparameters.get(OWN) or card.hyperparameters
+    told = card.hyperparameters.get(OWN_READER) or card.hyperparameters
     return str(told.get("modality", "image"))
 
 

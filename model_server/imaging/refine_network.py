@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from model_server.imaging.meshnet import CHANNELS as SEEN
-from model_server.imaging.meshnet import LOG_DOUBT
+from model_server.imaging.meshnet import LOG_DOUBT, MeshNet
 from model_server.imaging.voxel_network import VoxelDecoder, VoxelEncoder, channels_last
 
 REACH = 8.0  # voxels: in these a distance is told, and no farther
@@ -28,7 +29,7 @@ class RefineShape:
 
     spacing: float
     band_mm: float
-    widths: tuple[int, ...] = (16, 32, 64)
+    widths: tuple[int, ...] = (16, 32, 64, 128)
 
     @property
     def band(self) -> float:
@@ -51,16 +52,19 @@ class RefineShape:
 
 
 class RefineNetwork(nn.Module):
-    """A U-Net of few levels: the shape has told where, the image tells where exactly."""
+    """A U-Net that sees the image and a surface, and says where that should be. Untaught it leaves
+    it where it is."""
 
     def __init__(self, shape: RefineShape) -> None:
         super().__init__()
         self.shape = shape
         self.encoder = VoxelEncoder(SEEN + 1, shape.widths)
         self.decoder = VoxelDecoder(shape.widths)
-        self.head = nn.Conv3d(shape.widths[0], 2, 1)
-        for value in self.head.parameters():
-            nn.init.zeros_(value)  # at first nothing is corrected
+        self.head = nn.Conv3d(shape.widths[0] + 1, 2, 1)
+        with torch.no_grad():
+            for value in self.head.parameters():
+                value.zero_()
+            self.head.weight[0, -1] = REACH  # at first the distance that it is told
 
     def forward(self, seen: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
         """The correction and the logarithm of its doubt, (B, X, Y, Z) voxels each.
@@ -71,15 +75,21 @@ class RefineNetwork(nn.Module):
         """
         told = (distance / REACH).clamp(-1.0, 1.0)[:, None].to(seen.dtype)
         features = self.encoder(channels_last(torch.cat([seen, told], dim=1)))
-        said = self.head(self.decoder(features)[0]).float()
+        said = self.head(torch.cat([self.decoder(features)[0], told], dim=1)).float()
         band = self.shape.band
         kept = ((band - distance.abs()) / (TAPER * band)).clamp(0.0, 1.0)
-        return kept * said[:, 0], said[:, 1].clamp(*LOG_DOUBT)
+        return kept * (said[:, 0] - distance), said[:, 1].clamp(*LOG_DOUBT)
 
-    def start_from(self, reader: nn.Module) -> None:
-        """Take over what a reader of the organ has learned of its images (a ``MeshNet``), as far as
-        its levels go: the distance is one more channel, which tells nothing yet."""
+    def start_from(self, reader: MeshNet) -> None:
+        """Take over what a reader of the organ has learned of its images, as far as it is built
+        alike: the surface's distance is one more channel, which tells nothing yet."""
+        if reader.shape.widths != self.shape.widths:
+            return
         own = self.state_dict()
+        rows = slice(reader.shape.classes, reader.shape.classes + 2)  # the distance and its doubt
+        own["head.weight"] = functional.pad(reader.head.weight[rows], (0, 0) * 3 + (0, 1))
+        assert reader.head.bias is not None
+        own["head.bias"] = reader.head.bias[rows]
         for name, value in reader.state_dict().items():
             if name not in own or not name.startswith(("encoder.", "decoder.")):
                 continue

@@ -16,12 +16,19 @@ from model_server.cases.splits import Case, Split, split_cases
 from model_server.errors import ShapePriorError
 from model_server.imaging.intensities import Intensities
 from model_server.imaging.pose_agent import AgentShape, PoseAgent
-from model_server.imaging.pose_reader import OWN, PoseReader, pack_reader, reader_side
+from model_server.imaging.pose_reader import PoseReader, pack_reader, reader_side
 from model_server.imaging.readers import METHOD
 from model_server.imaging.refine_network import RefineNetwork, RefineShape
 from model_server.imaging.region import Frame, on_voxels
 from model_server.imaging.voxel_network import laid_out
-from model_server.priors.card import CARD_FILE, PriorCard, read_card, read_weights, save_prior
+from model_server.priors.card import (
+    CARD_FILE,
+    OWN_READER,
+    PriorCard,
+    read_card,
+    read_weights,
+    save_prior,
+)
 from model_server.priors.dissm import DissmPrior
 from model_server.priors.registry import load_prior
 from model_server.training.image_cases import ImageCase, Structure, image_of, load_cases
@@ -273,11 +280,11 @@ def finish(
     surfaces = [case.surface() for case in split.validation]
 
     def reader(known: dict[str, Any]) -> PoseReader:
-        card = replace(prior.card, hyperparameters={OWN: known})
+        card = replace(prior.card, hyperparameters={OWN_READER: known})
         return PoseReader(reader_side(card), prior, agent, refine)
 
     told |= judged(reader, told, split, surfaces, progress, MOST_JUDGED)
-    card = replace(prior.card, hyperparameters=prior.card.hyperparameters | {OWN: told})
+    card = replace(prior.card, hyperparameters=prior.card.hyperparameters | {OWN_READER: told})
     source = folder if (folder / CARD_FILE).is_file() else None
     weights = _weights_of(prior, source) | pack_reader(agent, refine)
     return save_prior(folder, card, weights)

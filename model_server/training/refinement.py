@@ -61,14 +61,14 @@ class RefineTraining:
     stray_weight: float = 0.1
     stray_mm: float = 12.0
     dirac: float = 1.0
-    band_weight: float = 0.5
+    band_weight: float = 1.0
     shift_mm: float = 1.5
     turn_deg: float = 3.0
     log_scale: float = 0.03
     bend_mm: float = 1.8
     bend_nodes: int = 5
     smooth_mm: float = 2.5
-    rate: float = 1e-3
+    rate: float = 4e-4
     weight_decay: float = 1e-3
     average: float = 0.995
     seed: int = 0

@@ -188,9 +188,8 @@ class PoseReader:
         """The place of the mean shape in a rough box from (3,) to (3,) RAS mm, for a start."""
         points = self.prior.template().points
         first, last = points.min(axis=0), points.max(axis=0)
-        scale = np.clip(
-            (high - low) / (last - first), *(s * self.agent.shape.usual for s in SCALES)
-        )
+        least, most = (s * self.agent.shape.usual for s in SCALES)
+        scale = np.minimum(np.maximum((high - low) / (last - first), least), most)
         shift = 0.5 * (low + high - scale * (first + last))
         return Places(
             torch.tensor(shift, dtype=torch.float32)[None],

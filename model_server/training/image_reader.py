@@ -156,8 +156,9 @@ def train_images(
     return found
 
 
-def unfinished(name: str, output: Path, data: Path, recipe: Recipe) -> Path:
-    """The folder of a training's checkpoint: another one for other cases or another recipe."""
+def unfinished(name: str, output: Path, data: Path, recipe: object) -> Path:
+    """The folder of a training's checkpoint: another one for other cases or another recipe, of
+    which all is told by its ``repr``."""
     cases = [(case.name, case.path.stat().st_size) for case in split_cases(data).training]
     told = repr((cases, recipe, __version__))
     return output / f"{name}.unfinished-{hashlib.sha256(told.encode()).hexdigest()[:8]}"

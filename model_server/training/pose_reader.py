@@ -32,7 +32,7 @@ from model_server.priors.card import (
 from model_server.priors.dissm import DissmPrior
 from model_server.priors.registry import load_prior
 from model_server.training.image_cases import ImageCase, Structure, image_of, load_cases
-from model_server.training.image_reader import judged, recipe_of
+from model_server.training.image_reader import judged, recipe_of, unfinished
 from model_server.training.image_samples import Variation
 from model_server.training.pose_episodes import (
     FAR_MM,
@@ -140,7 +140,8 @@ def train_agent(
 ) -> PriorCard:
     """Teach ``output / f"{organ}-dissm"``, or the zoo's, to find its shape, and write it there.
 
-    An interrupted training goes on from its checkpoints when it is started again.
+    An interrupted training goes on from its checkpoints when it is started again with the same
+    cases, options and shape model.
 
     Args:
         organ: names the prior.
@@ -158,7 +159,7 @@ def train_agent(
     folder = output / name
     prior: Any = load_prior(folder if (folder / CARD_FILE).is_file() else name, "cpu")
     split = split_cases(data)
-    work = output / f"{name}.unfinished-agent"
+    work = unfinished(f"{name}-agent", output, data, (recipe, prior.card.checksum))
     agent = learned_agent(prior, split, recipe, work, progress)
     refine = learned_refinement(prior, agent, split, recipe, work, progress)
     card = finish(prior, agent, refine, split, recipe, folder, progress)

@@ -34,7 +34,7 @@ def ends() -> np.ndarray:
     return ras[[ras[:, 1].argmax(), ras[:, 1].argmin()]]
 
 
-@pytest.mark.parametrize("prior", ["hippocampus-dals", "hippocampus-atlas"])
+@pytest.mark.parametrize("prior", ["hippocampus-dals", "hippocampus-atlas", "hippocampus-dissm"])
 def test_landmarks_go_to_the_template_and_come_back(prior, tmp_path, capsys):
     points, places, back = (tmp_path / n for n in ("a.mrk.json", "b.csv", "c.csv"))
     write_markups(points, [Markup("end", "Fiducial", ends(), labels=("head of it", ""))])

@@ -24,7 +24,7 @@ from model_server.priors.registry import load_prior
 from model_server.reconstruction import Surface
 
 Done = subprocess.CompletedProcess[str]
-METHODS = ("pca", "dals", "atlas")
+METHODS = ("pca", "dals", "atlas", "dissm")
 
 
 @pytest.fixture

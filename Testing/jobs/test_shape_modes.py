@@ -12,7 +12,7 @@ from model_server.priors.registry import load_prior
 from model_server.reconstruction import Surface
 
 
-@pytest.mark.parametrize(("method", "axes"), [("dals", 8), ("pca", 8), ("atlas", 2)])
+@pytest.mark.parametrize(("method", "axes"), [("dals", 8), ("pca", 8), ("atlas", 2), ("dissm", 4)])
 def test_no_axis_of_the_latents_moves_the_surface_as_much_as_the_first_mode(method, axes):
     prior = load_prior(f"hippocampus-{method}", "cpu")
     level = RESOLUTION[method]

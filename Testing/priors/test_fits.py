@@ -135,7 +135,7 @@ def test_a_fit_can_be_cancelled_between_stages(dals, outlines):
         next(running)
 
 
-@pytest.mark.parametrize("method", ["dals", "atlas", "pca"])
+@pytest.mark.parametrize("method", ["dals", "atlas", "pca", "dissm"])
 def test_stronger_prior_trusts_the_outlines_less(method, outlines):
     prior = load_prior(f"hippocampus-{method}", "cpu")
 
@@ -234,7 +234,7 @@ def test_points_warn_of_what_they_contradict(surface, outlines):
     assert point_warnings(outlines, surface, 8.0) == ()
 
 
-@pytest.mark.parametrize("method", ["pca", "dals", "atlas"])
+@pytest.mark.parametrize("method", ["pca", "dals", "atlas", "dissm"])
 def test_every_prior_warns_of_clicks_on_one_side(method, surface):
     behind = surface.points[surface.points[:, 1] < np.quantile(surface.points[:, 1], 0.3)]
     clicks = Observations(boundary=(PointSet(behind[:: len(behind) // 12], "clicks"),))
@@ -326,7 +326,7 @@ def test_an_atlas_fit_can_be_cancelled(atlas, clicks):
         next(running)
 
 
-@pytest.mark.parametrize("method", ["atlas", "dals", "pca"])
+@pytest.mark.parametrize("method", ["atlas", "dals", "pca", "dissm"])
 @pytest.mark.parametrize(
     ("points", "sentence"),
     [
@@ -383,4 +383,6 @@ def test_bundled_weights_are_small():
     for weights in BUNDLED_ZOO.glob("*/weights.safetensors"):
         folder, size = weights.parent, weights.stat().st_size / 1e6
         method = folder.name.rpartition("-")[2]
-        assert size <= {"dals": 2.0, "atlas": 6.0, "meshnet": 6.0}.get(method, 3.0), folder.name
+        assert size <= {"dals": 2.0, "dissm": 1.0, "atlas": 6.0, "meshnet": 6.0}.get(method, 3.0), (
+            folder.name
+        )

@@ -6,7 +6,7 @@ import pytest
 
 from model_server.priors.card import read_card
 from model_server.priors.registry import BUNDLED_ZOO
-from model_server.training.methods import ATLAS_SOLVERS, SOLVERS, leftover_of
+from model_server.training.methods import ATLAS_SOLVERS, DISSM_SOLVERS, SOLVERS, leftover_of
 from model_server.training.run import READERS
 
 ALL = [read_card(path.parent) for path in sorted(BUNDLED_ZOO.glob("*/prior.json"))]
@@ -19,7 +19,7 @@ def test_a_bundled_card_says_what_its_training_would(card):
     told = card.hyperparameters
     measured = {name: told[name] for name in ("leftover",) if name in told}
     assert measured == leftover_of(card.name, card.organ)
-    solvers = {"dals": SOLVERS, "atlas": ATLAS_SOLVERS}.get(card.method)
+    solvers = {"dals": SOLVERS, "atlas": ATLAS_SOLVERS, "dissm": DISSM_SOLVERS}.get(card.method)
     if solvers is not None:
         assert told["solver"] == solvers.get(card.organ, {})
 

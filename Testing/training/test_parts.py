@@ -78,7 +78,7 @@ def test_a_tumor_is_no_part_and_one_value_is_none():
 # --- the bundled priors ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["hippocampus-dals", "hippocampus-atlas"])
+@pytest.mark.parametrize("name", ["hippocampus-dals", "hippocampus-atlas", "hippocampus-dissm"])
 def test_parts_of_unseen_hippocampi_agree_with_their_labels(name, data_root):
     prior = load_prior(name, "cpu")
     assert part_names(prior.card) in ({}, {1: "anterior", 2: "posterior"})

@@ -167,7 +167,7 @@ def evaluate_case(
     try:
         observations = protocol.observations(truth, case, repeat)
         if look is not None:
-            observations = look.observed(observations)
+            observations = look.observed(observations, meshes=hasattr(prior, "reader"))
         settings = _settings_for(method, prior, protocol, truth)
         fitted = timed_fit(prior, observations, settings)
         metrics = measure(fitted.final.surface, truth, tolerance_mm)

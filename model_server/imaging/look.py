@@ -56,12 +56,16 @@ class Look:
         self.seen: Seen | None = None
         self._prompted: tuple[Observations, ImageReading] | None = None
 
-    def observed(self, observations: Observations, quick: bool = False) -> Observations:
+    def observed(
+        self, observations: Observations, quick: bool = False, meshes: bool = True
+    ) -> Observations:
         """Annotations together with what the image says; or with the reason why it is not used.
 
         Args:
             observations: RAS mm; without any the image alone tells.
             quick: whether the last reading will do, or none (while somebody drags a point).
+            meshes: whether the network's meshes are wanted; a fit of another prior has no use
+                for them, and is spared a third of the reading.
 
         Raises:
             ShapePriorError: nothing was annotated, and the image shows no organ that is known.
@@ -86,7 +90,7 @@ class Look:
                     "unknown-image",
                 )
             return self._without(observations, fault)
-        return replace(observations, reading=self._reading(observations, seen, quick))
+        return replace(observations, reading=self._reading(observations, seen, quick, meshes))
 
     def find(self, progress: Progress | None = None) -> Seen:
         """Without annotations: the organ where it is seen best.
@@ -143,15 +147,19 @@ class Look:
         fault = self.familiar.fault_of_image(figures, self.reader.organ, self.modality)
         return Seen(center, reading, strangeness, fault)
 
-    def _reading(self, observations: Observations, seen: Seen, quick: bool) -> ImageReading:
+    def _reading(
+        self, observations: Observations, seen: Seen, quick: bool, meshes: bool
+    ) -> ImageReading:
         bare = not len(observations.spanning_points()) and observations.label_map is None
         if bare and not observations.inside and not observations.outside:
             return seen.reading
         if self._prompted is not None and (quick or self._prompted[0] is observations):
-            return self._prompted[1]
+            last = self._prompted[1]
+            if last.structures or not meshes:
+                return last
         if quick:
             return seen.reading
-        reading = self.reader.read(self.image, seen.center, observations, meshes=True)
+        reading = self.reader.read(self.image, seen.center, observations, meshes)
         self._prompted = observations, reading
         return reading
 

@@ -193,7 +193,8 @@ def observed(
             observations, left_out=(*observations.left_out, f"{why}'{prior.card.organ}'.")
         )
     needed = needs_image(prior.card)
-    found = look.observed(observations, quick and not (needed and look.seen is None))
+    quick = quick and not (needed and look.seen is None)
+    found = look.observed(observations, quick, meshes=needed)
     if found.reading is None and needed:
         raise ShapePriorError(
             found.left_out[-1],

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError
 from model_server.io.writing import Write, make_folder, of_bytes, write_together
+from model_server.priors.packing import unpacked
 
 FORMAT_VERSION = 1
 CARD_FILE = "prior.json"
@@ -186,7 +187,7 @@ def read_weights(folder: Path, card: PriorCard) -> dict[str, NDArray[Any]]:
             "bad-prior",
         )
     try:
-        return dict(load(blob))
+        return unpacked(load(blob))
     except Exception as error:  # safetensors' own error, or that of a type numpy has not
         raise ShapePriorError(
             f"The weights of '{card.name}' are no safetensors file ({type(error).__name__}).",

@@ -29,7 +29,7 @@ Array = NDArray[np.float64]
 REACH, NODES, COARSE = 1.05, 65, 4  # of the grid for a zero level; nodes of it that are read first
 CHUNK = 16384  # points read at once
 LEAST_SLOPE = 0.2  # of the field; 1 is a distance
-FLOW_PARTS, FLOW_STEPS = 3, 2  # a flow goes by so many shapes, in so many Newton steps each
+FLOW_SHARES = (0.33, 0.67, 1.0, 1.0)  # of the way between two shapes, of the Newton steps of a flow
 LONGEST_STEP = 0.1  # canonical units
 TEMPLATE_TRIANGLES = 6000  # about, of the mean shape
 FLOWN = 0.02  # canonical units: vertices that end farther from the surface did not find it
@@ -162,16 +162,16 @@ class DissmField:
         field[near] = self.distances(latent, points[near])
         field -= max(0.0, field.min() + 0.5 * grid.spacing)
         surface = zero_level(field, np.full(3, -grid.reach), grid.spacing)
-        points, _ = self._stepped(latent, surface.points, 0.5 * grid.spacing)
+        points = self._stepped(latent, surface.points, 0.5 * grid.spacing)
         return Surface(points, surface.triangles)
 
-    def _stepped(self, latent: Array, points: Array, most: float) -> tuple[Array, Array]:
-        """Points (N, 3) after one Newton step onto the zero level, and (N, 3) the slope there."""
+    def _stepped(self, latent: Array, points: Array, most: float) -> Array:
+        """Points (N, 3) after one Newton step onto the zero level, of such a length at most."""
         check()
         reading = self.read(latent, 0, points)
         step = -(reading.distance / np.asarray(reading.steepness) ** 2)[:, None] * reading.slope
         length = np.linalg.norm(step, axis=1, keepdims=True)
-        return points + step * np.minimum(1.0, most / np.maximum(length, 1e-12)), reading.slope
+        return np.asarray(points + step * np.minimum(1.0, most / np.maximum(length, 1e-12)))
 
     def flowed(self, points: Array, start: Array, end: Array) -> tuple[Array, Array]:
         """Points (N, 3) of the shape ``start`` (K,) whitened -> of the shape ``end``, and (N,) how
@@ -180,9 +180,8 @@ class DissmField:
         return points, np.abs(reading.distance) / np.asarray(reading.steepness)
 
     def _flow(self, points: Array, start: Array, end: Array) -> tuple[Array, Reading]:
-        for share in np.linspace(0.0, 1.0, FLOW_PARTS + 1)[1:]:
-            for _ in range(FLOW_STEPS):
-                points, _ = self._stepped(start + share * (end - start), points, LONGEST_STEP)
+        for share in FLOW_SHARES:
+            points = self._stepped(start + share * (end - start), points, LONGEST_STEP)
         return points, self.read(end, 0, points)
 
     def carried(self, latent: Array) -> Carried:

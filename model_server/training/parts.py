@@ -193,13 +193,16 @@ def dals_parts(trained: TrainedDals, shapes: Trained) -> NDArray[np.uint8] | Non
 
 def dissm_parts(trained: TrainedDissm, shapes: Trained) -> NDArray[np.uint8] | None:
     """(1, V) parts at the vertices of the mean shape, or None; arguments as above."""
-    field = trained.field
+    field, chosen = trained.field, _evenly(len(shapes.labels), ENOUGH_CASES)
+    some = Trained(
+        [shapes.labels[i] for i in chosen], [shapes.poses[i] for i in chosen], shapes.organ
+    )
 
     def place(index: int, points: Array) -> tuple[int, Array]:
-        shape = field.carried(field.whiten(trained.sdf.latents[index])).surface
+        shape = field.carried(field.whiten(trained.sdf.latents[chosen[index]])).surface
         return 0, field.template.points[cKDTree(shape.points).query(points)[1]]
 
-    return shapes.parts(field.template.points, 1, place)
+    return some.parts(field.template.points, 1, place)
 
 
 # --- for priors that are trained already --------------------------------------------------------

@@ -20,7 +20,7 @@ SECONDS = 5.0
 METHODS = {
     "dals": "smooth surface (DALS)",
     "atlas": "deformable atlas (ImplicitAtlas)",
-    "dissm": "distances from a latent (DISSM)",
+    "dissm": "statistical shape (DISSM)",
     "pca": "quick and coarse (PCA)",
     "deepsdf": "DeepSDF",
     "meshnet": "seen in the image (ImplicitMeshNet)",

@@ -45,6 +45,7 @@ def test_priors_of_one_organ_are_told_apart_in_words():
     assert labels == [
         "Hippocampus - smooth surface (DALS)",
         "Hippocampus - deformable atlas (ImplicitAtlas)",
+        "Hippocampus - statistical shape (DISSM)",
         "Hippocampus - quick and coarse (PCA)",
         "Hippocampus - seen in the image (ImplicitMeshNet)",
     ]

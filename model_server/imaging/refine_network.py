@@ -13,7 +13,7 @@ from model_server.imaging.meshnet import CHANNELS as SEEN
 from model_server.imaging.meshnet import LOG_DOUBT, MeshNet
 from model_server.imaging.voxel_network import VoxelDecoder, VoxelEncoder, channels_last
 
-REACH = 8.0  # voxels: in these a distance is told, and no farther
+REACH = 12.0  # voxels: in these a distance is told, and no farther
 TAPER = 0.3  # share of the band in which a correction fades
 
 

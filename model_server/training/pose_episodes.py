@@ -82,6 +82,8 @@ class AgentTraining:
         rolled: steps of each earlier stage before an episode begins.
         rate, weight_decay: of AdamW.
         latent_weight: of the loadings' Gaussian (1 / sigma^2 of eq. 12).
+        known_weight: of the square error of the latent where the shape model knows it, in its own
+            variance: distances alone take long to tell loadings apart.
         inverted: whether episodes are inverted.
         marginal: whether spaces are learned one after the other; else all in the third stage.
         average: decay of the weights' moving average, which is what is kept.
@@ -96,10 +98,11 @@ class AgentTraining:
     world: Ranges = field(default_factory=lambda: Ranges(0.0, 1.33, 1.05, 30.0))
     starts: Ranges = field(default_factory=lambda: Ranges(20.0))
     unit_mm: float = 20.0
-    rolled: int = 3
+    rolled: int = 2
     rate: float = 1.5e-3
     weight_decay: float = 1e-3
     latent_weight: float = 1e-3
+    known_weight: float = 0.05
     inverted: bool = True
     marginal: bool = True
     average: float = 0.99
@@ -286,6 +289,7 @@ class AgentTrainer:
         decoder: of the shape model, for the last stage ...
         gaussian: ... with (d,) the mean of its latents and (d, modes) the root of their covariance;
             without a decoder there is no last stage.
+        known: (K, modes) loadings of the bank's cases, or None.
         checkpoint: file to write every minute and to resume from when it exists.
     """
 
@@ -298,6 +302,7 @@ class AgentTrainer:
         decoder: DeepSdfDecoder | None = None,
         gaussian: tuple[np.ndarray, np.ndarray] | None = None,
         checkpoint: Path | None = None,
+        known: np.ndarray | None = None,
     ) -> None:
         torch.manual_seed(config.seed)
         self.agent, self.config, self.decoder = agent, config, decoder
@@ -309,6 +314,7 @@ class AgentTrainer:
         if gaussian is not None:
             self.latent_mean = torch.tensor(gaussian[0], dtype=torch.float32)
             self.latent_root = torch.tensor(gaussian[1], dtype=torch.float32)
+        self.known = None if known is None else torch.tensor(known, dtype=torch.float32)
         self.stage_at, self.step = 0, 0
         self.history: list[dict[str, float]] = []
         self.optimizer = self._begin()
@@ -449,6 +455,11 @@ class AgentTrainer:
         loss = off.abs().mean() / self.agent.shape.usual
         if stage == STAGES[-1]:
             loss = loss + self.config.latent_weight * latent.square().mean()
+            if self.known is not None:
+                off = (latent - self.known[worlds.cases]) @ self.latent_root.T
+                variance = self.latent_root.square().sum()
+                gap = off.square().sum(dim=1).mean() / variance
+                loss = loss + self.config.known_weight * gap
         return loss
 
     def _set_rate(self, updates: int) -> None:

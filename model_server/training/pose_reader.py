@@ -78,16 +78,19 @@ RECIPES = {
         "late gadolinium enhanced MR",
         Frame((64, 52, 40), 2.5),
         Frame((112, 80, 48), 1.25),
-        8.0,
+        14.0,
         Variation(shift_mm=8.0, bend_mm=1.5),
+        refinement=RefineTraining(shift_mm=2.5, bend_mm=3.0, rate=1e-4),
     ),
     "hippocampus": AgentRecipe(
         "T1-weighted MR",
         Frame((56, 64, 52), 1.25),
         Frame((48, 64, 48), 1.0),
-        5.0,
+        6.0,
         Variation(flip=True),
-        refinement=RefineTraining(shift_mm=0.8, bend_mm=0.9, smooth_mm=1.2, stray_mm=6.0),
+        refinement=RefineTraining(
+            shift_mm=0.8, bend_mm=0.9, smooth_mm=1.2, stray_mm=6.0, rate=1e-4
+        ),
     ),
 }
 
@@ -195,8 +198,22 @@ def learned_agent(
         prior.decoder,
         (prior.latent_mean, first_modes(prior)),
         work / "agent.pt",
+        known_loadings(prior, split.training),
     )
     return trainer.run(progress)
+
+
+def known_loadings(prior: DissmPrior, cases: Sequence[Case]) -> np.ndarray | None:
+    """(K, MODES) of cases that the shape model was trained on; None where it was not."""
+    names = prior.card.splits.get("training", [])
+    if any(case.name not in names for case in cases):
+        return None
+    rows = [names.index(case.name) for case in cases]
+    whitened = prior.whiten(prior.training_latents[rows])
+    found = np.zeros((len(cases), MODES))
+    count = min(MODES, prior.size)
+    found[:, :count] = whitened[:, :count]
+    return found
 
 
 def first_modes(prior: DissmPrior) -> np.ndarray:

@@ -90,7 +90,7 @@ class AgentTraining:
         seed: of everything random.
     """
 
-    updates: tuple[int, int, int, int] = (800, 700, 900, 1200)
+    updates: tuple[int, int, int, int] = (1500, 1500, 3000, 8000)
     episode: tuple[int, int, int, int] = (4, 4, 5, 5)
     batch: int = 8
     images: int = 64

@@ -55,7 +55,7 @@ class RefineTraining:
         seed: of everything random.
     """
 
-    steps: int = 2000
+    steps: int = 3000
     patch: int = 48
     slope_weight: float = 0.1
     stray_weight: float = 0.1

@@ -30,6 +30,7 @@ from model_server.priors.card import (
     save_prior,
 )
 from model_server.priors.dissm import DissmPrior
+from model_server.priors.packing import packed
 from model_server.priors.registry import load_prior
 from model_server.training.image_cases import ImageCase, Structure, image_of, load_cases
 from model_server.training.image_reader import judged, recipe_of, unfinished
@@ -305,7 +306,7 @@ def finish(
     card = replace(prior.card, hyperparameters=prior.card.hyperparameters | {OWN_READER: told})
     source = folder if (folder / CARD_FILE).is_file() else None
     weights = _weights_of(prior, source) | pack_reader(agent, refine)
-    return save_prior(folder, card, weights)
+    return save_prior(folder, card, packed(weights))
 
 
 def _weights_of(prior: DissmPrior, folder: Path | None) -> dict[str, Any]:

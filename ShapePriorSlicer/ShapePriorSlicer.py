@@ -49,6 +49,7 @@ class ShapePriorSlicer(ScriptedLoadableModule):
             "priors were trained on public data; each prior names its data and its license."
         )
         slicer.app.connect("startupCompleted()", registerSampleData)
+        slicer.app.connect("startupCompleted()", registerEffect)
 
 
 def registerSampleData():
@@ -66,6 +67,16 @@ def registerSampleData():
         nodeNames="Hippocampus",
         checksums=f"SHA256:{sha256(image.read_bytes()).hexdigest()}",
     )
+
+
+def registerEffect():
+    """Offer the effect "Shape prior" in the Segment Editor, as Slicer registers its own ones
+    (registerEffects() of EditorEffects/Python/SegmentEditorEffects.__init__.py.in)."""
+    import qSlicerSegmentationsEditorEffectsPythonQt as effects
+
+    effect = effects.qSlicerSegmentEditorScriptedEffect(None)
+    effect.setPythonSource((HERE / "ShapePriorEffect" / "ShapePriorEffect.py").as_posix())
+    effect.self().register()
 
 
 # --- parameters -----------------------------------------------------------------------------------

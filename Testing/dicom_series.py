@@ -48,7 +48,7 @@ def scan(
             "0008|103e": what,
             "0020|000d": f"{ROOT}9",
             "0020|000e": f"{ROOT}{series}",
-            "0008|0018": f"{ROOT}{series}.{index + 1}{heights[0]:.0f}",
+            "0008|0018": f"{ROOT}{series}.{index + 1}{abs(heights[0]):.0f}",
             "0020|0013": str(index + 1),
             "0020|0032": "\\".join(f"{v:g}" for v in place),
             "0020|0037": "\\".join(f"{v:g}" for v in axes),

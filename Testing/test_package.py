@@ -327,7 +327,8 @@ def installed(request, tmp_path_factory) -> Path:
 
 def test_every_file_of_the_module_is_listed_once():
     tree = [MODULE / "ShapePriorSlicer.py"]
-    tree += (p for p in (MODULE / "ShapePriorSlicerLib").rglob("*.py"))
+    for folder in ("ShapePriorSlicerLib", "ShapePriorEffect"):
+        tree += (MODULE / folder).rglob("*.py")
     tree += (p for p in (MODULE / "Resources").rglob("*") if p.is_file())
     assert sorted(listed()) == sorted(p.relative_to(MODULE).as_posix() for p in tree)
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import python_qt
+import segment_editor
 import slicer
 import slicer_widgets
 import vtk
@@ -431,9 +432,9 @@ class Desktop:
             self.window.deleteLater()
         self.application.processEvents()
         # Other tests of this process run without an application.
-        for name in MODULES:
+        for name in (*MODULES, segment_editor.EFFECTS, segment_editor.BASE):
             sys.modules.pop(name, None)
-        for name in ATTRIBUTES:
+        for name in (*ATTRIBUTES, segment_editor.ABSTRACT):
             delattr(slicer, name)
         slicer.util.loadUI = self._loadUI
         self._folder.cleanup()
@@ -457,7 +458,9 @@ def _putModules() -> None:
     i18n = types.ModuleType("slicer.i18n")
     i18n.tr = lambda text: text
     i18n.translate = lambda context, text: text
-    sys.modules |= dict(zip(MODULES, (qt, ctk, scripted, i18n, parameterNodeModule()), strict=True))
+    made = (qt, ctk, scripted, i18n, parameterNodeModule())
+    sys.modules |= dict(zip(MODULES, made, strict=True))
+    segment_editor.putModules()
 
 
 def click(widget: Any) -> None:

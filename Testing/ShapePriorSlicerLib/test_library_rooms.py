@@ -14,6 +14,7 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "ShapePriorSlicer"
 LIBRARY, BROWSER, MODULE = "ShapePriorSlicerLib", "ShapePriorBrowser", "ShapePriorSlicer"
+EFFECT = "ShapePriorEffect"
 # A room imports from itself and from those before it.
 ROOMS = (
     LIBRARY,  # its __init__.py: where to find the backend
@@ -23,6 +24,7 @@ ROOMS = (
     f"{LIBRARY}.session",
     f"{LIBRARY}.panel",
     BROWSER,
+    EFFECT,
     MODULE,
 )
 MOST_LINES = 500

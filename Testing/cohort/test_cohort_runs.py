@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from cohorts import ELLIPSOID_ML, FILES, PRIOR, cases, rows_of, table
 from dicom_series import scan
+from structure_sets import rings, structure_set
 
 from model_server.cohort import case as one_case
 from model_server.cohort.case import Settings
@@ -244,3 +246,18 @@ def test_results_are_never_written_over_inputs(folder):
         with pytest.raises(ShapePriorError, match="would be written over"):
             run_cohort(these, settings, inputs=inputs)
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["B", "cohort.csv"]
+
+
+def test_a_structure_of_a_structure_set_is_a_case_and_comes_back_into_it(folder):
+    structure_set(folder / "plan.dcm", (1, "Hippo_L", rings()), (7, "PTV", rings()))
+    lines = ("case,prior,annotations,roi", f"A,{PRIOR},plan.dcm,hippo_l", f"B,{PRIOR},plan.dcm,9")
+    (folder / "plans.csv").write_text("\n".join(lines))
+    settings = Settings(folder / "out", (".dcm",))
+    found = run_cohort(read_cases(folder / "plans.csv"), settings)
+    assert [o.status for o in found] == ["fitted", "failed"]
+    assert "no structure '9'" in found[1].error
+    assert found[0].volume_ml == pytest.approx(ELLIPSOID_ML, rel=0.1)
+    rois = pydicom.dcmread(folder / "out" / "A" / "A.dcm").StructureSetROISequence
+    assert [roi.ROIName for roi in rois] == ["Hippo_L", "PTV", "Hippo_L^Fit"]
+    again = run_cohort(read_cases(folder / "plans.csv"), settings)
+    assert again[0].status == "skipped"

@@ -10,6 +10,9 @@ import pytest
 import SimpleITK as sitk
 
 from model_server.cases.masks import read_mask
+from model_server.errors import ShapePriorError
+from model_server.geometry.loops import loop_area
+from model_server.io.markups import read_annotations
 from model_server.jobs.landmarks import read_landmarks
 
 CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"
@@ -133,3 +136,51 @@ def test_names_of_landmarks_are_kept():
     given = [point["label"] for point in listed["controlPoints"]]
     assert list(read_landmarks(path).labels) == given
     assert given[0] == "lateral border"
+
+
+# --- structure sets -----------------------------------------------------------------------------
+
+
+def contoured(name: str, roi: str = "") -> tuple[list[float], str]:
+    """Areas of the outlines of a structure, and what is noted."""
+    seen = read_annotations([CASES / f"{name}.dcm"], roi=roi)
+    areas = [sum(loop_area(loop) for loop in outline.loops) for outline in seen.outlines]
+    return areas, " ".join(seen.notes)
+
+
+@pytest.mark.parametrize("name", ["rt_plain", "rt_sagittal"])
+def test_a_structure_is_fitted(fitted, name):
+    volume, said = fitted("--annotations", CASES / f"{name}.dcm", "--roi", "Kidney_R")
+    assert volume == pytest.approx(ELLIPSOID, rel=0.07)
+    assert "parallel" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "roi", "told"),
+    [
+        ("rt_numbers", "Kidney_R", ""),
+        ("rt_keyhole", "", "the cavity in 4 slices was left out"),
+        ("rt_nested", "", "the cavity in 4 slices was left out"),
+        ("rt_specks", "", "1 contour of fewer than three points, 1 point, 1 open contour"),
+        ("rt_no_contours", "Kidney_L", ""),
+        ("rt_same_name", "Kidney_R", ""),
+    ],
+)
+def test_structures_of_every_kind_are_the_plain_one(name, roi, told):
+    areas, noted = contoured(name, roi)
+    assert areas == pytest.approx(contoured("rt_plain", "Kidney_R")[0], rel=1e-3)
+    assert told in noted
+    assert bool(noted) == bool(told)
+
+
+@pytest.mark.parametrize(
+    ("name", "roi", "told"),
+    [
+        ("rt_plain", "", "2 structures: 1 'Kidney_R', 7 'PTV'"),
+        ("rt_no_contours", "Kidney_R", "no closed contour of the structure 1 'Kidney_R'"),
+        ("rt_numbers", "9", "no closed contour of the structure 9"),
+    ],
+)
+def test_structures_that_are_none_are_refused(name, roi, told):
+    with pytest.raises(ShapePriorError, match=told):
+        contoured(name, roi)

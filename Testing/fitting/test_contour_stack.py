@@ -92,3 +92,17 @@ def test_fits_pass_through_every_contour_of_a_stack(name: str) -> None:
     assert np.mean([gap.mean_mm for gap in found.residuals]) < 0.25
     outlines = read_annotations(example_case().outlines)
     assert evidence_of(outlines).dense() is None
+
+
+def test_a_surface_ends_half_a_gap_beyond_a_stack_through_the_whole_organ() -> None:
+    drawn = stack(np.eye(3), np.linspace(-16.0, 16.0, 9))
+    found = evidence_of(drawn).dense().followed(ball(RADIUS + 2.0))
+    height = found.points[:, 2] - CENTER[2]
+    assert (height.min(), height.max()) == pytest.approx((-18.0, 18.0), abs=0.2)
+
+
+def test_the_prior_alone_knows_the_end_that_was_not_drawn() -> None:
+    drawn = stack(np.eye(3), np.linspace(-14.0, 0.0, 5))
+    found = evidence_of(drawn).dense().followed(ball(RADIUS))
+    height = found.points[:, 2] - CENTER[2]
+    assert (height.min(), height.max()) == pytest.approx((-20.0, 20.0), abs=0.3)

@@ -30,7 +30,7 @@ class Settings:
 
     Attributes:
         output: folder of the results.
-        formats: endings of the result files, of ``model_server.io.outputs.FORMATS``.
+        formats: endings of the result files, of ``model_server.io.outputs.ALL_FORMATS``.
         device: "auto", "cpu" or "cuda".
         again: whether finished cases are fitted once more.
         use_images: whether the images of cases are evidence.
@@ -56,6 +56,7 @@ def fit_case(case: Case, settings: Settings) -> Outcome:
 
 
 def _fitted(case: Case, settings: Settings) -> Outcome:
+    from model_server.io.dicom_outputs import DicomSources
     from model_server.io.outputs import check_outputs
     from model_server.io.writing import make_folder, remove_leftovers
 
@@ -75,10 +76,11 @@ def _fitted(case: Case, settings: Settings) -> Outcome:
         case.choice,
         case.image,
         settings.use_images,
+        case.roi,
     )
     make_folder(folder)
     remove_leftovers(folder)
-    check_outputs(outputs, [report_file])
+    check_outputs(outputs, [report_file], dicom=session.dicom or DicomSources())
     result = session.fit(case.side)
     report = session.write(result, outputs, report_file, {"cohort": inputs})
     return _outcome(case, "fitted", report)
@@ -122,6 +124,7 @@ def inputs_of(case: Case, settings: Settings) -> dict[str, Any]:
         "reader": None if reader is None else _told(reader),
         "label": list(case.choice.labels),
         "segment": case.choice.segment,
+        "roi": case.roi,
         "side": case.side,
         "formats": list(settings.formats),
     }

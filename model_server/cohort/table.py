@@ -13,7 +13,7 @@ from model_server.errors import ShapePriorError
 from model_server.jobs.session import SIDES, MaskChoice
 
 REQUIRED = ("case", "prior", "annotations")
-OPTIONAL = ("mask", "reference", "side", "label", "segment", "image")
+OPTIONAL = ("mask", "reference", "side", "label", "segment", "image", "roi")
 TABLE_FILE = "cohort.csv"
 MOST_PROBLEMS = 5  # of a table are told at once
 # Neither hidden nor leaving its folder, and a file's name on Windows too.
@@ -27,12 +27,13 @@ class Case:
     Attributes:
         name: unique; names the folder and the files of the results.
         prior: a name of the registry, or a folder.
-        annotations: markups files.
+        annotations: markups files, or a structure set.
         mask: label volume to refine.
         reference: volume whose geometry labelmaps take.
         side: "auto", "left" or "right".
         choice: which of the mask's labels is the organ.
         image: volume in which the organ is seen.
+        roi: name or number of the structure in a structure set.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Case:
     side: str = "auto"
     choice: MaskChoice = field(default_factory=MaskChoice)
     image: Path | None = None
+    roi: str = ""
 
 
 @dataclass(frozen=True)
@@ -181,8 +183,8 @@ def _case(row: dict[str, str], folder: Path) -> tuple[Case, list[str]]:
         problems.append(f"the label '{row['label']}' is not a number, or several parted by ;")
         label = []
     choice = MaskChoice(tuple(sorted({int(word) for word in label})), row.get("segment", ""))
-    found = Case(name, _prior(prior, folder), annotations, mask, reference, side, choice, image)
-    return found, problems
+    files = (_prior(prior, folder), annotations, mask, reference)
+    return Case(name, *files, side, choice, image, row.get("roi", "")), problems
 
 
 def _is_safe(name: str) -> bool:

@@ -26,7 +26,8 @@ def find(
     output_files: Annotated[
         list[Path] | None,
         typer.Option(
-            "--output", help=".stl, .ply, .obj, .vtp, .nrrd, .seg.nrrd or .nii.gz; repeatable."
+            "--output",
+            help=".stl, .ply, .obj, .vtp, .nrrd, .seg.nrrd, .nii.gz or .seg.dcm; repeatable.",
         ),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Where the report goes (JSON).")] = None,
@@ -53,6 +54,7 @@ def find(
         begin_with_few(threads)
     check_device(device)
     from model_server.imaging.readers import require_steps
+    from model_server.io.dicom_outputs import DicomSources
     from model_server.io.outputs import check_outputs
     from model_server.jobs.found_parts import part_files, part_surfaces
     from model_server.priors.registry import files_of, prior_card
@@ -62,7 +64,7 @@ def find(
     if trajectory is not None:
         require_steps(prior_card(prior))
     others = [*([report] if report else []), *([trajectory] if trajectory else []), *files]
-    check_outputs(paths, others, (image, *files_of(prior)))
+    check_outputs(paths, others, (image, *files_of(prior)), DicomSources(image=image))
     session = Session.opened(prior, [], None, None, device, image=image)
     with search_progress(image.name, quiet) as searching:
         session.look_at_image(searching)

@@ -10,6 +10,7 @@ import typer
 
 from model_server.commands.terminal import (
     Label,
+    Roi,
     SegmentName,
     Version,
     check_device,
@@ -30,9 +31,14 @@ def fit(
     prior: Annotated[str, typer.Option(help="Name of a prior (see 'priors'), or its folder.")],
     annotations: Annotated[
         list[Path] | None,
-        typer.Option(help="3D Slicer markups (.mrk.json, .fcsv): closed curves, point lists."),
+        typer.Option(
+            help="3D Slicer markups (.mrk.json, .fcsv): closed curves, point lists; DICOM RTSTRUCT."
+        ),
     ] = None,
-    mask: Annotated[Path | None, typer.Option(help="Label volume or .seg.nrrd to refine.")] = None,
+    roi: Roi = "",
+    mask: Annotated[
+        Path | None, typer.Option(help="Label volume, .seg.nrrd or DICOM SEG to refine.")
+    ] = None,
     label: Label = "",
     segment: SegmentName = "",
     image: Annotated[
@@ -54,7 +60,8 @@ def fit(
     output_files: Annotated[
         list[Path] | None,
         typer.Option(
-            "--output", help=".stl, .ply, .obj, .vtp, .nrrd, .seg.nrrd or .nii.gz; repeatable."
+            "--output",
+            help=".stl, .ply, .obj, .vtp, .nrrd, .seg.nrrd, .nii.gz, .seg.dcm or .dcm; repeatable.",
         ),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Where the report goes (JSON).")] = None,
@@ -73,6 +80,7 @@ def fit(
     if threads is not None:
         begin_with_few(threads)
     check_device(device)
+    from model_server.io.dicom_outputs import DicomSources
     from model_server.io.outputs import check_outputs
     from model_server.priors.protocol import checked_strength
     from model_server.priors.registry import files_of
@@ -80,9 +88,10 @@ def fit(
     strength = checked_strength(strength)
     paths = output_files or []
     inputs = (*(annotations or []), mask, image, reference, *files_of(prior))
-    check_outputs(paths, [report] if report else [], inputs)
+    dicom = DicomSources.of(annotations or [], roi, reference or image)
+    check_outputs(paths, [report] if report else [], inputs, dicom)
     session = Session.opened(
-        prior, annotations or [], mask, reference, device, chosen, image, not no_image
+        prior, annotations or [], mask, reference, device, chosen, image, not no_image, roi
     )
     with search_progress(image.name if image else "", quiet or session.image is None) as searching:
         session.look_at_image(searching)

@@ -28,7 +28,8 @@ def fit_cohort(
     cases: Annotated[
         Path,
         typer.Argument(
-            help="CSV: case, prior, annotations (;), image, mask, label, segment, reference, side."
+            help="CSV: case, prior, annotations (;), roi, image, mask, label, segment, "
+            "reference, side."
         ),
     ],
     output_folder: Annotated[
@@ -38,7 +39,7 @@ def fit_cohort(
         list[str] | None,
         typer.Option(
             "--format",
-            help="stl (default), ply, obj, vtp, nrrd, seg.nrrd or nii.gz; repeatable.",
+            help="stl (default), ply, obj, vtp, nrrd, seg.nrrd, nii.gz, seg.dcm, dcm; repeatable.",
         ),
     ] = None,
     no_image: Annotated[
@@ -60,10 +61,10 @@ def fit_cohort(
     from model_server.cohort.case import Settings
     from model_server.cohort.run import run_cohort
     from model_server.cohort.table import read_cases
-    from model_server.io.outputs import FORMATS
+    from model_server.io.outputs import ALL_FORMATS
 
     dotted = dict.fromkeys("." + name.lower().removeprefix(".") for name in formats or ["stl"])
-    endings = tuple(choice(name, FORMATS, "--format") for name in dotted)
+    endings = tuple(choice(name, ALL_FORMATS, "--format") for name in dotted)
     settings = Settings(output_folder, endings, device, again, not no_image)
     try:
         tell = None if quiet else _tell_outcome

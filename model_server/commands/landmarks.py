@@ -9,6 +9,7 @@ import typer
 
 from model_server.commands.terminal import (
     Label,
+    Roi,
     SegmentName,
     check_device,
     choice,
@@ -26,6 +27,7 @@ def landmarks(
     annotations: Annotated[
         list[Path] | None, typer.Option(help="Of the patient, as for 'fit'.")
     ] = None,
+    roi: Roi = "",
     mask: Annotated[Path | None, typer.Option(help="Label volume of the patient.")] = None,
     label: Label = "",
     segment: SegmentName = "",
@@ -58,7 +60,7 @@ def landmarks(
         points = carried.read_landmarks(patient)
     elif template is not None:
         points = carried.read_landmarks(template, carried.PLACE)
-    session = Session.opened(prior, annotations or [], mask, None, device, chosen)
+    session = Session.opened(prior, annotations or [], mask, None, device, chosen, roi=roi)
     carried.require_correspondences(session.prior)
     with fit_progress(session.prior.card.name, quiet) as progress:
         result = session.fit(side, progress)

@@ -93,6 +93,9 @@ Label = Annotated[
 SegmentName = Annotated[
     str, typer.Option(help="Of the mask's segments the organ: its name or number.")
 ]
+Roi = Annotated[
+    str, typer.Option(help="Of the structures in a DICOM RTSTRUCT the organ: its name or number.")
+]
 
 
 def choice(value: str, allowed: Sequence[str], option: str) -> str:

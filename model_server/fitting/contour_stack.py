@@ -3,6 +3,10 @@
 Shape-based interpolation (Raya and Udupa 1990) is linear in the distances within the planes. Here
 only what a fitted surface leaves over of them is: between two planes the surface bends as the
 prior says, and in them it runs where it was drawn.
+
+A stack that is drawn through an organ ends with the organ: beyond its last contours the surface
+goes on for half a gap at most, as planning systems of radiotherapy close structures. Where the
+prior sees much more of the organ, not all of it was drawn, and the prior alone knows its end.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ FEWEST = 3  # planes of a stack
 NODES = 72  # of the grid, along the longest side of the surface
 FARTHEST = 0.3  # of that side: distances beyond are not told apart
 BESIDE = 3.0  # steps from a contour
+WHOLE = 0.25  # of the stack's height: a surface that goes on for less ends with the stack
 FINE = 8  # samples of a contour within a step of the grid
 
 
@@ -63,11 +68,27 @@ class ContourStack:
         side = float(np.ptp(turned.points, axis=0).max())
         grid = DistanceGrid.of(turned, NODES, FARTHEST * side, self._points())
         missed = np.stack([self._missed(turned, grid, plane) for plane in range(len(self.heights))])
-        field = grid.values + self._between(missed, grid)
+        heights = grid.start[2] + grid.step * np.arange(grid.values.shape[2])
+        field = np.maximum(
+            grid.values + self._between(missed, grid), self._beyond(turned, heights)[None, None]
+        )
         if not (field < 0).any():
             return surface
         found = zero_level(field, grid.start, grid.step)
         return Surface(found.points @ self.axes, found.triangles)
+
+    def _beyond(self, turned: Surface, heights: Array) -> Array:
+        """(Z,) mm that heights are beyond the organ's ends; minus infinity where these are open."""
+        low, high = self.heights[[0, -1]]
+        half = 0.5 * float(np.diff(self.heights).min())
+        most = WHOLE * (high - low)
+        reached = turned.points[:, 2]
+        found = np.full(len(heights), -np.inf)
+        if low - reached.min() < most:
+            found = np.maximum(found, low - half - heights)
+        if reached.max() - high < most:
+            found = np.maximum(found, heights - high - half)
+        return found
 
     def _points(self) -> Array:
         """(N, 3) of all contours, along the axes."""

@@ -139,9 +139,9 @@ class _Crossed:
         place = flat[crossings[0, 0] if len(crossings) else 0]
         if len(crossings) > MOST_CROSSINGS:
             return cls((), 1.0, place)
-        faces = _faces(flat)
+        faces = faces_of(flat)
         inside = [face.representative_point().coords[0] for face in faces]
-        turns = np.array([_turns(point, flat) for point in inside])
+        turns = np.array([turns_around(point, flat) for point in inside])
         signed = np.sign(turns) * [face.area for face in faces]
         signed *= 1.0 if signed.sum() >= 0.0 else -1.0
         # What is not run around at all is a hole, and filled; lobes hang on the rest by a point.
@@ -155,13 +155,13 @@ class _Crossed:
         return cls(loops, float(np.abs(signed[signed < 0]).sum() / np.abs(signed).sum()), place)
 
 
-def _faces(flat: Array) -> list[shapely.Polygon]:
+def faces_of(flat: Array) -> list[shapely.Polygon]:
     """The bounded regions into which a closed polygon (N, 2) parts the plane."""
     lines = shapely.unary_union(shapely.LinearRing(flat))
     return list(shapely.polygonize(shapely.get_parts(lines).tolist()).geoms)
 
 
-def _turns(point: tuple[float, ...], flat: Array) -> int:
+def turns_around(point: tuple[float, ...], flat: Array) -> int:
     """How often a closed polygon (N, 2) runs around a point, counter-clockwise."""
     x, y = (flat - point).T
     next_x, next_y = np.roll(x, -1), np.roll(y, -1)

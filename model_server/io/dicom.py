@@ -27,7 +27,8 @@ SAME_PLACE_MM = 0.01
 UNEVEN = 0.1  # of the spacing: what a gap may be off a whole number of slices
 SAME_DIRECTION = 1e-3
 MOST_NAMED = 4
-SEGMENTATION = "SEG"
+SEGMENTATION, STRUCTURES = "SEG", "RTSTRUCT"
+ALONE = (SEGMENTATION, STRUCTURES)  # what is one file, whatever lies beside it
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,8 @@ def dicom_series(path: Path) -> Series | None:
         )
     if given.modality == SEGMENTATION:
         raise ShapePriorError(
-            f"'{path}' is a DICOM segmentation.",
-            "Open it in 3D Slicer and save it as .seg.nrrd.",
+            f"'{path}' is a DICOM segmentation, not an image.",
+            "Give it by --mask, and the scan as the image.",
             "unreadable",
         )
     if given.size[2] > 1:
@@ -136,12 +137,28 @@ def dicom_series(path: Path) -> Series | None:
     return _series_of([s for s in _slices_in(path.parent) if s.series == given.series], path.name)
 
 
+def modality_of(path: Path) -> str:
+    """Of a DICOM file, e.g. "CT"; empty where it says none, and of other files."""
+    if not is_dicom(path):
+        return ""
+    import pydicom
+
+    try:
+        header = pydicom.dcmread(path, specific_tags=["Modality"], force=True)
+    except Exception:  # what damaged files make pydicom raise is of many kinds
+        return ""
+    return str(header.get("Modality") or "")
+
+
 def series_files(path: Path) -> tuple[Path, ...]:
-    """The files of the series of a folder, or of one of its files, in the order of the volume.
+    """The files of the series of a folder, or of one of its files, in the order of the volume; a
+    structure set or segmentation is alone.
 
     Raises:
         ShapePriorError: as of ``dicom_series``.
     """
+    if path.is_file() and modality_of(path) in ALONE:
+        return (path,)
     with quiet_libraries():
         series = dicom_series(path)
     return (path,) if series is None else series.files

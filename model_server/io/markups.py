@@ -26,6 +26,7 @@ from model_server.geometry.curves import (
 )
 from model_server.geometry.outlines import laid_in_slice, mended_outline
 from model_server.io.fcsv import is_point_list, read_point_list
+from model_server.io.structure_sets import read_structure, structure_set_of
 from model_server.io.writing import write_text
 from model_server.observations import Grid, Observations, PlanarOutline, PointSet, Volume
 
@@ -79,9 +80,12 @@ class Markup:
 
 
 def read_annotations(
-    paths: Sequence[Path], mask: Volume | None = None, reference: Volume | Grid | None = None
+    paths: Sequence[Path],
+    mask: Volume | None = None,
+    reference: Volume | Grid | None = None,
+    roi: str = "",
 ) -> Observations:
-    """Everything the user drew, from any mix of markups files.
+    """Everything the user drew, from any mix of markups files, and a structure set beside them.
 
     Closed curves become outlines; point lists become boundary points, unless the word "inside"
     or "outside" stands in the list's name (or, where that says nothing, in its description):
@@ -89,13 +93,16 @@ def read_annotations(
     noted; so is what stands beside them and counts for nothing: planes, lines, what is empty.
 
     Args:
-        paths: ``.mrk.json`` and ``.fcsv`` files; a file named twice counts once.
+        paths: ``.mrk.json`` and ``.fcsv`` files, and at most one structure set of DICOM; a file
+            named twice counts once.
         mask: a label volume to refine; any non-zero voxel is organ.
         reference: the image that was annotated; its slice spacing tells how flat a curve has to be.
+        roi: name or number of the structure, where the structure set has several.
 
     Raises:
         ShapePriorError: a file that is not a markups file, an open curve, nothing but markups of
-            other kinds, a curve that is no outline, an empty mask.
+            other kinds, a curve that is no outline, an empty mask, or see
+            ``structure_sets.read_structure``.
     """
     if mask is not None and not np.any(mask.array):
         raise ShapePriorError(
@@ -103,10 +110,13 @@ def read_annotations(
             "Choose a segment with content.",
         )
     files = {path.resolve(): path for path in paths}.values()
-    found = [(markup, path) for path in files for markup in read_markups(path)]
-    used, notes = _usable(found, mask is None)
+    contoured = structure_set_of(files, roi)
+    structure, told = ((), ()) if contoured is None else read_structure(contoured, roi)
+    found = [(m, path) for path in files if path != contoured for m in read_markups(path)]
+    used, notes = _usable(found, mask is None and not structure)
+    notes = (*told, *notes)
     markups = _distinct(used)
-    outlines = [_outline(m, reference) for m in markups if m.kind == CURVE]
+    outlines = [*structure, *(_outline(m, reference) for m in markups if m.kind == CURVE)]
     boundary, inside, outside = (
         tuple(PointSet(m.points, m.name) for m in markups if m.kind == POINTS and m.side == side)
         for side in ("boundary", "inside", "outside")

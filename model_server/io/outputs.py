@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from model_server.errors import ShapePriorError
+from model_server.io.dicom_outputs import DICOM_FORMATS, DicomSources
 from model_server.io.surfaces import (
     SURFACE_FORMATS,
     correspondence_table,
@@ -24,27 +25,32 @@ from model_server.observations import Grid, Volume
 from model_server.reconstruction import Reconstruction, Surface
 
 TABLE_FORMAT = ".csv"  # of correspondences
-FORMATS = (*SURFACE_FORMATS, *VOLUME_FORMATS, TABLE_FORMAT)
+FORMATS = (*SURFACE_FORMATS, *VOLUME_FORMATS, TABLE_FORMAT)  # that need nothing but the result
+VOXEL_FORMATS = (*VOLUME_FORMATS, *DICOM_FORMATS)  # that lie in a reference
+ALL_FORMATS = (*FORMATS, *DICOM_FORMATS)
 
 
 def format_of(path: Path) -> str:
-    """The ending of a result file, one of ``FORMATS``.
+    """The ending of a result file, one of ``ALL_FORMATS``.
 
     Raises:
         ShapePriorError: none of them.
     """
-    for suffix in (*VOLUME_FORMATS, *SURFACE_FORMATS, TABLE_FORMAT):
+    for suffix in (*VOLUME_FORMATS, *SURFACE_FORMATS, TABLE_FORMAT, *DICOM_FORMATS):
         if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):
             return suffix
     raise ShapePriorError(
         f"The output '{path}' has no known format.",
-        f"Let its name end in one of {', '.join(FORMATS)}.",
+        f"Let its name end in one of {', '.join(ALL_FORMATS)}.",
         "unknown-format",
     )
 
 
 def check_outputs(
-    outputs: Sequence[Path], others: Sequence[Path] = (), inputs: Iterable[Path | None] = ()
+    outputs: Sequence[Path],
+    others: Sequence[Path] = (),
+    inputs: Iterable[Path | None] = (),
+    dicom: DicomSources = DicomSources(),
 ) -> None:
     """Refuse, before any work is done, outputs that could not be written.
 
@@ -52,15 +58,18 @@ def check_outputs(
         outputs: surfaces and labelmaps.
         others: files of any format, e.g. the report.
         inputs: files and folders that are read; None where there is none.
+        dicom: what outputs in DICOM refer to.
 
     Raises:
         ShapePriorError: nothing to write, an unknown format, a missing or read-only folder or
-            file, one file named twice, or one of the inputs.
+            file, one file named twice, one of the inputs, or in DICOM without what it refers to.
     """
     if not outputs:
         raise ShapePriorError("No output was named.", "Give --output, e.g. --output organ.stl.")
     for path in outputs:
-        format_of(path)
+        suffix = format_of(path)
+        if suffix in DICOM_FORMATS:
+            dicom.require(path, suffix)
     read = [path for path in inputs if path is not None]
     seen: set[Path] = set()
     for path in (*outputs, *others):
@@ -78,6 +87,7 @@ def write_outputs(
     others: Mapping[Path, str] | None = None,
     names: Mapping[int, str] | None = None,
     surfaces: Mapping[Path, Surface] | None = None,
+    dicom: DicomSources = DicomSources(),
 ) -> None:
     """Write a result in every format that was asked for; all files appear, or none.
 
@@ -89,6 +99,7 @@ def write_outputs(
         others: text files that belong to the result, e.g. the report.
         names: of the parts, where the result has parts.
         surfaces: bare ones that belong to the result, RAS mm.
+        dicom: what results in DICOM refer to.
 
     Raises:
         ShapePriorError: the reference does not contain the shape, or a file cannot be written.
@@ -96,7 +107,9 @@ def write_outputs(
     if reference is not None:
         require_contains(reference, reconstruction.surface)
     jobs = {
-        path: _writer(reconstruction, format_of(path), reference, organ, names or {})
+        path: dicom.writer(reconstruction, format_of(path), organ, reference)
+        if format_of(path) in DICOM_FORMATS
+        else _writer(reconstruction, format_of(path), reference, organ, names or {})
         for path in paths
     }
     for path, surface in (surfaces or {}).items():

@@ -1,5 +1,5 @@
-"""Label files: label maps, and 3D Slicer's segmentations (``.seg.nrrd``), whose segments may
-overlap and then lie in layers."""
+"""Label files: label maps, and segmentations of 3D Slicer (``.seg.nrrd``) and DICOM, whose segments
+may overlap and then lie in layers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError
 from model_server.io.dicom import dicom_series
+from model_server.io.dicom_segments import is_segmentation, read_dicom_segments
 from model_server.io.headers import Header, read_header, read_image
 from model_server.io.quiet import quiet_libraries
 from model_server.observations import Grid
@@ -25,7 +26,7 @@ class Segment:
     Attributes:
         number: its place in the file, from 1.
         name: what the user calls it.
-        identifier: what Slicer calls it.
+        identifier: what Slicer calls it, or its code in DICOM.
         value: of its voxels.
         layer: in which they lie, from 0.
     """
@@ -56,12 +57,14 @@ class LabelFile:
 
 
 def read_label_file(path: Path) -> LabelFile:
-    """Read a label map, a segmentation, or a DICOM series.
+    """Read a label map, a segmentation of Slicer or DICOM, or a DICOM series.
 
     Raises:
         ShapePriorError: as of ``io.volumes.read_volume``; voxels of several values that are no
             layers of segments.
     """
+    if is_segmentation(path):
+        return _of_dicom(path)
     with quiet_libraries():
         series = dicom_series(path)
         if series is not None:
@@ -78,6 +81,23 @@ def read_label_file(path: Path) -> LabelFile:
         array = sitk.GetArrayFromImage(read_image(path, header))
     layers = np.moveaxis(array.reshape(*header.grid.shape, header.components), -1, 0)
     return LabelFile(layers, header.grid, segments)
+
+
+def _of_dicom(path: Path) -> LabelFile:
+    found = read_dicom_segments(path)
+    apart = len(found.layers) > 1
+    labels = [label for _, label, _ in found.names]
+    segments = tuple(
+        Segment(
+            number,
+            label if labels.count(label) == 1 else coded,
+            coded,
+            1 if apart else number,
+            place if apart else 0,
+        )
+        for place, (number, label, coded) in enumerate(found.names)
+    )
+    return LabelFile(found.layers, found.grid, segments)
 
 
 def segments_of(header: Header) -> tuple[Segment, ...]:

@@ -16,6 +16,7 @@ from model_server.errors import ShapePriorError
 from model_server.geometry.correspondences import inside_parts
 from model_server.geometry.labels import voxelize
 from model_server.io.dicom import dicom_series
+from model_server.io.dicom_segments import is_segmentation, segments_grid
 from model_server.io.headers import LPS_TO_RAS, Header, read_header, read_image
 from model_server.io.quiet import quiet_libraries
 from model_server.io.terminology import TISSUE, TISSUE_COLOR, term_of
@@ -84,6 +85,8 @@ def read_grid(path: Path) -> Grid:
         ShapePriorError: as of ``read_volume``.
     """
     path = Path(path)
+    if is_segmentation(path):
+        return segments_grid(path)
     with quiet_libraries():
         series = dicom_series(path)
         return read_header(path).grid if series is None else series.grid

@@ -232,12 +232,12 @@ def _identity(path: Path) -> tuple[int, int]:
 
 def _found_as(given: Path, there: Mapping[tuple[int, int], Path]) -> Path | None:
     """The output that is a file, belongs to it, or lies in a folder."""
-    from model_server.io.dicom import is_dicom
+    from model_server.io.dicom import ALONE, is_dicom, modality_of
 
     if given.is_dir():
         return _found_in(given, there)
-    if given.is_file() and is_dicom(given):  # its series lies beside it
-        return _found_in(given.parent, there)
+    if given.is_file() and is_dicom(given) and modality_of(given) not in ALONE:
+        return _found_in(given.parent, there)  # its series lies beside it
     ends = DETACHED_DATA if given.suffix.lower() in DETACHED else ()
     files = (given, *(given.with_suffix(end) for end in ends))
     found = (there.get(_identity(file)) for file in files if file.exists())

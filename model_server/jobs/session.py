@@ -13,7 +13,9 @@ from model_server.jobs.image_use import ImageUse
 
 if TYPE_CHECKING:
     from model_server.imaging.look import Look
+    from model_server.io.dicom_outputs import DicomSources
     from model_server.observations import Grid, Observations, Volume
+    from model_server.priors.card import PriorCard
     from model_server.priors.protocol import ShapePrior
     from model_server.reconstruction import Reconstruction, Surface
 
@@ -47,6 +49,7 @@ class Session:
         image: evidence, or None.
         look: of its reader; None where nobody reads the prior's organ.
         implied: whether the reference is the image, which surfaces may leave.
+        dicom: what results in DICOM refer to; None where they refer to nothing.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Session:
         image: Volume | None = None,
         look: Look | None = None,
         implied: bool = False,
+        dicom: DicomSources | None = None,
     ) -> None:
         self.prior = prior
         self.observations = observations
@@ -65,6 +69,7 @@ class Session:
         self.seconds = seconds
         self.image, self.look = image, look
         self.implied = implied
+        self.dicom = dicom
         self.use: ImageUse | None = None
 
     @classmethod
@@ -78,24 +83,27 @@ class Session:
         choice: MaskChoice = MaskChoice(),
         image: Path | None = None,
         use_image: bool = True,
+        roi: str = "",
     ) -> Session:
         """Read everything a fit needs.
 
         Args:
             prior: a name of the registry, or a folder.
-            annotations: markups files.
+            annotations: markups files, and at most one structure set of DICOM.
             mask: label file to refine.
             reference: volume of which the header alone is read.
             device: "auto", "cpu" or "cuda".
             choice: which of the mask's labels is the organ.
             image: volume in which the organ is seen.
             use_image: whether it is evidence, too; else it is what was annotated, no more.
+            roi: name or number of the structure in a structure set.
 
         Raises:
             ShapePriorError: a file cannot be used, or there is no such prior.
         """
         from model_server.cases.masks import read_mask
         from model_server.imaging.readers import Looks, Readers
+        from model_server.io.dicom_outputs import DicomSources
         from model_server.io.markups import read_annotations
         from model_server.io.volumes import read_grid, read_volume
         from model_server.priors.registry import load_prior
@@ -109,14 +117,15 @@ class Session:
         annotated = reference or image
         grid = read_grid(annotated) if annotated else None
         label = read_mask(mask, choice.labels, choice.segment) if mask else None
-        observations = read_annotations(annotations, label, grid)
+        observations = read_annotations(annotations, label, grid, roi)
         if seen is None:
             observations.require_enough()
         read = time.perf_counter()
         loaded = load_prior(prior, device)
         look = None if seen is None else Looks(Readers(device)).of(loaded, seen)
         seconds = {"read annotations": read - began, "load prior": time.perf_counter() - read}
-        return cls(loaded, observations, grid, seconds, seen, look, reference is None)
+        dicom = DicomSources.of(annotations, roi, annotated)
+        return cls(loaded, observations, grid, seconds, seen, look, reference is None, dicom)
 
     def look_at_image(self, searching: Callable[[float], None] | None = None) -> None:
         """Let the image tell; once, and before the fit.
@@ -193,8 +202,8 @@ class Session:
         Raises:
             ShapePriorError: the reference does not contain the shape, or a file cannot be written.
         """
-        from model_server.io.outputs import format_of, write_outputs
-        from model_server.io.volumes import VOLUME_FORMATS
+        from model_server.io.dicom_outputs import DicomSources
+        from model_server.io.outputs import VOXEL_FORMATS, format_of, write_outputs
         from model_server.jobs.report import as_json
         from model_server.jobs.report import report as make_report
         from model_server.priors.card import part_names
@@ -204,10 +213,11 @@ class Session:
         if trajectory is not None:
             others[trajectory] = as_json(self._trajectory())
         card = self.prior.card
-        voxels = any(format_of(path) in VOLUME_FORMATS for path in paths)
+        voxels = any(format_of(path) in VOXEL_FORMATS for path in paths)
         reference = self.reference if voxels or not self.implied else None
         names = part_names(card)
-        write_outputs(result, paths, reference, card.organ, others, names, surfaces)
+        dicom = replace(self.dicom or DicomSources(), side=_side(card, result))
+        write_outputs(result, paths, reference, card.organ, others, names, surfaces, dicom)
         return content
 
     def _trajectory(self) -> dict[str, Any]:
@@ -216,3 +226,8 @@ class Session:
         steps = [] if reading is None else [dict(step) for step in reading.path]
         image = None if self.image is None else self.image.name
         return {"prior": self.prior.card.name, "image": image, "steps": steps}
+
+
+def _side(card: PriorCard, result: Reconstruction) -> str:
+    """ "left" or "right" of paired organs, whose priors learned the left ones; else empty."""
+    return ("right" if result.pose.mirrored else "left") if card.mirrors else ""

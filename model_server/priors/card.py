@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError
+from model_server.io.packing import unpacked
 from model_server.io.writing import Write, make_folder, of_bytes, write_together
-from model_server.priors.packing import unpacked
 
 FORMAT_VERSION = 1
 CARD_FILE = "prior.json"

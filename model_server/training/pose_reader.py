@@ -21,6 +21,7 @@ from model_server.imaging.readers import METHOD
 from model_server.imaging.refine_network import RefineNetwork, RefineShape
 from model_server.imaging.region import Frame, on_voxels
 from model_server.imaging.voxel_network import laid_out
+from model_server.io.packing import packed
 from model_server.priors.card import (
     CARD_FILE,
     OWN_READER,
@@ -30,7 +31,6 @@ from model_server.priors.card import (
     save_prior,
 )
 from model_server.priors.dissm import DissmPrior
-from model_server.priors.packing import packed
 from model_server.priors.registry import load_prior
 from model_server.training.image_cases import ImageCase, Structure, image_of, load_cases
 from model_server.training.image_reader import judged, recipe_of, unfinished

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from model_server import __version__
 from model_server.cases.organs import LUNG_LOBES
 from model_server.errors import ShapePriorError
+from model_server.io.packing import packed
 from model_server.priors.card import CARD_FILE, PriorCard, read_card, read_weights, save_prior
-from model_server.priors.packing import packed
 from model_server.training.checkpoints import CHECKPOINT_FILE, told_state
 from model_server.training.methods import TRAINERS, leftover_of
 from model_server.training.pose_prior import learn_pose_prior

@@ -17,6 +17,7 @@ from ..scene.cameras import fitCameras, shownPoints
 from ..scene.structure import OUTLINE
 from ..server.priors import PriorInfo
 from ..session.image import imageProblem
+from ..session.painter import Painter
 from ..session.session import Session
 from ..session.workspace import Workspace
 from . import screen, texts
@@ -35,6 +36,7 @@ class PanelLogic:
     ``poll`` has to be called by a timer, many times a second.
 
     Attributes:
+        painter: what the Segment Editor's effect does.
         problem: what went wrong without the user having done anything.
         onChanged: called when something changed that the panel shows.
     """
@@ -44,9 +46,11 @@ class PanelLogic:
         self.server = ServerChoice(self.restartServer)
         self.problem = self.server.problem()
         self.workspace = Workspace(slicer.mrmlScene, self.server.make, lambda: self.server.priors)
+        self.painter = Painter(self.workspace, lambda: self.server.priors)
 
     def close(self) -> None:
         """End the server; the scene keeps everything."""
+        self.painter.close()
         self.workspace.close()
 
     def poll(self) -> None:
@@ -55,6 +59,8 @@ class PanelLogic:
             changed = self.workspace.poll(LEND_SECONDS) or self.server.hasChanged()
             self.server.takeTests()
             self._fitFirstSurface()
+            if self.painter.poll() or changed:
+                self.painter.tell()
             if changed and self.onChanged is not None:
                 self.onChanged()
         except Exception as error:

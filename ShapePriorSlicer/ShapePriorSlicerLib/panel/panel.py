@@ -65,6 +65,7 @@ class Panel:
     def enter(self) -> None:
         """The user opened the module."""
         self.keys.add()
+        self._logic.painter.setModuleOpen(True)
         self.structure.chooseVolume()
         self.update()
 
@@ -72,6 +73,7 @@ class Panel:
         """The user left the module: nothing is placed behind their back."""
         self.keys.remove()
         self._logic.workspace.drawing.finish()
+        self._logic.painter.setModuleOpen(False)
 
     def follow(self) -> None:
         """Another scene is there."""

@@ -73,7 +73,11 @@ def bindToSlice(curve: Node, sliceNode: Node, spacing: float) -> None:
         sliceNode: the view's slice node.
         spacing: of the volume along the view's normal, mm.
     """
-    origin, normal = planeOfSlice(sliceNode)
+    bindToPlane(curve, *planeOfSlice(sliceNode), spacing)
+
+
+def bindToPlane(curve: Node, origin: Array, normal: Array, spacing: float) -> None:
+    """The same for a plane by its (3,) origin and (3,) unit normal, RAS mm."""
     curve.SetAttribute(PLANE_ATTRIBUTE, " ".join(repr(float(v)) for v in (*origin, *normal)))
     curve.SetAttribute(SPACING_ATTRIBUTE, repr(float(spacing)))
 
@@ -322,7 +326,7 @@ def segmentOutlines(
     strips.SetInputConnection(cutter.GetOutputPort())
     strips.JoinContiguousSegmentsOn()
     strips.Update()
-    loops = _loopsOf(strips.GetOutput())
+    loops = closedLoops(strips.GetOutput())
     if not loops:
         raise ShapePriorError(
             f"The segment has no border in slice view {sliceNode.GetName()}.",
@@ -332,7 +336,7 @@ def segmentOutlines(
     return [PlanarOutline.from_loop(loop, name) for loop in loops]
 
 
-def _loopsOf(lines: Any) -> list[Array]:
+def closedLoops(lines: Any) -> list[Array]:
     """Closed polylines with at least a dozen points."""
     if lines.GetNumberOfPoints() == 0:
         return []

@@ -18,6 +18,7 @@ from model_server.reconstruction import Surface
 from .annotations import arrayFromMatrix
 from .meshes import pointsOf, polyDataOf, trianglesOf
 from .segmentations import SegmentState
+from .terminology import terminologyTag
 from .voxels import matrixFrom
 
 # What reading raises.
@@ -33,7 +34,7 @@ def segmentText(state: SegmentState) -> str:
     about = {
         "name": segment.GetName(),
         "color": list(segment.GetColor()),
-        "terminology": _terminology(segment),
+        "terminology": terminologyTag(segment),
         "index": state.index,
         "isFilled": bool(state.isFilled),
     }
@@ -70,11 +71,6 @@ def readSegment(text: str) -> SegmentState:
     if "points" in arrays:
         surface = polyDataOf(Surface(arrays["points"], arrays["triangles"].astype(np.int32)))
     return SegmentState(segment, int(about["index"]), labelmap, surface, bool(about["isFilled"]))
-
-
-def _terminology(segment: Any) -> str:
-    tag = vtk.reference("")
-    return str(tag) if segment.GetTag(segment.GetTerminologyEntryTagName(), tag) else ""
 
 
 def _voxelArrays(labelmap: Any) -> dict[str, NDArray[Any]]:

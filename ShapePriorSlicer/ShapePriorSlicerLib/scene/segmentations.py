@@ -75,7 +75,7 @@ def saveToSegmentation(
     else:
         _requireSupported(segmentation)
     content = segmentation.GetSegmentation()
-    _setReference(segmentation, volume)
+    setReference(segmentation, volume)
     if not segmentId or content.GetSegment(segmentId) is None:
         term = term_of(organ)
         name = name or (term.name if term else model.GetName())
@@ -106,7 +106,7 @@ def _freeName(scene: Node, name: str) -> str:
     return next(free for free in (name, *numbered) if free not in taken)
 
 
-def _setReference(segmentation: Node, volume: Node) -> None:
+def setReference(segmentation: Node, volume: Node) -> None:
     """Give a segmentation without one a reference geometry: of the volume, or of its segments.
 
     Without any, Slicer would resample the other segments to the geometry of the new one.
@@ -296,8 +296,8 @@ def segmentState(segmentation: Node | None, segmentId: str | None) -> SegmentSta
         return SegmentState()
     description = slicer.vtkSegment()
     description.DeepCopyMetadata(segment)
-    binary, closed = _names()
-    labelmap, surface = _voxelsOf(segment, binary), None
+    closed = _names()[1]
+    labelmap, surface = ownVoxels(segment), None
     if content.GetSourceRepresentationName() == closed:
         surface = vtk.vtkPolyData()
         surface.DeepCopy(segment.GetRepresentation(closed))
@@ -307,14 +307,19 @@ def segmentState(segmentation: Node | None, segmentId: str | None) -> SegmentSta
     return SegmentState(description, index, labelmap, surface, isFilled)
 
 
-def _voxelsOf(segment: Node, binary: str) -> Any | None:
+def binaryLayer(segment: Node) -> Any | None:
+    """The voxels that a segment shares with the others of its layer, or None."""
+    return segment.GetRepresentation(_names()[0])
+
+
+def ownVoxels(segment: Node) -> Any | None:
     """A copy of a segment's own voxels, also out of a shared layer, in their own geometry.
 
     Slicer's GetBinaryLabelmapRepresentation would resample them to that of the segmentation.
     """
     import slicer
 
-    layer = segment.GetRepresentation(binary)
+    layer = binaryLayer(segment)
     if layer is None or layer.GetNumberOfPoints() == 0:
         return None
     values = vtk_to_numpy(layer.GetPointData().GetScalars())

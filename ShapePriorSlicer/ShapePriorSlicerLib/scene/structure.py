@@ -36,6 +36,7 @@ FOLDER_ATTRIBUTE = "ShapePriorSlicer.Folder"  # of the folder made for a structu
 KEY_ATTRIBUTE = "ShapePriorSlicer.Key"  # the same for an annotation that undo brings back
 VIEW_ATTRIBUTE = "ShapePriorSlicer.View"  # the slice view an outline was drawn in
 MADE_ATTRIBUTE = "ShapePriorSlicer.Made"  # of an annotation that was made here
+PAINTED_ATTRIBUTE = "ShapePriorSlicer.Painted"  # of one that a segment's voxels made: which
 TAKEN_ATTRIBUTE = "ShapePriorSlicer.Taken"  # of one that others made: it is let go, not removed
 COLORS_ATTRIBUTE = "ShapePriorSlicer.Colors"  # of the parameter node: which pair of the palette
 
@@ -54,8 +55,10 @@ CLASSES = {
 # Other nodes it refers to.
 VOLUME, MODEL, TEMPLATE, LANDMARKS = "volume", "model", "template", "landmarks"
 SEGMENTATION = "segmentation"
+MASK, APPLIED = "mask", "applied"  # a segment's voxels: to be mended, and as they were filled
 
 LOOP_POINTS = 24  # control points of an outline made from a dense loop
+CONTOUR_POINTS = 48  # of one of a structure set: nobody has to move them
 LANDMARK_LABELS = "%d"  # the node's name before it, on organ and template, would cover both
 
 
@@ -71,6 +74,7 @@ class Annotation:
         plane, spacing, view: where an outline was drawn, as in the node's attributes.
         labels: of the points of a list.
         transform: key of the parent transform.
+        painted: which slice of a segment it comes from, if from one.
     """
 
     key: str
@@ -82,6 +86,7 @@ class Annotation:
     view: str = ""
     labels: tuple[str, ...] = ()
     transform: str = ""
+    painted: str = ""
 
 
 @dataclass(frozen=True)
@@ -232,17 +237,20 @@ class Structure:
         self.node.AddNodeReferenceID(role, node.GetID())
         self.file(node)
 
-    def madeOutline(self, loop: Array, name: str, sliceNode: Node) -> Node:
-        """A curve node through a dense loop, drawn in a slice view's plane.
+    def madeOutline(self, loop: Array, name: str, sliceNode: Node | None = None) -> Node:
+        """A curve node through a dense loop.
 
         Args:
             loop: (N, 3) RAS mm.
             name: of the node.
-            sliceNode: of the view.
+            sliceNode: of the view in whose plane it was drawn; None of one drawn elsewhere.
         """
-        spacing = float(np.linalg.norm(loop - np.roll(loop, 1, axis=0), axis=1).sum()) / LOOP_POINTS
+        count = CONTOUR_POINTS if sliceNode is None else LOOP_POINTS
+        spacing = float(np.linalg.norm(loop - np.roll(loop, 1, axis=0), axis=1).sum()) / count
         curve = self.made(OUTLINE, name)
         setLocalPoints(curve, resample_loop(loop, spacing))
+        if sliceNode is None:
+            return curve
         bindToSlice(curve, sliceNode, sliceSpacing(self.refers(VOLUME), sliceNode))
         curve.SetAttribute(VIEW_ATTRIBUTE, sliceNode.GetName())
         return curve
@@ -288,7 +296,8 @@ class Structure:
     def owned(self) -> list[Node]:
         """Nodes made for this structure: annotations, models, landmarks."""
         found = [node for _, node in self.annotations()]
-        return found + [n for n in map(self.refers, (MODEL, TEMPLATE, LANDMARKS)) if n is not None]
+        others = map(self.refers, (MODEL, TEMPLATE, LANDMARKS, MASK, APPLIED))
+        return found + [n for n in others if n is not None]
 
     def _folderOfOwned(self) -> int:
         """The folder its nodes are in, or 0; numbers of items do not outlive a saved scene."""
@@ -342,7 +351,9 @@ class Structure:
             for role, node in self.annotations()
             if role != TEMPLATE_LANDMARKS
         )
-        return (chosen.prior, chosen.side, chosen.strength, given)
+        mask = self.refers(MASK)
+        masked = () if mask is None else (mask.GetAttribute(PAINTED_ATTRIBUTE) or "",)
+        return (chosen.prior, chosen.side, chosen.strength, given, *masked)
 
     def observations(self) -> tuple[Observations, tuple[str, ...]]:
         """What a fit is given, and the keys of the nodes in the order of its residuals.
@@ -352,7 +363,8 @@ class Structure:
         """
         curves = [c for c in self.nodes(OUTLINE) if len(definedPoints(c))]
         boundary = [b for b in self.nodes(BOUNDARY) if len(definedPoints(b))]
-        found = observationsFrom(curves, boundary, self.nodes(INSIDE), self.nodes(OUTSIDE))
+        inside, outside, mask = self.nodes(INSIDE), self.nodes(OUTSIDE), self.refers(MASK)
+        found = observationsFrom(curves, boundary, inside, outside, mask)
         return found, tuple(n.GetAttribute(KEY_ATTRIBUTE) for n in [*curves, *boundary])
 
     def apply(self, state: State) -> None:
@@ -455,6 +467,7 @@ def _annotationOf(role: str, node: Node) -> Annotation:
         node.GetAttribute(VIEW_ATTRIBUTE) or "",
         labels,
         "" if parent is None else _keyOf(parent),
+        node.GetAttribute(PAINTED_ATTRIBUTE) or "",
     )
 
 
@@ -463,6 +476,7 @@ def _setAnnotation(node: Node, annotation: Annotation) -> None:
         (PLANE_ATTRIBUTE, annotation.plane),
         (SPACING_ATTRIBUTE, annotation.spacing),
         (VIEW_ATTRIBUTE, annotation.view),
+        (PAINTED_ATTRIBUTE, annotation.painted),
     ):
         if (node.GetAttribute(name) or "") != value:
             node.SetAttribute(name, value or None)

@@ -122,12 +122,13 @@ def _revalued(image: Any, values: NDArray[Any]) -> Any:
     return copy
 
 
-def labelmapOf(surface: Any, grid: Grid) -> Labelmap:
+def labelmapOf(surface: Any, grid: Grid, mayBeCut: bool = False) -> Labelmap:
     """The voxels whose centers lie inside a closed surface.
 
     Args:
         surface: vtkPolyData of triangles, world RAS mm.
         grid: of the volume.
+        mayBeCut: whether the grid may end within the shape.
 
     Raises:
         ShapePriorError: (open-surface) with holes; (outside) more than 1 % of the shape outside
@@ -138,12 +139,14 @@ def labelmapOf(surface: Any, grid: Grid) -> Labelmap:
     points = pointsOf(mesh)
     low, high = points.min(axis=0), points.max(axis=0)
     last = np.array(grid.size) - 1
-    if (low < -0.5).any() or (high > last + 0.5).any():
+    if not mayBeCut and ((low < -0.5).any() or (high > last + 0.5).any()):
         _requireInside(mesh, low, high, grid)
     first = np.clip(np.ceil(low).astype(int), 0, last)
     final = np.clip(np.floor(high).astype(int), 0, last)
     image = _insideOf(mesh, np.zeros(3), np.ones(3), first, np.maximum(first, final))
     if not _scalars(image).any():
+        if mayBeCut:
+            _requireInside(mesh, low, high, grid)
         raise ShapePriorError(
             f"The surface is smaller than the voxels of '{grid.name}'.",
             "Choose a volume with smaller voxels.",

@@ -27,7 +27,7 @@ REQUIREMENTS = Path(__file__).parents[2] / "Resources" / "requirements.txt"
 TORCH = "torch>=2.5"
 TORCH_EXTENSION = "PyTorch"
 # They come with Slicer, in some versions without the metadata by which pip would know them.
-BUNDLED = ("numpy", "scipy", "SimpleITK", "vtk")
+BUNDLED = ("numpy", "pydicom", "scipy", "SimpleITK", "vtk")
 # For a server on another machine the connection alone is enough.
 CLIENT = ("msgpack", "websockets")
 REQUESTER = "ShapePriorSlicer"

@@ -403,7 +403,8 @@ class Fit:
 def _kinds(observations: Observations) -> tuple[tuple[object, ...], ...]:
     """What was annotated, by how."""
     o = observations
-    return (o.outlines, o.boundary, o.inside, o.outside)
+    mask = () if o.label_map is None else (o.label_map,)
+    return (o.outlines, o.boundary, o.inside, o.outside, mask)
 
 
 def _byKey(keys: tuple[str, ...], found: Reconstruction) -> Residuals:

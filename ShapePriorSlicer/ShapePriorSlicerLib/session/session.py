@@ -19,6 +19,7 @@ from ..scene.annotations import orientationOf, segmentOutlines
 from ..scene.coloring import coloringsOf
 from ..scene.live_model import Figures, figuresOf
 from ..scene.parameters import Parameters, writeParameters
+from ..scene.planar_contours import contoursOf, planarContours
 from ..scene.slice_views import moveToNextSlice
 from ..scene.structure import CURVE_CLASS, OUTLINE, VOLUME, State, Structure
 from ..server.connection import Connection
@@ -174,8 +175,13 @@ class Session:
         self.structure.add(role, node)
         self._watch.edited = True
 
+    def touch(self) -> None:
+        """Something was edited that is no node of the scene."""
+        self._watch.edited = True
+
     def addSegmentBorder(self, segmentation: Node, segmentId: str, sliceNode: Node) -> list[Node]:
-        """Take the border of a segment in a slice as outlines.
+        """Take the border of a segment in a slice as outlines; all contours of one that is kept as
+        planar contours, as structures of radiotherapy are.
 
         Raises:
             ShapePriorError: the segment has no border there.
@@ -184,9 +190,13 @@ class Session:
         if segment is None:
             raise ShapePriorError("There is no such segment.", "Choose one.", "no-segment")
         name = segment.GetName()
-        loops = segmentOutlines(segmentation, segmentId, sliceNode, name)
-        called = f"{name} {orientationOf(sliceNode)}"
-        nodes = [self.structure.madeOutline(o.loops[0], called, sliceNode) for o in loops]
+        if planarContours(segmentation, segmentId) is not None:
+            contours = enumerate(contoursOf(segmentation, segmentId), start=1)
+            nodes = [self.structure.madeOutline(loop, f"{name} {n}") for n, loop in contours]
+        else:
+            loops = segmentOutlines(segmentation, segmentId, sliceNode, name)
+            called = f"{name} {orientationOf(sliceNode)}"
+            nodes = [self.structure.madeOutline(o.loops[0], called, sliceNode) for o in loops]
         for node in nodes:
             self.structure.add(OUTLINE, node)
         self._watch.edited = True

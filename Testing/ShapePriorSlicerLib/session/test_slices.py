@@ -9,13 +9,15 @@ pytest.importorskip("slicer", reason="slicer-core is not installed")
 import slicer
 import vtk
 from organs import volumeIn
+from planar import contoured
 from scenes import CENTER, asked, curve, ellipse, outline, transformed, turn
-from ShapePriorSlicerLib.scene.annotations import definedPoints, planeOfSlice
+from ShapePriorSlicerLib.scene.annotations import definedPoints, outlineOf, planeOfSlice
 from ShapePriorSlicerLib.scene.slice_views import jumpTo
 from ShapePriorSlicerLib.scene.structure import OUTLINE, VIEW_ATTRIBUTE
 from views import View, cannotRender
 
 from model_server.errors import ShapePriorError
+from model_server.geometry.loops import loop_area
 from model_server.geometry.next_plane import LEAST_GAP_MM
 
 # --- views --------------------------------------------------------------------------------------
@@ -147,3 +149,18 @@ def test_a_segments_border_becomes_an_outline(application, session):
     assert session.history.undoText == "Draw outline"
     with pytest.raises(ShapePriorError, match="no such segment"):
         session.addSegmentBorder(segmentation, "?", views[0])
+
+
+def test_all_contours_of_a_structure_of_radiotherapy_become_outlines(application, session):
+    angle = np.linspace(0.0, 2.0 * np.pi, 90, endpoint=False)
+    flat = np.column_stack([20.0 * np.cos(angle), 12.0 * np.sin(angle), 0.0 * angle])
+    loops = [CENTER + flat + [0.0, 0.0, z] for z in (-5.0, 0.0, 5.0)]
+    segmentation = contoured(application.scene, "Parotid L", *loops)
+    nodes = session.addSegmentBorder(segmentation, "segment", application.view("Red", "Axial"))
+    session.poll()
+    assert [row.name for row in session.rows()] == ["Parotid L 1", "Parotid L 2", "Parotid L 3"]
+    for node, loop in zip(nodes, loops, strict=True):
+        (found,) = outlineOf(node).loops
+        assert loop_area(found) == pytest.approx(loop_area(loop), rel=2e-3)
+        assert found[:, 2] == pytest.approx(loop[0, 2], abs=1e-4)
+    assert asked(session) == ["fit"]

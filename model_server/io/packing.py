@@ -1,5 +1,5 @@
 """Matrices of networks in eight bits, each row with its scale: files half as large as in half
-precision. Testing/priors/test_packing.py shows by how little surfaces move.
+precision. Testing/io/test_packing.py shows by how little surfaces move.
 """
 
 from __future__ import annotations

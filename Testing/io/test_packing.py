@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from model_server.geometry.closest import closest_on_mesh
+from model_server.io.packing import SCALE, packed, unpacked
 from model_server.priors.card import read_weights, save_prior
 from model_server.priors.dals import DalsPrior
-from model_server.priors.packing import SCALE, packed, unpacked
 from model_server.priors.registry import load_prior, prior_folders
 
 

@@ -43,7 +43,7 @@ class RefineTraining:
         slope_weight: lambda_1 of eq. 13.
         stray_weight: lambda_2.
         stray_mm: rho: a correction of more is held back.
-        dirac: epsilon of the smooth Dirac delta, voxels.
+        dirac: epsilon of the smooth Dirac delta, voxels: zero beyond.
         band_weight: of the distance's plain error in the band: at first no zero is near enough to
             the true one for eq. 13 to have a slope there.
         shift_mm, turn_deg, log_scale: standard deviations of how the surface is off, rigidly ...
@@ -60,7 +60,7 @@ class RefineTraining:
     slope_weight: float = 0.1
     stray_weight: float = 0.1
     stray_mm: float = 12.0
-    dirac: float = 1.0
+    dirac: float = 2.0
     band_weight: float = 1.0
     shift_mm: float = 1.5
     turn_deg: float = 3.0
@@ -191,7 +191,9 @@ def refine_losses(
     count = band.sum().clamp(min=1.0)
     true = patch.true
     # A mean over the surface: of the sum a smaller surface would have less.
-    delta = band * config.dirac / (config.dirac**2 + refined**2)
+    # Of compact support: a delta with long tails hears the whole band, far from any surface.
+    near_zero = (refined.abs() / config.dirac).clamp(max=1.0)
+    delta = band * 0.5 * (1.0 + torch.cos(math.pi * near_zero))
     level = (delta * true.abs()).sum() / delta.sum().clamp(min=1.0)
     slope = (band * (steepness(refined) - 1.0).square()).sum() / count
     stray = (correction.abs() - config.stray_mm / shape.spacing).clamp(min=0.0)

@@ -42,6 +42,7 @@ class ImageReading:
         calibration: of the surfaces that follow it, as cards keep it.
         structures: the organ as the network's mesh, and its parts; empty where none were asked for.
         prompted: whether annotations were among what was read.
+        path: states on the way of an agent that found the organ, in plain numbers; else empty.
     """
 
     reader: str
@@ -56,6 +57,12 @@ class ImageReading:
     structures: tuple[Structure, ...] = ()
     prompted: bool = False
     calibration: Mapping[str, Any] = field(default_factory=dict)
+    path: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def center(self) -> Array:
+        """(3,) RAS mm, of the box."""
+        return np.asarray(self.origin + 0.5 * self.spacing * (np.array(self.known.shape) - 1.0))
 
     def index(self, points: Array) -> Array:
         """(N, 3) RAS mm -> continuous voxel indices."""

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from fake_priors import FakePrior, FakePriors
+from fake_priors import FakePrior, FakePriors, reconstruction
 from image_readers import MODALITY, NAME, read_by_brightness
 from refusals import refused
 from test_sessions import Client, drawn
 
+from model_server.fitting.interrupt import check
 from model_server.imaging.reader import ImageReader
 from model_server.imaging.readers import Readers
+from model_server.imaging.watching import watcher
 from model_server.observations import Observations, PlanarOutline, Volume
 from model_server.priors.card import PriorCard
 from model_server.service.app import prior_cards
@@ -256,6 +259,34 @@ def test_an_organ_is_found_and_refined_without_annotations(reader, ellipsoid_sca
         assert prior.asked[-1][1] is None
 
     play(scene, prior)
+
+
+def test_what_an_agent_tries_is_shown_while_it_searches(reader, ellipsoid_scan, monkeypatch):
+    """The client has its states before the search has ended, and can cancel it."""
+    go_on = threading.Event()
+
+    def searching(*arguments, **more):
+        watcher()(replace(reconstruction(5.0), stage="pose: translation 1"))
+        assert go_on.wait(10.0)
+        check()
+        return read_by_brightness(*arguments, **more)
+
+    monkeypatch.setattr(ImageReader, "read", searching)
+
+    async def scene(client: Client) -> None:
+        await sends(client, ellipsoid_scan)
+        find = {"type": "find", "prior": "fake", "image": {"hash": HASH}, "settings": {}}
+        await client.says(**find, id=1)
+        shown = await client.hears()
+        assert shown["type"] == "progress"
+        assert shown["reconstruction"]["stage"] == "pose: translation 1"
+        await client.says(type="cancel", id=1)
+        assert (await client.end_of(1))["type"] == "cancelled"
+        go_on.set()
+        await client.says(**find, id=2)
+        assert (await client.end_of(2))["type"] == "result"
+
+    play(scene, fake())
 
 
 @pytest.mark.parametrize(

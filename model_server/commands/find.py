@@ -31,6 +31,10 @@ def find(
         ),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Where the report goes (JSON).")] = None,
+    trajectory: Annotated[
+        Path | None,
+        typer.Option(help="Where the steps of a prior that searches step by step go (JSON)."),
+    ] = None,
     parts: Annotated[
         bool,
         typer.Option(
@@ -49,6 +53,7 @@ def find(
     if threads is not None:
         begin_with_few(threads)
     check_device(device)
+    from model_server.imaging.readers import require_steps
     from model_server.io.dicom_outputs import DicomSources
     from model_server.io.outputs import check_outputs
     from model_server.jobs.found_parts import part_files, part_surfaces
@@ -56,7 +61,9 @@ def find(
 
     paths = output_files or []
     files = part_files(prior_card(prior), paths) if parts else {}
-    others = [*([report] if report else []), *files]
+    if trajectory is not None:
+        require_steps(prior_card(prior))
+    others = [*([report] if report else []), *([trajectory] if trajectory else []), *files]
     check_outputs(paths, others, (image, *files_of(prior)), DicomSources(image=image))
     session = Session.opened(prior, [], None, None, device, image=image)
     with search_progress(image.name, quiet) as searching:
@@ -64,7 +71,7 @@ def find(
     with fit_progress(session.prior.card.name, quiet) as progress:
         result = session.fit(side, progress)
     surfaces, missing = part_surfaces(session.observations.reading, files)
-    session.write(result, paths, report, surfaces=surfaces)
+    session.write(result, paths, report, surfaces=surfaces, trajectory=trajectory)
     for name in missing:
         errors.print(f"Warning: the image shows no {name} part.", markup=False)
     tell_fitted(result, [*paths, *surfaces], quiet)

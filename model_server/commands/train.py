@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def train(
     method: Annotated[
-        str, typer.Argument(help="dals, atlas, dissm, pca, deepsdf; with images: meshnet.")
+        str, typer.Argument(help="dals, atlas, dissm, pca, deepsdf; with images: meshnet, agent.")
     ] = "",
     organ: Annotated[str, typer.Option(help="Names the prior, e.g. liver.")] = "",
     data: Annotated[

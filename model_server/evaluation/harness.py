@@ -19,7 +19,9 @@ from model_server.evaluation.protocols import Protocol as Annotation
 from model_server.evaluation.protocols import find_protocol
 from model_server.evaluation.results import CaseRecord, EvaluationResult, machine
 from model_server.imaging.look import Look
-from model_server.imaging.reader import ImageReader
+from model_server.imaging.pose_reader import PoseReader
+from model_server.imaging.reader import ImageReader, Reader
+from model_server.imaging.readers import is_reader
 from model_server.io.writing import refuse_inputs
 from model_server.observations import Observations, Volume
 from model_server.pose import Pose
@@ -260,7 +262,10 @@ def _look(
 ) -> Look | None:
     """The case's image as a prior's own reader sees it, else as that of the organ; kept in
     ``looks``."""
-    own: ImageReader | None = getattr(prior, "reader", reader)
+    own: Reader | None = getattr(prior, "reader", None)
+    if own is None and is_reader(prior.card):
+        own = PoseReader.of(prior)
+    own = own or reader
     if own is None or truth.image is None:
         return None
     return looks.setdefault(own.card.name, Look(own, truth.image))

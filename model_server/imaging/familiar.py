@@ -19,14 +19,15 @@ from model_server.reading import ImageReading
 
 Array = NDArray[np.float64]
 FIGURES = ("radius", "doubt", "contrast", "brightness", "noise", "parts", "seen")
+BY_SHAPE = ("loadings", "stretch")  # of readings by an agent
 LEAST_VOXELS = 30  # of an organ that is one
 RIM = 2.5  # voxels on both sides of the surface whose brightness is compared
 TINY = 1e-3
 
 
 def figures_of(reading: ImageReading) -> Array | None:
-    """(F,) figures of a reading without prompts, in the order of FIGURES; None where no organ is
-    seen."""
+    """(F,) figures of a reading without prompts, in the order of FIGURES, and of an agent's (B,)
+    BY_SHAPE more; None where no organ is seen."""
     known, image = reading.known, reading.image
     distance = reading.distance / reading.spacing
     inside = (distance < 0) & known
@@ -50,8 +51,19 @@ def figures_of(reading: ImageReading) -> Array | None:
             np.log(float((image - smooth)[ndimage.binary_erosion(known)].std()) + TINY),
             np.log(float(largest / count)),
             np.log(count / max(int((distance < 0).sum()), 1)),
+            *_by_shape(reading),
         ]
     )
+
+
+def _by_shape(reading: ImageReading) -> list[float]:
+    """How unusual the shape is that an agent took it for, and how much it is stretched."""
+    if not reading.path:
+        return []
+    last = reading.path[-1]
+    loadings = np.array(last["latent"] or [0.0], dtype=np.float64)
+    scale = np.log(np.array(last["scale_mm"], dtype=np.float64))
+    return [float(np.sqrt(np.square(loadings).mean())), float(scale.std())]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from model_server.errors import ShapePriorError
 from model_server.fitting.interrupt import check
 from model_server.imaging.familiar import Familiar, figures_of
-from model_server.imaging.reader import ImageReader
+from model_server.imaging.reader import Reader
 from model_server.observations import Observations, Volume
 from model_server.reading import ImageReading
 
@@ -29,7 +29,7 @@ class Seen:
     """What is seen without being told anything.
 
     Attributes:
-        center: (3,) RAS mm of the region.
+        center: (3,) RAS mm where it was looked.
         reading: with the network's meshes.
         strangeness: of the image, in standard deviations; infinite where there is no organ.
         fault: why the image is not used, or None.
@@ -49,7 +49,7 @@ class Look:
         image: any orientation, spacing and type.
     """
 
-    def __init__(self, reader: ImageReader, image: Volume) -> None:
+    def __init__(self, reader: Reader, image: Volume) -> None:
         self.reader, self.image = reader, image
         self.familiar = Familiar.of(reader.card.hyperparameters["familiar"])
         self.modality = str(reader.card.hyperparameters.get("modality", "image"))
@@ -115,7 +115,7 @@ class Look:
         best = min(known, key=lambda seen: seen.strangeness)
         for _ in range(ROUNDS):
             middle = _middle(best.reading)
-            if np.linalg.norm(middle - best.center) <= SAME_MM:
+            if np.linalg.norm(middle - best.reading.center) <= SAME_MM:
                 break
             closer = self._look(middle)
             if not np.isfinite(closer.strangeness):

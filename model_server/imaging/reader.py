@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from model_server.imaging.files import unpack_network
 from model_server.imaging.intensities import Intensities
 from model_server.imaging.meshnet import LEVEL, MeshNet, MeshNetShape, Voxels
 from model_server.imaging.prompts import PROMPTS, prompt_channels
-from model_server.imaging.region import Region, on_voxels, read_region
+from model_server.imaging.region import Frame, Region, on_voxels, read_region
 from model_server.observations import Observations, Volume
 from model_server.priors.card import PriorCard, read_weights
 from model_server.priors.device import choose_device
@@ -46,6 +46,33 @@ class Doubt:
     def true(self, computed: NDArray[np.float32]) -> NDArray[np.float32]:
         """Standard deviations, mm."""
         return np.hypot(self.scale * computed, self.floor).astype(np.float32)
+
+
+class Reader(Protocol):
+    """Who tells an organ's surface from an image.
+
+    Attributes:
+        card: what it is; of its hyperparameters "familiar" and "modality" are read by others.
+        frame: the part of the world it reads at a time.
+    """
+
+    card: PriorCard
+    frame: Frame
+
+    @property
+    def organ(self) -> str:
+        """That it reads."""
+        ...
+
+    def read(
+        self,
+        image: Volume,
+        center: Array,
+        observations: Observations | None = None,
+        meshes: bool = False,
+    ) -> ImageReading:
+        """Read the region around a place; see ``ImageReader``."""
+        ...
 
 
 class ImageReader:
@@ -103,11 +130,7 @@ class ImageReader:
         region = on_voxels(self.frame.at(center), image)
         values, known = read_region(image, region)
         if not known.any():
-            raise ShapePriorError(
-                f"The image '{image.name}' does not reach the place that was annotated.",
-                "Choose the image in which you drew, or fit without one.",
-                "no-overlap",
-            )
+            raise no_overlap(image)
         check()
         inputs = self._inputs(values, known, region, observations)
         check()
@@ -176,3 +199,12 @@ class ImageReader:
             Structure(name, Surface(region.to_ras((p + 1.0) * 0.5 * size - 0.5), triangles))
             for name, p in zip(names, moved.astype(np.float64), strict=True)
         )
+
+
+def no_overlap(image: Volume) -> ShapePriorError:
+    """The error where an image does not reach a place."""
+    return ShapePriorError(
+        f"The image '{image.name}' does not reach the place that was annotated.",
+        "Choose the image in which you drew, or fit without one.",
+        "no-overlap",
+    )

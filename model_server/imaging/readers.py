@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from model_server.errors import ShapePriorError
 from model_server.observations import Observations, Volume
-from model_server.priors.card import PriorCard
+from model_server.priors.card import OWN_READER, PriorCard
 from model_server.priors.protocol import ShapePrior
 from model_server.priors.registry import list_priors, load_prior
 
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from model_server.imaging.look import Look
-    from model_server.imaging.reader import ImageReader
+    from model_server.imaging.pose_reader import PoseReader
+    from model_server.imaging.reader import ImageReader, Reader
 
-METHOD = "meshnet"  # of priors that are readers
+METHOD = "meshnet"  # of priors that read the images of all others of their organ
 
 
 def needs_image(card: PriorCard) -> bool:
@@ -29,9 +30,29 @@ def needs_image(card: PriorCard) -> bool:
     return card.method == METHOD
 
 
+def is_reader(card: PriorCard) -> bool:
+    """Whether a prior reads images with what is in its own files."""
+    return needs_image(card) or bool(card.hyperparameters.get(OWN_READER))
+
+
+def require_steps(card: PriorCard) -> None:
+    """Check that a prior finds its organ step by step.
+
+    Raises:
+        ShapePriorError: (no-steps) it sees the organ at once, or reads no images itself.
+    """
+    if not card.hyperparameters.get(OWN_READER):
+        raise ShapePriorError(
+            f"'{card.name}' does not search an image step by step.",
+            "Choose a prior of the method dissm that has a reader, or leave out --trajectory.",
+            "no-steps",
+        )
+
+
 def modality_of(card: PriorCard) -> str:
     """Of the images that a reader knows, e.g. "T1-weighted MR"."""
-    return str(card.hyperparameters.get("modality", "image"))
+    told = card.hyperparameters.get(OWN_READER) or card.hyperparameters
+    return str(told.get("modality", "image"))
 
 
 def reader_cards(cards: Iterable[PriorCard] | None = None) -> dict[str, PriorCard]:
@@ -55,7 +76,7 @@ def reader_card(card: PriorCard, readers: dict[str, PriorCard] | None = None) ->
         card: of the prior; a reader reads with itself.
         readers: by organ; by default the zoo's.
     """
-    if needs_image(card):
+    if is_reader(card):
         return card
     return (reader_cards() if readers is None else readers).get(card.organ)
 
@@ -70,9 +91,10 @@ class Readers:
     def __init__(self, device: str = "auto") -> None:
         self._device = device
         self._loaded: dict[str, ImageReader] = {}
+        self._own: dict[str, PoseReader] = {}
         self._lock = threading.Lock()
 
-    def of(self, prior: ShapePrior) -> ImageReader | None:
+    def of(self, prior: ShapePrior) -> Reader | None:
         """Who reads the organ of a prior; None where nobody does.
 
         Raises:
@@ -82,6 +104,8 @@ class Readers:
 
         if isinstance(prior, MeshNetPrior):
             return prior.reader
+        if is_reader(prior.card):
+            return self._own_of(prior)
         organ = prior.card.organ
         with self._lock:
             if organ not in self._loaded:
@@ -92,6 +116,16 @@ class Readers:
                 assert isinstance(loaded, MeshNetPrior)
                 self._loaded[organ] = loaded.reader
             return self._loaded[organ]
+
+    def _own_of(self, prior: ShapePrior) -> PoseReader:
+        """The reader in a prior's own files."""
+        from model_server.imaging.pose_reader import PoseReader
+
+        name = prior.card.name
+        with self._lock:
+            if name not in self._own or self._own[name].prior is not prior:
+                self._own[name] = PoseReader.of(prior)
+            return self._own[name]
 
 
 class Looks:

@@ -187,6 +187,7 @@ class Session:
         report_file: Path | None,
         more: Mapping[str, Any] | None = None,
         surfaces: Mapping[Path, Surface] | None = None,
+        trajectory: Path | None = None,
     ) -> dict[str, Any]:
         """Write the results and the report together; returns the report.
 
@@ -196,6 +197,7 @@ class Session:
             report_file: where the report goes, or None.
             more: further entries of the report.
             surfaces: further ones, by their files.
+            trajectory: where the way of the agent that found the organ goes, or None.
 
         Raises:
             ShapePriorError: the reference does not contain the shape, or a file cannot be written.
@@ -208,6 +210,8 @@ class Session:
 
         content = {**make_report(result, self.seconds, self.observations, self.use), **(more or {})}
         others = {report_file: as_json(content)} if report_file else {}
+        if trajectory is not None:
+            others[trajectory] = as_json(self._trajectory())
         card = self.prior.card
         voxels = any(format_of(path) in VOXEL_FORMATS for path in paths)
         reference = self.reference if voxels or not self.implied else None
@@ -215,6 +219,13 @@ class Session:
         dicom = replace(self.dicom or DicomSources(), side=_side(card, result))
         write_outputs(result, paths, reference, card.organ, others, names, surfaces, dicom)
         return content
+
+    def _trajectory(self) -> dict[str, Any]:
+        """The states of the agent, in order; RAS mm."""
+        reading = self.observations.reading
+        steps = [] if reading is None else [dict(step) for step in reading.path]
+        image = None if self.image is None else self.image.name
+        return {"prior": self.prior.card.name, "image": image, "steps": steps}
 
 
 def _side(card: PriorCard, result: Reconstruction) -> str:

@@ -20,6 +20,7 @@ FORMAT_VERSION = 1
 CARD_FILE = "prior.json"
 WEIGHTS_FILE = "weights.safetensors"
 MOST_CARD_BYTES = 2**24
+OWN_READER = "reader"  # of the hyperparameters: of priors that find their shape in images
 LONGEST_WORD = 100  # of what lists show: name, organ, method, version
 
 

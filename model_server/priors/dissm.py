@@ -28,6 +28,7 @@ from model_server.priors.schema import ONE, Entry, check_weights, pose_schema, s
 from model_server.reconstruction import Reconstruction, Surface
 
 Array = NDArray[np.float64]
+READER_WEIGHTS = ("agent.", "refine.")  # of networks that find the shape in an image
 SCHEMA = {
     "rms_radius": ONE,
     "latents": Entry(("shapes", "latents")),
@@ -47,7 +48,8 @@ class DissmPrior(KnowsTraining, FieldPrior):
     Args:
         card: what it is.
         field: the signed distances.
-        weights: "latents" (S, d) of the training shapes, and perhaps "parts" (1, V).
+        weights: "latents" (S, d) of the training shapes, and perhaps "parts" (1, V) and those of a
+            reader of images.
         pose_prior: learned with it.
         quick: PCA prior of the same organ, the start of every fit.
     """
@@ -69,6 +71,7 @@ class DissmPrior(KnowsTraining, FieldPrior):
         self.pose_prior = pose_prior
         self.training_latents = weights["latents"].astype(np.float64)
         self.parts = weights.get("parts")
+        self.reader_weights = {k: v for k, v in weights.items() if k.startswith(READER_WEIGHTS)}
         self.settings = FieldSettings(**solver_of(card, FieldSettings))
 
     @classmethod
@@ -102,6 +105,10 @@ class DissmPrior(KnowsTraining, FieldPrior):
     def read(self, latent: Array, template: int, points: Array) -> Reading:
         """Distances at canonical points (N, 3)."""
         return self.field.read(latent, template, points)
+
+    def distances(self, latent: Array, points: Array) -> Array:
+        """(N,) the same without slopes."""
+        return self.field.distances(latent, points)
 
     def by_latent(self, reading: Reading, points: Array) -> Array:
         """(N, K) their change by the whitened latent."""

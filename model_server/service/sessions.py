@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from model_server.errors import ShapePriorError
 from model_server.fitting.interrupt import apart
 from model_server.imaging.readers import Looks, Readers, found_in, observed
+from model_server.imaging.watching import watched
 from model_server.observations import Observations
 from model_server.priors.card import part_names
 from model_server.priors.context import with_context
@@ -337,7 +338,12 @@ class Session:
         def failed(error: ShapePriorError) -> None:
             self.loop.call_soon_threadsafe(self._failed, request, error)
 
-        job = Job(self.number, lambda: self._surfaces(request), deliver, failed)
+        def begin() -> Iterator[Reconstruction]:
+            # What an agent tries in the image is shown while it goes on.
+            with watched(lambda found: deliver(found, False)):
+                return self._surfaces(request)
+
+        job = Job(self.number, begin, deliver, failed)
         self.running = (request, job)
         self.compute.submit(job)
 

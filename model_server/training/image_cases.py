@@ -18,7 +18,7 @@ from model_server.observations import Volume
 from model_server.training.progress import Progress
 
 Half = NDArray[np.float16]
-FAR_MM = 12.0  # distances are told no farther
+FAR_MM = 12.0  # distances are told no farther, if not asked for
 
 
 @dataclass(frozen=True)
@@ -67,21 +67,24 @@ def load_cases(
     frame: Frame,
     structures: Sequence[Structure],
     progress: Progress | None = None,
+    far_mm: float = FAR_MM,
 ) -> list[ImageCase]:
-    """Images and labels of a split.
+    """Images and labels of a split; distances are told as far as ``far_mm``.
 
     Raises:
         ShapePriorError: an image is missing or unreadable.
     """
     found = []
     for number, case in enumerate(cases):
-        found.append(load_case(case, frame, structures))
+        found.append(load_case(case, frame, structures, far_mm))
         if progress:
             progress("reading images", (number + 1) / len(cases), {})
     return found
 
 
-def load_case(case: Case, frame: Frame, structures: Sequence[Structure]) -> ImageCase:
+def load_case(
+    case: Case, frame: Frame, structures: Sequence[Structure], far_mm: float = FAR_MM
+) -> ImageCase:
     """One image and its label.
 
     Raises:
@@ -91,19 +94,21 @@ def load_case(case: Case, frame: Frame, structures: Sequence[Structure]) -> Imag
     middle = image.to_ras(0.5 * (np.array(image.shape[::-1]) - 1.0))
     region = on_voxels(frame.at(middle), image)
     values, known = read_region(image, region)
-    distances = np.stack([signed_distance(label, s.values, region) for s in structures])
+    distances = np.stack([signed_distance(label, s.values, region, far_mm) for s in structures])
     return ImageCase(case.name, values, known > 0, distances.astype(np.float16))
 
 
-def signed_distance(label: Volume, values: Sequence[int], region: Region) -> NDArray[np.float64]:
-    """(X, Y, Z) mm to the surface of a label's largest part, negative inside, as far as FAR_MM."""
+def signed_distance(
+    label: Volume, values: Sequence[int], region: Region, far_mm: float = FAR_MM
+) -> NDArray[np.float64]:
+    """(X, Y, Z) mm to the surface of a label's largest part, negative inside, as far as told."""
     array = np.asarray(label.array)
     mask = largest_component(np.isin(array, values) if values else array > 0)
     pad = 3  # so that a label which the scan cuts has a border there
     field = distance_field(np.pad(mask, pad), label.spacing)
     # To the border, not to the centers of the voxels beyond it: else the slope would be two there.
     field = field - 0.5 * float(label.spacing.min()) * np.sign(field)
-    field = np.clip(field, -FAR_MM, FAR_MM)
+    field = np.clip(field, -far_mm, far_mm)
     at = label.to_ijk(region.points().reshape(-1, 3)).T[::-1] + pad
-    inside = ndimage.map_coordinates(field, at, order=1, mode="constant", cval=FAR_MM)
+    inside = ndimage.map_coordinates(field, at, order=1, mode="constant", cval=far_mm)
     return np.asarray(inside.reshape(region.frame.shape))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from model_server.cases.splits import Case, Split, split_cases
 from model_server.errors import ShapePriorError
 from model_server.fitting.leftover import matern
 from model_server.geometry.sampling import sample_surface
-from model_server.imaging.familiar import FIGURES, figures_of
+from model_server.imaging.familiar import BY_SHAPE, FIGURES, figures_of
 from model_server.imaging.files import pack_network
 from model_server.imaging.intensities import Intensities
 from model_server.imaging.meshnet import MeshNet, MeshNetShape
-from model_server.imaging.reader import Doubt, ImageReader
+from model_server.imaging.reader import Doubt, ImageReader, Reader
 from model_server.imaging.region import Frame
 from model_server.observations import Observations
 from model_server.priors.card import PriorCard, save_prior
@@ -156,8 +156,9 @@ def train_images(
     return found
 
 
-def unfinished(name: str, output: Path, data: Path, recipe: Recipe) -> Path:
-    """The folder of a training's checkpoint: another one for other cases or another recipe."""
+def unfinished(name: str, output: Path, data: Path, recipe: object) -> Path:
+    """The folder of a training's checkpoint: another one for other cases or another recipe, of
+    which all is told by its ``repr``."""
     cases = [(case.name, case.path.stat().st_size) for case in split_cases(data).training]
     told = repr((cases, recipe, __version__))
     return output / f"{name}.unfinished-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
@@ -225,12 +226,13 @@ def finish_reader(
     radii = [s.rms_radius() for s in surfaces]
     told["annotation_extent_mm"] = [round(0.25 * min(spans), 1), round(1.2 * max(spans), 1)]
     told["radius_mm"] = [round(0.85 * min(radii), 2), round(1.15 * max(radii), 2)]
-    bare = ImageReader(replace(card, hyperparameters=told), network)
-    readings = list(_readings(bare, split.validation, surfaces, progress))
-    doubt = doubt_of(readings)
-    told["doubt"] = {k: round(v, 4) for k, v in asdict(doubt).items()}
-    sure = ImageReader(replace(card, hyperparameters=told), network)
-    told["familiar"] = _familiar(sure, split, surfaces, progress)
+    told |= judged(
+        lambda known: ImageReader(replace(card, hyperparameters=known), network),
+        told,
+        split,
+        surfaces,
+        progress,
+    )
     splits = {
         "training": [c.name for c in split.training],
         "validation": [c.name for c in split.validation],
@@ -239,11 +241,38 @@ def finish_reader(
     return save_prior(folder, card, pack_network(network))
 
 
+def judged(
+    reader_of: Callable[[dict[str, Any]], Reader],
+    told: dict[str, Any],
+    split: Split,
+    surfaces: Sequence[Surface],
+    progress: Progress | None = None,
+    most: int = MOST_JUDGED,
+) -> dict[str, Any]:
+    """What a reader's doubt is worth, and what images it knows.
+
+    Args:
+        reader_of: the reader, of its card's hyperparameters.
+        told: its hyperparameters so far.
+        split: of images.
+        surfaces: of the validation cases, RAS mm.
+        progress: told stage, share done and losses.
+        most: training images, about, that tell what is known.
+
+    Returns:
+        "doubt" and "familiar", for the card.
+    """
+    doubt = doubt_of(list(_readings(reader_of(told), split.validation, surfaces, progress)))
+    found: dict[str, Any] = {"doubt": {k: round(v, 4) for k, v in asdict(doubt).items()}}
+    found["familiar"] = _familiar(reader_of(told | found), split, surfaces, progress, most)
+    return found
+
+
 # --- doubt --------------------------------------------------------------------------------------
 
 
 def _readings(
-    reader: ImageReader,
+    reader: Reader,
     cases: Sequence[Case],
     surfaces: Sequence[Surface],
     progress: Progress | None,
@@ -305,11 +334,15 @@ def _alike(pairs: Sequence[tuple[Array, Array]]) -> float:
 
 
 def _familiar(
-    reader: ImageReader, split: Split, surfaces: Sequence[Surface], progress: Progress | None
+    reader: Reader,
+    split: Split,
+    surfaces: Sequence[Surface],
+    progress: Progress | None,
+    most: int,
 ) -> dict[str, Any]:
     """What images of the known kind are like; limits by those of validation."""
     known = []
-    chosen = split.training[:: max(1, len(split.training) // MOST_JUDGED)]
+    chosen = split.training[:: max(1, len(split.training) // most)]
     for number, case in enumerate(chosen):
         figures = figures_of(reader.read(image_of(case), _place(case, number)))
         if figures is not None:
@@ -317,7 +350,7 @@ def _familiar(
         if progress:
             progress("judging images", (number + 1) / len(chosen), {})
     mean = np.mean(known, axis=0)
-    covariance = np.cov(np.array(known).T) + 1e-4 * np.eye(len(FIGURES))
+    covariance = np.cov(np.array(known).T) + 1e-4 * np.eye(len(mean))
     inverse = np.linalg.inv(covariance)
     strange, misfits = [], []
     for number, (case, surface) in enumerate(zip(split.validation, surfaces, strict=True)):
@@ -336,7 +369,7 @@ def _familiar(
         )
     farthest = np.max(misfits, axis=0)
     return {
-        "figures": list(FIGURES),
+        "figures": [*FIGURES, *BY_SHAPE][: len(mean)],
         "mean": np.round(mean, 5).tolist(),
         "covariance": np.round(covariance, 7).tolist(),
         "limit": round(max(TYPICAL, SLACK * max(strange)), 2),

@@ -98,7 +98,7 @@ class Sampler:
             np.concatenate([case.image[None], case.distances]).astype(np.float32)
         )
         known = torch.from_numpy(case.known.astype(np.float32))[None]
-        grid, scale = self._grid(case.image.shape, rng)
+        grid, scale = self.grid(case.image.shape, rng)
         moved = functional.grid_sample(
             volumes[None], grid, padding_mode="border", align_corners=False
         )[0]
@@ -113,7 +113,7 @@ class Sampler:
         inputs = torch.cat([torch.stack([image * mask, mask]), torch.from_numpy(prompts)])
         return inputs, distances
 
-    def _grid(self, shape: tuple[int, ...], rng: np.random.Generator) -> tuple[Tensor, float]:
+    def grid(self, shape: tuple[int, ...], rng: np.random.Generator) -> tuple[Tensor, float]:
         """Where (1, X, Y, Z, 3) a varied image reads the case, for ``grid_sample``; and by how much
         its distances are larger."""
         vary = self.variation

@@ -27,7 +27,9 @@ from model_server.training.prepared import Prepared, prepare
 from model_server.training.progress import Progress
 
 ALIASES = {"implicit-atlas": "atlas"}
-READERS = ("meshnet", "unet")  # methods that read images
+# Methods that read images, and the option that tells the steps of their last stage.
+LAST_STEPS = {"meshnet": "mesh_steps", "unet": "tail_steps", "agent": "refine_steps"}
+READERS = tuple(LAST_STEPS)
 CHECKSUM = "labels_checksum"  # key among the hyperparameters of a card
 Told = Callable[[str], None]
 Arrays = dict[str, NDArray[Any]]
@@ -168,7 +170,8 @@ def train(
 
     Args:
         method: "pca", "dals", "atlas" (ImplicitAtlas), "dissm", "deepsdf", or, from images beside
-            the labels, "meshnet" (ImplicitMeshNet) and "unet".
+            the labels, "meshnet" (ImplicitMeshNet), "unet", and "agent", which teaches the organ's
+            DISSM prior to find its shape in images.
         organ: names the prior.
         data: folder with ``labels/``.
         output: folder of priors.
@@ -231,7 +234,11 @@ def _train_reader(
         ) from error
 
     if steps is not None:
-        options["mesh_steps" if method == "meshnet" else "tail_steps"] = steps
+        options[LAST_STEPS[method]] = steps
+    if method == "agent":
+        from model_server.training.pose_reader import train_agent
+
+        return train_agent(organ, data, output, options, progress)
     card = PriorCard(
         name=f"{organ}-{method}",
         organ=organ,

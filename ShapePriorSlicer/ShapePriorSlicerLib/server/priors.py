@@ -244,9 +244,11 @@ def _readerOf(card: Mapping[str, Any]) -> ImageReaderInfo | None:
     told = card.get("image")
     if isinstance(told, Mapping):
         return ImageReaderInfo(shown(told["reader"]), shown(told["modality"]))
-    if card["method"] != READER:
+    known = card.get("hyperparameters", {})
+    own = known.get("reader") or None  # DISSM finds its shape itself
+    if card["method"] != READER and own is None:
         return None
-    modality = card.get("hyperparameters", {}).get("modality", "image")
+    modality = (known if own is None else own).get("modality", "image")
     return ImageReaderInfo(shown(card["name"]), shown(modality))
 
 

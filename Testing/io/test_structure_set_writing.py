@@ -97,6 +97,24 @@ def test_a_second_result_gets_a_name_of_its_own(plan):
     write_structure_set(path, plan.with_name("new.dcm"), "Hippo_L", ELLIPSOID, "pca")
     names = [roi.ROIName for roi in pydicom.dcmread(path).StructureSetROISequence]
     assert names == ["Hippo_L", "PTV", FIT, "Hippo_L^Fit2"]
+    once = plan.with_name("once.dcm")
+    write_structure_set(once, plan.with_name("new.dcm"), FIT, ELLIPSOID, "pca")
+    assert pydicom.dcmread(once).StructureSetROISequence[-1].ROIName == "Hippo_L^Fit2"
+
+
+def test_what_a_careless_program_left_out_is_not_needed(plan):
+    file = pydicom.dcmread(plan)
+    nameless, image = pydicom.Dataset(), pydicom.Dataset()
+    nameless.ROIName = "no number"
+    file.StructureSetROISequence.append(nameless)
+    image.ReferencedSOPInstanceUID = "1.2.3"
+    file.ROIContourSequence[1].ContourSequence[3].ContourImageSequence = [image]
+    del file.SOPClassUID, file.SOPInstanceUID
+    file.save_as(plan)
+    after = written(plan)
+    assert [roi.ROIName for roi in after.StructureSetROISequence][2:] == ["no number", FIT]
+    assert after.SOPClassUID == pydicom.uid.RTStructureSetStorage
+    assert "PredecessorStructureSetSequence" not in after
 
 
 # --- where ----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ is called as it with "^Fit": what stands after ^ in names of AAPM's TG-263 is th
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
 MARK = "^Fit"
+MARKED = re.compile(re.escape(MARK) + r"\d*$")
 LONGEST_NAME = 64  # characters of a name (LO)
 PROGRAM = "ShapePriorSlicer"
 SEMIAUTOMATIC = "SEMIAUTOMATIC"
@@ -40,6 +42,7 @@ SMOOTH_MM = 0.05  # of a contour: points whose lack moves it less are left out
 DIGITS = 3  # of coordinates, mm
 ON_SLICE_MM = 0.1
 SAME_DIRECTION = np.cos(np.deg2rad(1.0))
+REFERENCED = ("ReferencedSOPClassUID", "ReferencedSOPInstanceUID")
 REVIEW = ("ReviewDate", "ReviewTime", "ReviewerName")
 
 
@@ -176,9 +179,9 @@ def _images_in(structures: StructureSet, normal: Array) -> dict[float, tuple[str
             images: Sequence[Dataset] = contour.get("ContourImageSequence") or ()
             if len(images) == 1 and len(contour.get("ContourData") or ()) >= 3:
                 place = LPS_TO_RAS * [float(value) for value in contour.ContourData[:3]]
-                image = images[0]
-                uids = (str(image.ReferencedSOPClassUID), str(image.ReferencedSOPInstanceUID))
-                found[float(place @ normal)] = uids
+                uids = tuple(str(images[0].get(name) or "") for name in REFERENCED)
+                if all(uids):
+                    found[float(place @ normal)] = (uids[0], uids[1])
     return found
 
 
@@ -213,12 +216,14 @@ def _renew(dataset: Dataset, source: StructureSet) -> None:
     """A new instance in a new series of the same study, that names the one it was made from."""
     from pydicom.dataset import Dataset as Item
     from pydicom.sequence import Sequence as Items
-    from pydicom.uid import generate_uid
+    from pydicom.uid import RTStructureSetStorage, generate_uid
 
-    before = Item()
-    before.ReferencedSOPClassUID = dataset.SOPClassUID
-    before.ReferencedSOPInstanceUID = source.dataset.SOPInstanceUID
-    dataset.PredecessorStructureSetSequence = Items([before])
+    dataset.SOPClassUID = dataset.get("SOPClassUID") or RTStructureSetStorage
+    if dataset.get("SOPInstanceUID"):  # some programs leave it to the header, or out
+        before = Item()
+        before.ReferencedSOPClassUID = dataset.SOPClassUID
+        before.ReferencedSOPInstanceUID = source.dataset.SOPInstanceUID
+        dataset.PredecessorStructureSetSequence = Items([before])
     dataset.SOPInstanceUID, dataset.SeriesInstanceUID = generate_uid(), generate_uid()
     now = datetime.now()
     dataset.InstanceCreationDate = dataset.StructureSetDate = now.strftime("%Y%m%d")
@@ -236,9 +241,10 @@ def _add(dataset: Dataset, drawn: Roi, contours: Sequence[Dataset], made_by: str
     from pydicom.sequence import Sequence as Items
 
     taken = {str(roi.get("ROIName") or "") for roi in dataset.StructureSetROISequence}
-    listed = next(r for r in dataset.StructureSetROISequence if r.ROINumber == drawn.number)
+    numbered = [r for r in dataset.StructureSetROISequence if r.get("ROINumber") is not None]
+    listed = next(r for r in numbered if r.ROINumber == drawn.number)
     roi = Item()
-    roi.ROINumber = 1 + max(int(r.ROINumber) for r in dataset.StructureSetROISequence)
+    roi.ROINumber = 1 + max(int(r.ROINumber) for r in numbered)
     roi.ReferencedFrameOfReferenceUID = listed.get("ReferencedFrameOfReferenceUID")
     roi.ROIName = _free_name(drawn.name, taken)
     roi.ROIGenerationAlgorithm = SEMIAUTOMATIC
@@ -266,6 +272,7 @@ def _add(dataset: Dataset, drawn: Roi, contours: Sequence[Dataset], made_by: str
 
 def _free_name(name: str, taken: set[str]) -> str:
     """Of the new structure: with a number from 2 on, where there is one."""
+    name = MARKED.sub("", name)  # what was fitted before is fitted anew
     marks = (MARK, *(f"{MARK}{n}" for n in range(2, len(taken) + 3)))
     return next(n for mark in marks if (n := name[: LONGEST_NAME - len(mark)] + mark) not in taken)
 

@@ -134,13 +134,19 @@ class Painter:
         """
         found, last = [], None
         for segmentId in segmentIds:
+            known = self.sessionOf(segmentation, segmentId)
             try:
                 found.append(self.begin(segmentation, segmentId, volume))
             except ShapePriorError as error:
                 last = error
                 self._end(self.painting(segmentation, segmentId))
+                made = self.sessionOf(segmentation, segmentId)
+                if made is not None and made is not known:
+                    self._workspace.remove(made)
         if not found:
             raise last or ShapePriorError("There is no segment.", "Add one and paint it.")
+        if self._workspace.current not in [painting.session for painting in found]:
+            self._workspace.select(found[-1].session)
         return found
 
     def setAutoUpdate(self, segmentation: Node | None, isOn: bool) -> None:
@@ -158,11 +164,16 @@ class Painter:
             IDs of the segments that were filled.
 
         Raises:
-            ShapePriorError: there is nothing to apply, or it lies outside; nothing has changed.
+            ShapePriorError: there is nothing to apply, it lies outside, or something was painted
+                since; nothing has changed.
         """
         ready = [p for p in self.paintings(segmentation) if p.hasResult and p.segment is not None]
         if not ready:
             raise ShapePriorError("There is no preview yet.", "Wait for it, or press Initialize.")
+        if not all(painting.isUpToDate() for painting in ready):
+            raise ShapePriorError(  # it would be written over
+                "What was painted last is not in the preview yet.", "Wait for it, or press Update."
+            )
         fillings = {painting.segmentId: painting.filling() for painting in ready}
         if not editor.allowsOverlap:
             settleOverlaps(fillings)

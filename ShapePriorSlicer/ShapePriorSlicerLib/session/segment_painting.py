@@ -71,6 +71,7 @@ class SegmentPainting:
         self.repairs, self.isLocked = False, True
         self._seen: tuple[Any, ...] = ()  # the voxels that were read last, by their time
         self._edited: float | None = None  # when they were edited since
+        self._taken = ""  # digest of the voxels that are annotations
         self._shown: object = None  # the surface that the preview shows
         structure = session.structure
         structure.refer(SEGMENTATION, segmentation)
@@ -108,6 +109,14 @@ class SegmentPainting:
     def isBusy(self) -> bool:
         """Whether something is about to follow what was painted."""
         return self._edited is not None or self.session.status.busy
+
+    def isUpToDate(self) -> bool:
+        """Whether all that is painted was taken.
+
+        Raises:
+            ShapePriorError: a parent transform of the segmentation bends.
+        """
+        return self._taken == _digest(SegmentVoxels.of(self.segmentation, self.segmentId))
 
     # --- following ----------------------------------------------------------------------------
 
@@ -169,6 +178,7 @@ class SegmentPainting:
     def _read(self) -> None:
         structure = self.session.structure
         voxels = SegmentVoxels.of(self.segmentation, self.segmentId)
+        self._taken = _digest(voxels)
         voxels, painting, continues = self._meaning(voxels)
         if not continues:
             mask = voxels if painting.isWhole else None
@@ -249,3 +259,7 @@ class SegmentPainting:
         """Keep the segment as it is now: what differs later was edited by the user."""
         voxels = SegmentVoxels.of(self.segmentation, self.segmentId)
         rememberVoxels(self.session.structure, APPLIED, voxels, self.segmentation)
+
+
+def _digest(voxels: SegmentVoxels | None) -> str:
+    return "" if voxels is None else voxels.digest

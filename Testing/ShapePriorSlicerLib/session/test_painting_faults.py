@@ -115,6 +115,33 @@ def test_undo_in_the_middle_of_a_preview(sitting):
     assert canvas.count() > 3000
 
 
+def test_what_was_painted_last_is_not_written_over(sitting):
+    canvas = sitting.canvas
+    canvas.paint(THREE[:2])
+    painting = sitting.begin()
+    sitting.answer()
+    sitting.painter.setAutoUpdate(canvas.node, False)
+    canvas.paint(THREE)
+    sitting.poll()
+    before = canvas.count()
+    told = refused(lambda: sitting.painter.apply(canvas.node, canvas.editor))
+    assert told == "What was painted last is not in the preview yet."
+    assert (canvas.count(), canvas.editor.undoSteps) == (before, 0)
+    sitting.begin()
+    sitting.answer()
+    assert sitting.painter.apply(canvas.node, canvas.editor) == [canvas.segmentId]
+    assert len(painting.session.outlines()) == 3
+
+
+def test_of_all_segments_those_that_cannot_be_completed_leave_nothing_behind(sitting):
+    canvas = sitting.canvas
+    canvas.paint(THREE)
+    both = [canvas.segmentId, canvas.add("Kidney")]
+    (painting,) = sitting.painter.beginAll(canvas.node, both, canvas.volume)
+    assert sitting.workspace.sessions == [painting.session]
+    assert sitting.workspace.current is painting.session
+
+
 def test_all_that_was_painted_is_undone(sitting):
     canvas = sitting.canvas
     canvas.editor.saveStateForUndo()

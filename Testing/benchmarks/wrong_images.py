@@ -18,7 +18,7 @@ import numpy as np
 from common import parser, show, tell
 
 from model_server.cases.splits import Case, split_cases
-from model_server.evaluation.harness import use_threads
+from model_server.evaluation.harness import Method, use_threads
 from model_server.evaluation.metrics import Truth, dice
 from model_server.evaluation.protocols import find_protocol
 from model_server.evaluation.results import machine
@@ -125,7 +125,7 @@ def main() -> None:
     use_threads(chosen.threads)
     for organ in chosen.organs:
         name = organ.replace("_", "-")
-        priors = {m: load_prior(f"{name}-{m}") for m in chosen.methods}
+        priors = {m: load_prior(Method.named(m, organ).prior) for m in chosen.methods}
         reader = load_prior(f"{name}-meshnet")
         others = split_cases(chosen.data / next(o for o in ORGANS if o != organ)).validation
         cases = split_cases(chosen.data / organ).validation[: chosen.limit]

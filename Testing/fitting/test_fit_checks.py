@@ -17,6 +17,7 @@ from model_server.fitting.checks import (
     check_size,
     mask_warnings,
     point_warnings,
+    unusual_size,
 )
 from model_server.geometry.icosphere import icosphere
 from model_server.geometry.labels import voxelize
@@ -133,6 +134,15 @@ def test_parallel_outlines_bring_a_warning() -> None:
     above, below = (ring("axial", 8.0, (0, 0, z), f"axial {z}") for z in (6, -6))
     (warning,) = check_fit(drawn(above, below), ball(), CARD, 12.0)
     assert "parallel" in warning
+
+
+def test_parallel_outlines_of_another_organ_bring_a_warning_of_its_size() -> None:
+    stack = drawn(*(ring("axial", 3.0, (0, 0, z), f"axial {z}") for z in (2, -2)))
+    small = Surface(CENTER + 0.4 * (ball().points - CENTER), ball().triangles)
+    (warning,) = unusual_size(stack, small, CARD)
+    assert "mean radius of 4 mm; of a thing 10 to 15 mm are usual" in warning
+    assert warning in check_fit(stack, small, CARD, 12.0)
+    assert unusual_size(stack, ball(), CARD) == ()
 
 
 def test_a_fit_tells_of_contradictions_too() -> None:

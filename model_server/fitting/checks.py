@@ -99,6 +99,7 @@ def check_fit(
     require_reached(planes, card, usual)
     return (
         *open_ends(observations),
+        *unusual_size(observations, surface, card),
         *contradictions(observations, usual),
         *coverage_warnings(planes, card, usual),
         *check_points(observations, surface, card, radius),
@@ -128,6 +129,21 @@ def open_ends(observations: Observations) -> tuple[str, ...]:
     return (
         "All outlines are parallel: the organ's two ends are guessed from the prior. Add an "
         "outline across them.",
+    )
+
+
+def unusual_size(observations: Observations, surface: Surface, card: PriorCard) -> tuple[str, ...]:
+    """That a surface through parallel outlines is larger or smaller than the prior's organs are:
+    a stack of contours of another organ is followed as any."""
+    limits = card.hyperparameters.get("radius_mm")
+    if not limits or not observations.parallel_only():
+        return ()
+    (low, high), radius = limits, surface.rms_radius()
+    if low / RADIUS_FACTOR <= radius <= high * RADIUS_FACTOR:
+        return ()
+    return (
+        f"The surface has a mean radius of {radius:.0f} mm; of a {card.organ} {low:.0f} to "
+        f"{high:.0f} mm are usual. Check that the outlines are of the organ of the prior.",
     )
 
 

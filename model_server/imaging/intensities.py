@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,12 @@ class Intensities:
     """
 
     window: tuple[float, float] | None = None
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Intensities:
+        """As a reader's hyperparameters tell."""
+        window = told.get("window")
+        return cls(None if window is None else (window[0], window[1]))
 
     def normalized(self, values: Image, known: Image) -> Image:
         """Zero mean and unit variance where something is known, 0 elsewhere.

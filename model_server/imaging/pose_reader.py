@@ -97,9 +97,7 @@ class PoseReader:
         self.card, self.prior, self.agent, self.refine = card, prior, agent, refine
         self.frame = agent.shape.frame
         told = card.hyperparameters
-        window = told.get("window")
-        self.intensities = Intensities(None if window is None else (window[0], window[1]))
-        self.doubt = Doubt(**{k: float(v) for k, v in told.get("doubt", {}).items()})
+        self.intensities, self.doubt = Intensities.of(told), Doubt.of(told)
 
     @classmethod
     def of(cls, prior: Any) -> PoseReader:

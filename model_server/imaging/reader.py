@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,6 +43,11 @@ class Doubt:
     scale: float = 1.0
     floor: float = 0.1
     alike_mm: float = 4.0
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Doubt:
+        """As a reader's hyperparameters tell."""
+        return cls(**{name: float(value) for name, value in told.get("doubt", {}).items()})
 
     def true(self, computed: NDArray[np.float32]) -> NDArray[np.float32]:
         """Standard deviations, mm."""
@@ -88,9 +94,7 @@ class ImageReader:
         self.card, self.network, self.device = card, network, device
         self.frame = network.shape.frame
         told = card.hyperparameters
-        window = told.get("window")
-        self.intensities = Intensities(None if window is None else (window[0], window[1]))
-        self.doubt = Doubt(**{k: float(v) for k, v in told.get("doubt", {}).items()})
+        self.intensities, self.doubt = Intensities.of(told), Doubt.of(told)
 
     @classmethod
     def load(cls, folder: Path, card: PriorCard, device: str = "cpu") -> ImageReader:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from model_server.fitting.leftover import Kriging
 from model_server.geometry.level_set import zero_level
 from model_server.priors.atlas_features import Decoded, FeatureChanges, features_at, finest_map
 from model_server.priors.implicit_atlas_decoder import AtlasDecoder, sample
+from model_server.priors.latent_gaussian import LatentGaussian
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
@@ -64,7 +64,7 @@ class AtlasSettings(FieldSettings):
         )
 
 
-class AtlasField:
+class AtlasField(LatentGaussian):
     """The shapes of an ImplicitAtlas decoder as a field (``fitting.field_form.Field``).
 
     Args:
@@ -92,7 +92,6 @@ class AtlasField:
         self.rms_radius = rms_radius
         self.least_slope = LEAST_SLOPE / (softness * rms_radius)
         self.templates, self.grid = templates, grid
-        self.size = int(latent_root.shape[1])
         self._decoded: dict[bytes, Decoded] = {}
         self._changes: FeatureChanges | None = None
 
@@ -100,18 +99,6 @@ class AtlasField:
     def device(self) -> str:
         """That decodes."""
         return str(self.decoder.template_latents.device)
-
-    def latents(self, latent: Array) -> Array:
-        """(K,) whitened -> (c,)."""
-        return np.asarray(self.latent_mean + self.latent_root @ latent)
-
-    def whiten(self, latents: Array) -> Array:
-        """(..., c) -> (..., K) in units of their standard deviations."""
-        return np.asarray((latents - self.latent_mean) @ self._inverse_root.T)
-
-    @cached_property
-    def _inverse_root(self) -> Array:
-        return np.asarray(np.linalg.pinv(self.latent_root))
 
     # --- decoding -----------------------------------------------------------------------------
 

@@ -19,20 +19,19 @@ from model_server.fitting.pose_prior import PosePrior
 from model_server.fitting.terms import Evidence
 from model_server.observations import Observations
 from model_server.priors.card import PriorCard
+from model_server.priors.latent_gaussian import LatentGaussian
 from model_server.priors.protocol import FitSettings
 from model_server.reconstruction import Reconstruction, Surface
 
 Array = NDArray[np.float64]
 
 
-class LatentPrior(ABC):
-    """A trained model with a Gaussian over its latents: z = mean + root @ u, u of unit variance.
+class LatentPrior(LatentGaussian, ABC):
+    """A trained model with a Gaussian over its latents.
 
     Attributes:
         card: what it is.
         rms_radius: of its canonical shapes.
-        latent_mean: (d,).
-        latent_root: (d, K).
         pose_prior: learned with it.
         quick: the prior whose answer starts every fit, or None.
         finishes: whether more than one surface is yielded, the last one remeshed.
@@ -42,8 +41,6 @@ class LatentPrior(ABC):
 
     card: PriorCard
     rms_radius: float
-    latent_mean: Array
-    latent_root: Array
     pose_prior: PosePrior
     quick: FieldPrior | None = None
     finishes = True
@@ -71,19 +68,6 @@ class LatentPrior(ABC):
     @abstractmethod
     def form(self, settings: FitSettings, evidence: Evidence, start: Reconstruction | None) -> Form:
         """How this prior answers in a fit."""
-
-    @property
-    def size(self) -> int:
-        """K, the number of whitened latents."""
-        return int(self.latent_root.shape[1])
-
-    def whiten(self, latents: Array) -> Array:
-        """(..., d) latents -> (..., K) in units of their standard deviations."""
-        return np.asarray((latents - self.latent_mean) @ self._inverse_root.T)
-
-    @cached_property
-    def _inverse_root(self) -> Array:
-        return np.asarray(np.linalg.pinv(self.latent_root))
 
     def sample(self, count: int, seed: int = 0) -> Array:
         """(count, d) latents drawn from the Gaussian of the training latents."""
@@ -166,10 +150,6 @@ class FieldPrior(LatentPrior):
     def coordinates(self, latent: Array, template: int, points: Array) -> Array:
         """(N, 3) template coordinates of canonical points."""
         return self.on_mean(points)
-
-    def latents(self, latent: Array) -> Array:
-        """(K,) whitened -> (d,)."""
-        return np.asarray(self.latent_mean + self.latent_root @ latent)
 
     # --- the latent space ---------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from model_server.geometry.grid import Grid
 from model_server.geometry.level_set import zero_level
 from model_server.geometry.remesh import carry_over, remesh
 from model_server.priors.deepsdf_decoder import DeepSdfDecoder
+from model_server.priors.latent_gaussian import LatentGaussian
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
@@ -52,7 +53,7 @@ class Carried:
     whole: bool
 
 
-class DissmField:
+class DissmField(LatentGaussian):
     """Signed distances by a whitened latent (``fitting.field_form.Field``).
 
     Args:
@@ -76,22 +77,9 @@ class DissmField:
         self.decoder = decoder.to(device).eval().requires_grad_(False)
         self.latent_mean, self.latent_root = latent_mean, latent_root
         self.rms_radius, self.device = rms_radius, device
-        self.size = int(latent_root.shape[1])
         if template is not None:
             self.template = template
         self._carried: dict[bytes, Carried] = {}
-
-    def latents(self, latent: Array) -> Array:
-        """(K,) whitened -> (d,)."""
-        return np.asarray(self.latent_mean + self.latent_root @ latent)
-
-    def whiten(self, latents: Array) -> Array:
-        """(..., d) -> (..., K) in units of their standard deviations."""
-        return np.asarray((latents - self.latent_mean) @ self._inverse_root.T)
-
-    @cached_property
-    def _inverse_root(self) -> Array:
-        return np.asarray(np.linalg.pinv(self.latent_root))
 
     # --- the field ----------------------------------------------------------------------------
 

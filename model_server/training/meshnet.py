@@ -21,6 +21,7 @@ from model_server.imaging.distance_network import DISTANCE_UNIT, DistanceNetwork
 from model_server.imaging.graph import neighbors
 from model_server.imaging.meshnet import LEVEL, MeshNet, MeshNetShape, Voxels
 from model_server.imaging.voxel_network import laid_out, sampled
+from model_server.training.averages import take_average
 from model_server.training.checkpoints import Checkpoint, State, load_state
 from model_server.training.image_samples import Sample, Sampler
 from model_server.training.mesh_distances import distorted_sphere, mesh_distances
@@ -193,7 +194,12 @@ class MeshNetTrainer:
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 2.0)
         self.optimizer.step()
-        self._take_average()
+        take_average(
+            self.average,
+            self.network,
+            self.config.average,
+            self.step - self.config.distance_steps + 1,
+        )
         return told
 
     def _distance_step(self, rng: np.random.Generator) -> dict[str, float]:
@@ -296,14 +302,6 @@ class MeshNetTrainer:
         done = self.step - config.distance_steps - config.voxel_steps
         share = min(done / max(config.annealed * config.mesh_steps, 1.0), 1.0)
         return last + (first - last) * 0.5 * (1 + math.cos(math.pi * share))
-
-    @torch.no_grad()
-    def _take_average(self) -> None:
-        done = self.step - self.config.distance_steps + 1
-        decay = min(self.config.average, done / (done + 10.0))
-        kept = dict(self.average.named_parameters())
-        for name, value in self.network.named_parameters():
-            kept[name].lerp_(value, 1.0 - decay)
 
     # --- checkpoints --------------------------------------------------------------------------
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from model_server.priors.card import PriorCard
 from model_server.training.checkpoints import CHECKPOINT_FILE
 from model_server.training.prepared import FEW, Prepared, workers
 from model_server.training.progress import Progress
+
+if TYPE_CHECKING:
+    from model_server.training.parts import Trained
 
 # Settings of the fit of DALS that differ from the defaults, chosen on validation cases.
 SOLVERS: dict[str, dict[str, float | bool]] = {
@@ -115,7 +119,7 @@ def _train_dals(
     from model_server.priors.dals import pack_decoder
     from model_server.priors.device import choose_device
     from model_server.training.dals import DalsTrainer, DalsTraining
-    from model_server.training.parts import Trained, dals_parts
+    from model_server.training.parts import dals_parts
 
     few = len(prepared.training) <= FEW
     config = replace(DalsTraining(), **((DALS_FEW_SHOT if few else {}) | options))
@@ -140,10 +144,7 @@ def _train_dals(
     arrays: dict[str, NDArray[Any]] = pack_decoder(trained.decoder)
     arrays["latent_mean"] = mean.astype(np.float32)
     arrays["latent_root"] = root.astype(np.float32)
-    known = Trained([case.label() for case in prepared.training], shapes.poses, card.organ)
-    parts = dals_parts(trained, known)
-    if parts is not None:
-        arrays["parts"], card = parts, known.named(card)
+    card = _with_parts(card, arrays, prepared, partial(dals_parts, trained))
     return _with(
         card,
         {
@@ -171,7 +172,7 @@ def _train_atlas(
         latent_whitening,
         regress_on_quick_look,
     )
-    from model_server.training.parts import Trained, atlas_parts
+    from model_server.training.parts import atlas_parts
 
     few = len(prepared.training) <= FEW
     config = replace(FEW_SHOT if few else AtlasTraining(), **options)
@@ -194,10 +195,7 @@ def _train_atlas(
     arrays |= gaussian
     arrays["latents"] = trained.latents[: trained.real_count].astype(np.float16)
     arrays["from_quick"] = regress_on_quick_look(shapes, gaussian, trained)
-    known = Trained(labels, shapes.poses, card.organ)
-    parts = atlas_parts(trained, known)
-    if parts is not None:
-        arrays["parts"], card = parts, known.named(card)
+    card = _with_parts(card, arrays, prepared, partial(atlas_parts, trained))
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
     training = asdict(config) | {
         "base": list(trainer.sizes.base),
@@ -230,7 +228,7 @@ def _train_dissm(
     progress: Progress | None,
 ) -> Finished:
     from model_server.training.dissm import DissmTraining, train_dissm
-    from model_server.training.parts import Trained, dissm_parts
+    from model_server.training.parts import dissm_parts
 
     few = len(prepared.training) <= FEW
     config = replace(DissmTraining(), **((DISSM_FEW_SHOT if few else {}) | options))
@@ -245,12 +243,28 @@ def _train_dissm(
         few,
     )
     arrays = trained.arrays()
-    known = Trained([case.label() for case in prepared.training], shapes.poses, card.organ)
-    parts = dissm_parts(trained, known)
-    if parts is not None:
-        arrays["parts"], card = parts, known.named(card)
+    card = _with_parts(card, arrays, prepared, partial(dissm_parts, trained))
     solver = DISSM_SOLVERS.get(card.organ, {})
     return _with(card, {"training": asdict(config), "solver": solver}), arrays
+
+
+def _with_parts(
+    card: PriorCard,
+    arrays: dict[str, NDArray[Any]],
+    prepared: Prepared,
+    found_by: Callable[[Trained], NDArray[np.uint8] | None],
+) -> PriorCard:
+    """The card with the names of an organ's parts, which are put among the arrays; of an organ
+    without parts as it was."""
+    from model_server.training.parts import Trained
+
+    labels = [case.label() for case in prepared.training]
+    known = Trained(labels, prepared.canonical.poses, card.organ)
+    parts = found_by(known)
+    if parts is None:
+        return card
+    arrays["parts"] = parts
+    return known.named(card)
 
 
 def latent_gaussian(

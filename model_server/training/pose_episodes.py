@@ -26,6 +26,7 @@ from model_server.imaging.pose_agent import STAGES, PoseAgent, View, mean_distan
 from model_server.imaging.pose_steps import Places
 from model_server.priors.deepsdf_decoder import DeepSdfDecoder
 from model_server.reconstruction import Surface
+from model_server.training.averages import take_average
 from model_server.training.checkpoints import Checkpoint, State, load_state
 from model_server.training.image_cases import ImageCase
 from model_server.training.progress import Progress
@@ -432,7 +433,8 @@ class AgentTrainer:
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.agent.stages[stage].parameters(), 1.0)
         self.optimizer.step()
-        self._take_average(stage)
+        mine, kept = self.agent.stages[stage], self.average.stages[stage]
+        take_average(kept, mine, self.config.average, self.step + 1)
         places.put(rows, after.detached())
         return float(loss.detach())
 
@@ -469,13 +471,6 @@ class AgentTrainer:
         rate *= min(1.0, (self.step + 1) / WARM_STEPS)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate * rate
-
-    @torch.no_grad()
-    def _take_average(self, stage: str) -> None:
-        decay = min(self.config.average, (self.step + 1) / (self.step + 10.0))
-        kept = dict(self.average.stages[stage].named_parameters())
-        for name, value in self.agent.stages[stage].named_parameters():
-            kept[name].lerp_(value, 1.0 - decay)
 
     # --- checkpoints --------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from torch.nn import functional
 from model_server.imaging.intensities import Intensities
 from model_server.imaging.refine_network import RefineNetwork
 from model_server.imaging.voxel_network import laid_out
+from model_server.training.averages import take_average
 from model_server.training.checkpoints import Checkpoint, State, load_state
 from model_server.training.image_cases import ImageCase
 from model_server.training.image_samples import Sampler, Variation
@@ -277,15 +278,8 @@ class RefineTrainer:
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 2.0)
         self.optimizer.step()
-        self._take_average()
+        take_average(self.average, self.network, self.config.average, self.step + 1)
         return {name: float(loss.detach()) for name, loss in losses.items()}
-
-    @torch.no_grad()
-    def _take_average(self) -> None:
-        decay = min(self.config.average, (self.step + 1) / (self.step + 10.0))
-        kept = dict(self.average.named_parameters())
-        for name, value in self.network.named_parameters():
-            kept[name].lerp_(value, 1.0 - decay)
 
     def _state(self) -> State:
         return {

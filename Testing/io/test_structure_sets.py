@@ -13,6 +13,7 @@ from structure_sets import CENTER, OFFSETS, RADII, keyhole, ring, rings, structu
 from model_server.errors import ShapePriorError
 from model_server.geometry.loops import loop_area
 from model_server.io.markups import Markup, read_annotations, write_markups
+from model_server.io.volumes import read_volume
 from model_server.observations import Observations
 
 
@@ -189,3 +190,10 @@ def test_coordinates_that_are_no_triples_are_refused(tmp_path):
     contour.ContourData = list(contour.ContourData)[:-1]
     file.save_as(path)
     assert "coordinates that are not three numbers each" in refusal(path).what
+
+
+def test_a_structure_set_in_the_place_of_an_image_is_told_as_one(tmp_path):
+    path = structure_set(tmp_path / "plan.dcm", (1, "Hippo_L", rings()))
+    with pytest.raises(ShapePriorError, match="is a DICOM structure set, not an image") as caught:
+        read_volume(path)
+    assert "--annotations" in caught.value.remedy

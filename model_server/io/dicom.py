@@ -108,6 +108,16 @@ def is_dicom(path: Path) -> bool:
     return begin[MARK_AT:] == MARK or (bare and path.suffix.lower() in ("", ".dcm", ".ima"))
 
 
+def _is_structure_set(path: Path) -> bool:
+    import pydicom
+
+    try:
+        found = pydicom.dcmread(path, specific_tags=["Modality"], force=True)
+    except Exception:  # of damaged files pydicom raises many kinds
+        return False
+    return str(found.get("Modality") or "") == STRUCTURES
+
+
 def dicom_series(path: Path) -> Series | None:
     """The series of a folder, or of one of its files; None for a file that is no DICOM file.
 
@@ -119,6 +129,12 @@ def dicom_series(path: Path) -> Series | None:
     if not is_dicom(path):
         return None
     given = _slice_of(path)
+    if given is None and _is_structure_set(path):
+        raise ShapePriorError(
+            f"'{path}' is a DICOM structure set, not an image.",
+            "Give it by --annotations, its structure by --roi, and the scan as the image.",
+            "unreadable",
+        )
     if given is None:
         raise ShapePriorError(
             f"'{path}' is a DICOM file without an image that can be read.",

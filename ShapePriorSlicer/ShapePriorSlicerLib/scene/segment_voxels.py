@@ -207,20 +207,17 @@ def settleOverlaps(fillings: Mapping[str, Any]) -> list[str]:
         fillings: vtkOrientedImageData on one grid, by segment; changed in place.
 
     Returns:
-        The segments that lost any.
+        The segments of which nothing is left.
     """
-    changed = set()
     names = list(fillings)
     for i, one in enumerate(names):
         for other in names[i + 1 :]:
-            for name, lost in zip(
-                (one, other), _claims(fillings[one], fillings[other]), strict=True
-            ):
+            claims = _claims(fillings[one], fillings[other])
+            for name, lost in zip((one, other), claims, strict=True):
                 if lost is not None and lost[1].any():
                     _array(fillings[name])[lost[0]][lost[1]] = 0
                     fillings[name].GetPointData().GetScalars().Modified()
-                    changed.add(name)
-    return [name for name in names if name in changed]
+    return [name for name in names if not _array(fillings[name]).any()]
 
 
 def _array(image: Any) -> NDArray[np.uint8]:

@@ -164,8 +164,8 @@ class Painter:
             IDs of the segments that were filled.
 
         Raises:
-            ShapePriorError: there is nothing to apply, it lies outside, or something was painted
-                since; nothing has changed.
+            ShapePriorError: there is nothing to apply, it lies outside or whole in another segment,
+                or something was painted since; nothing has changed.
         """
         ready = [p for p in self.paintings(segmentation) if p.hasResult and p.segment is not None]
         if not ready:
@@ -175,8 +175,13 @@ class Painter:
                 "What was painted last is not in the preview yet.", "Wait for it, or press Update."
             )
         fillings = {painting.segmentId: painting.filling() for painting in ready}
-        if not editor.allowsOverlap:
-            settleOverlaps(fillings)
+        for lost in () if editor.allowsOverlap else settleOverlaps(fillings):
+            name = segmentation.GetSegmentation().GetSegment(lost).GetName()
+            raise ShapePriorError(
+                f"All of '{name}' lies in another segment's preview.",
+                "Paint it elsewhere, remove one of the two, or let segments overlap (Masking).",
+                "overlap",
+            )
         editor.saveStateForUndo()
         for painting in ready:
             editor.modify(segmentation, painting.segmentId, fillings[painting.segmentId])

@@ -15,6 +15,7 @@ from ShapePriorSlicerLib.scene.segment_preview import previewOf
 from ShapePriorSlicerLib.scene.segment_voxels import SegmentVoxels
 from ShapePriorSlicerLib.scene.structure import BOUNDARY, INSIDE, OUTLINE
 from ShapePriorSlicerLib.scene.terminology import describe
+from sittings import refused
 
 # --- the whole way --------------------------------------------------------------------------------
 
@@ -286,6 +287,22 @@ def test_segments_overlap_where_the_editor_allows_it(sitting):
     canvas.editor.node.SetOverwriteMode(canvas.editor.node.OverwriteNone)
     sitting.painter.apply(canvas.node, canvas.editor)
     assert shared(canvas, other) > 0
+
+
+def test_a_segment_of_which_nothing_would_be_left_is_not_applied(sitting):
+    canvas = sitting.canvas
+    canvas.paint(THREE)
+    other = canvas.add("Twin")
+    canvas.editor.node.SetOverwriteMode(canvas.editor.node.OverwriteNone)
+    canvas.paint(THREE, other)
+    canvas.editor.node.SetOverwriteMode(canvas.editor.node.OverwriteAllSegments)
+    sitting.painter.beginAll(canvas.node, [canvas.segmentId, other], canvas.volume)
+    sitting.answer(shift=2.0)
+    before = canvas.count(), canvas.count(other)
+    said = refused(lambda: sitting.painter.apply(canvas.node, canvas.editor))
+    assert said == "All of 'Twin' lies in another segment's preview."
+    assert (canvas.count(), canvas.count(other)) == before
+    assert canvas.editor.undoSteps == 0
 
 
 def test_an_empty_segment_is_left_out_of_all(sitting):

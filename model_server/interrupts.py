@@ -23,6 +23,7 @@ from model_server.threads import begin_with_few
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 AGAIN_S = 0.05  # a signal that came during an import is tried again after it
 PATIENCE_S = 30.0  # an import that takes longer is broken off
+WORKERS_PATIENCE_S = 2.0  # a worker that has not ended by then is killed
 IMPORTING = "<frozen importlib"  # begins the file names of Python's own import machinery
 
 
@@ -63,7 +64,7 @@ def end_at_once() -> None:
 def worker_pool(count: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that work for this one, with few threads each, and end when it does.
 
-    They end at once when this one is interrupted.
+    They end at once when this one is interrupted, or when what they work for is given up.
 
     Args:
         count: of the processes.
@@ -72,12 +73,23 @@ def worker_pool(count: int) -> Iterator[ProcessPoolExecutor]:
     pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=_begin_worker)
     try:
         yield pool
-    except KeyboardInterrupt:
-        for child in active_children():
-            child.terminate()
+    except (KeyboardInterrupt, GeneratorExit):
+        _end_workers()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _end_workers() -> None:
+    children = active_children()
+    for child in children:
+        child.terminate()
+    until = time.monotonic() + WORKERS_PATIENCE_S
+    for child in children:
+        child.join(max(until - time.monotonic(), 0.0))
+        # Python can miss a signal that comes as a call into the system begins to wait.
+        if child.is_alive():
+            child.kill()
 
 
 def _begin_worker() -> None:

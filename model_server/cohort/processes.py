@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from queue import SimpleQueue
 
 from model_server.cohort.case import Settings, failed, fit_case
 from model_server.cohort.table import Case, Outcome, Outcomes
-from model_server.interrupts import worker_pool
+from model_server.interrupts import held, worker_pool
 
 DIED = "The process that fitted this case died twice (killed, or out of memory)."
 
@@ -24,23 +25,32 @@ def in_processes(cases: Sequence[Case], settings: Settings, workers: int) -> Out
     waiting = deque(cases)
     while waiting:
         suspects: list[Case] = []
+        # Ctrl-C strikes while this waits for the queue: inside the futures' own code it could
+        # leave one of their locks closed, and nothing would ever end.
+        done: SimpleQueue[Future[Outcome]] = SimpleQueue()
         with worker_pool(min(workers, len(waiting))) as pool:
             running: dict[Future[Outcome], Case] = {}
             while running or (waiting and not suspects):
                 while waiting and not suspects and len(running) < workers:
                     case = waiting.popleft()
                     try:
-                        running[pool.submit(fit_case, case, settings)] = case
+                        with held():
+                            future = pool.submit(fit_case, case, settings)
+                            future.add_done_callback(done.put)
+                        running[future] = case
                     except BrokenProcessPool:
                         suspects.append(case)
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    case = running.pop(future)
-                    try:
+                if not running:
+                    continue
+                future = done.get()
+                case = running.pop(future)
+                try:
+                    with held():
                         outcome = future.result()
-                    except BrokenProcessPool:
-                        suspects.append(case)
-                    else:
-                        yield outcome
+                except BrokenProcessPool:
+                    suspects.append(case)
+                else:
+                    yield outcome
         for case in suspects:
             yield _alone(case, settings)
 

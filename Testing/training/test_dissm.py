@@ -126,11 +126,9 @@ def test_a_latent_that_is_far_away_still_has_a_closed_surface(field):
 
 
 def test_copies_are_centered_and_of_the_same_size():
-    from dataclasses import replace
-
     from model_server.cases.canonical import standardization
 
-    copies = warped_copies(SHAPES[:2], RADIUS, replace(TINY, augmentations=2))
+    copies = warped_copies(SHAPES[:2], RADIUS, 2)
     assert len(copies) == 4
     for copy in copies:
         found = standardization(copy)

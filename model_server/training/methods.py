@@ -170,6 +170,7 @@ def _train_atlas(
     from model_server.priors.device import choose_device
     from model_server.training.atlas_config import FEW_SHOT, AtlasTraining
     from model_server.training.atlas_shapes import atlas_shapes, dense_surfaces
+    from model_server.training.atlas_trim import trimmed
     from model_server.training.implicit_atlas import (
         AtlasTrainer,
         latent_whitening,
@@ -199,6 +200,7 @@ def _train_atlas(
     arrays["latents"] = trained.latents[: trained.real_count].astype(np.float16)
     arrays["from_quick"] = regress_on_quick_look(shapes, gaussian, trained)
     card = _with_parts(card, arrays, prepared, partial(atlas_parts, trained))
+    arrays = trimmed(arrays)
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
     training = asdict(config) | {
         "base": list(trainer.sizes.base),

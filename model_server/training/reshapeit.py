@@ -68,9 +68,9 @@ class ReshapeTraining(SdfTraining):
     template_frequency: float = 15.0
     deform_frequency: float = 10.0
     steps: int = 4000
-    near: int = 5000
-    far: int = 3000
-    surface: int = 5000
+    near: int = 2500
+    far: int = 1500
+    surface: int = 2500
     jitters: tuple[float, ...] = (0.01, 0.1)
     batch_shapes: int = 6
     batch_surface: int = 200

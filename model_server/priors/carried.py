@@ -28,7 +28,8 @@ class CarriedPrior(KnowsTraining, FieldPrior):
     Args:
         card: what it is.
         field: the signed distances.
-        weights: "latents" (S, d) of the training shapes, and perhaps "parts" (1, V).
+        weights: "latents" (S, d) of the training shapes, and perhaps "parts" (1, V) and
+            "from_quick" (Q + 1, K), whitened latents by the quick look's.
         pose_prior: learned with it.
         quick: PCA prior of the same organ, the start of every fit.
     """
@@ -50,7 +51,15 @@ class CarriedPrior(KnowsTraining, FieldPrior):
         self.pose_prior = pose_prior
         self.training_latents = weights["latents"].astype(np.float64)
         self.parts = weights.get("parts")
+        self.from_quick = weights.get("from_quick")
         self.settings = FieldSettings(**solver_of(card, FieldSettings))
+
+    def from_modes(self, modes: Array | None) -> Array:
+        """(K,) whitened latent that the quick look's modes suggest (a regression), or the mean."""
+        if modes is None or self.from_quick is None:
+            return np.zeros(self.size)
+        seen = np.append(modes[: len(self.from_quick) - 1], 1.0)
+        return np.asarray(seen @ self.from_quick, dtype=np.float64)
 
     # --- the field; see ``CarriedField`` ----------------------------------------------------------
 

@@ -146,8 +146,9 @@ class ImplicitAtlasPrior(KnowsTraining, LatentPrior):
         with torch.no_grad():
             return self.decoder.template_maps()
 
-    def from_modes(self, modes: Array) -> Array:
+    def from_modes(self, modes: Array | None) -> Array:
         """(K,) whitened latents that the quick look's modes suggest (a regression)."""
+        assert modes is not None
         seen = np.append(modes[: len(self.from_quick) - 1], 1.0)
         return np.asarray(seen @ self.from_quick)
 
@@ -267,7 +268,6 @@ class AtlasForm(FieldForm):
 
     def cold(self, modes: Array | None) -> tuple[Array, Sequence[int]]:
         """What the quick look's modes suggest; see ``Form``."""
-        assert modes is not None
         latent = self.prior.from_modes(modes)[: self.shapes.size]
         return latent, self.shapes.likely_templates(latent)[: self.tried]
 

@@ -24,6 +24,7 @@ SCHEMA = {
     "latents": Entry(("shapes", "latents")),
     "latent_mean": Entry(("latents",)),
     "latent_root": Entry(("latents", "modes")),
+    "from_quick": Entry(("quick", "modes")),
     "template_points": Entry(("vertices", 3)),
     "template_triangles": Entry(("triangles", 3), "u"),
     "parts": Entry((1, "vertices"), "u", optional=True),

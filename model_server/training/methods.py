@@ -174,9 +174,9 @@ def _train_atlas(
     from model_server.training.implicit_atlas import (
         AtlasTrainer,
         latent_whitening,
-        regress_on_quick_look,
     )
     from model_server.training.parts import atlas_parts
+    from model_server.training.quick_start import regress_on_quick_look
 
     few = len(prepared.training) <= FEW
     config = replace(FEW_SHOT if few else AtlasTraining(), **options)
@@ -198,7 +198,12 @@ def _train_atlas(
     gaussian = latent_whitening(trained, real_only=not few)
     arrays |= gaussian
     arrays["latents"] = trained.latents[: trained.real_count].astype(np.float16)
-    arrays["from_quick"] = regress_on_quick_look(shapes, gaussian, trained)
+    arrays["from_quick"] = regress_on_quick_look(
+        shapes,
+        gaussian["latent_mean"],
+        gaussian["latent_root"],
+        trained.latents[: trained.real_count],
+    )
     card = _with_parts(card, arrays, prepared, partial(atlas_parts, trained))
     arrays = trimmed(arrays)
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
@@ -264,6 +269,7 @@ def _train_reshapeit(
     progress: Progress | None,
 ) -> Finished:
     from model_server.training.parts import carried_parts
+    from model_server.training.quick_start import regress_on_quick_look
     from model_server.training.reshapeit import ReshapeTraining, nearest_shape, train_reshapeit
 
     few = len(prepared.training) <= FEW
@@ -279,8 +285,12 @@ def _train_reshapeit(
         few,
     )
     arrays = trained.arrays()
-    card = _with_parts(card, arrays, prepared, partial(carried_parts, trained.field, trained.codes))
-    nearest, gap = nearest_shape(trained.field.template, shapes.surfaces)
+    field, codes = trained.field, trained.codes[: trained.real_count]
+    arrays["from_quick"] = regress_on_quick_look(
+        shapes, field.latent_mean, field.latent_root, codes
+    )
+    card = _with_parts(card, arrays, prepared, partial(carried_parts, field, codes))
+    nearest, gap = nearest_shape(field.template, shapes.surfaces)
     template = {
         "nearest_training": prepared.training[nearest].name,
         "mean_distance_rms_radii": round(gap / shapes.rms_radius, 4),

@@ -73,7 +73,8 @@ def drawingText(drawing: Drawing) -> str:
 def _goesOn(session: Session) -> bool:
     """Whether there is something to tell of a structure on which nothing is annotated."""
     status = session.status
-    return status.busy or status.phase in ("failed", "lost") or session.reconstruction is not None
+    told = status.phase in ("failed", "lost") or (status.phase == "idle" and bool(status.text))
+    return status.busy or told or session.reconstruction is not None
 
 
 def _beginText(around: Around) -> str:

@@ -25,6 +25,7 @@ EXPORTS = {
     ".seg.nrrd": "Segmentation",
     ".correspondences.csv": "Correspondences, RAS mm",
     ".landmarks.csv": "Landmarks, RAS mm",
+    ".trajectory.json": "Steps of the search, RAS mm",
 }
 OTHER_EXPORTS = {k: v for k, v in EXPORTS.items() if k not in (".stl", ".nrrd")}
 

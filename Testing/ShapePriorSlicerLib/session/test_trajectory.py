@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -21,12 +23,14 @@ from scenes import (
     wayOf,
     writeBundle,
 )
+from ShapePriorSlicerLib.files.export import exportStructure
 from ShapePriorSlicerLib.panel.guide import Around, stateLine
 from ShapePriorSlicerLib.panel.texts import stepTexts
 from ShapePriorSlicerLib.scene.annotations import worldMatrix
 from ShapePriorSlicerLib.scene.meshes import pointsOf, surfaceInWorld
 
 from model_server.errors import ShapePriorError
+from model_server.jobs.start import read_start
 from model_server.pose import place_of_step
 from model_server.reconstruction import Provenance
 
@@ -178,6 +182,20 @@ def test_steps_are_shown_again_beside_the_surface(session):
     session.trajectory.show(None)
     assert not nodesNamed(session, "step")
     assert not nodesNamed(session, "pose")
+
+
+def test_steps_are_written_as_the_command_writes_them(session, tmp_path):
+    find(session)
+    path = exportStructure(session.structure, tmp_path / "way", ".trajectory.json")
+    told = json.loads(path.read_text())
+    assert (path.name, told["prior"], told["image"]) == ("way.trajectory.json", NAME, "T1")
+    assert told["steps"] == list(WAY)
+    np.testing.assert_array_equal(read_start(path, NAME), place_of_step(WAY[-1]))
+    session.find()
+    answer(session, path=())
+    with pytest.raises(ShapePriorError, match="not found step by step"):
+        exportStructure(session.structure, tmp_path / "none", ".trajectory.json")
+    assert not (tmp_path / "none.trajectory.json").exists()
 
 
 def test_steps_go_with_their_surface(workspace, session):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from image_readers import ellipsoid_image
-from pose_readers import MODALITY, NAME, write_pose_reader
+from pose_readers import MODALITY, NAME
 
 from model_server.errors import ShapePriorError
 from model_server.fitting.interrupt import Interrupted, stop_when
@@ -35,15 +35,8 @@ RADII = np.array([7.0, 20.0, 8.0])
 
 
 @pytest.fixture(scope="module")
-def zoo(ellipsoid_scan, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("zoo of dissm")
-    write_pose_reader(folder, ellipsoid_scan, CENTER)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def prior(zoo):
-    return load_prior(zoo / NAME, "cpu")
+def prior(pose_zoo):
+    return load_prior(pose_zoo / NAME, "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +44,14 @@ def reader(prior) -> PoseReader:
     return Readers("cpu").of(prior)
 
 
-def test_a_prior_with_an_agent_reads_with_its_own(prior, zoo):
+def test_a_prior_with_an_agent_reads_with_its_own(prior, pose_zoo):
     assert is_reader(prior.card)
     assert not needs_image(prior.card), "outlines alone will do, too"
     assert reader_card(prior.card) is prior.card
     assert modality_of(prior.card) == MODALITY
     readers = Readers("cpu")
     assert readers.of(prior) is readers.of(prior)
-    assert readers.of(load_prior(zoo / NAME, "cpu")).prior is not prior
+    assert readers.of(load_prior(pose_zoo / NAME, "cpu")).prior is not prior
     assert readers.of(load_prior("hippocampus-pca", "cpu")).card.name != NAME
 
 
@@ -213,8 +206,8 @@ def test_damaged_weights_are_told(prior):
         PoseReader.of(broken)
 
 
-def test_the_command_writes_the_trajectory(zoo, scan, tmp_path, shape_prior, monkeypatch):
-    monkeypatch.setenv(ZOO_VARIABLE, str(zoo))
+def test_the_command_writes_the_trajectory(pose_zoo, scan, tmp_path, shape_prior, monkeypatch):
+    monkeypatch.setenv(ZOO_VARIABLE, str(pose_zoo))
     way, surface = tmp_path / "way.json", tmp_path / "organ.stl"
     done = shape_prior(
         "find", "--prior", NAME, "--image", scan, "--output", surface, "--trajectory", way
@@ -228,8 +221,10 @@ def test_the_command_writes_the_trajectory(zoo, scan, tmp_path, shape_prior, mon
     assert len(told["steps"][-1]["rotation"]) == 3
 
 
-def test_the_command_goes_on_from_a_file(zoo, reader, scan, tmp_path, shape_prior, monkeypatch):
-    monkeypatch.setenv(ZOO_VARIABLE, str(zoo))
+def test_find_goes_on_from_a_file(
+    pose_zoo, reader, scan, tmp_path, shape_prior, monkeypatch
+):
+    monkeypatch.setenv(ZOO_VARIABLE, str(pose_zoo))
     usual = reader.agent.shape.usual
     put = turned(5.0, (usual, usual, 1.05 * usual), CENTER + 0.5)
     start, way, surface = (tmp_path / n for n in ("start.json", "way.json", "organ.stl"))

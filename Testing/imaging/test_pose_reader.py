@@ -221,9 +221,7 @@ def test_the_command_writes_the_trajectory(pose_zoo, scan, tmp_path, shape_prior
     assert len(told["steps"][-1]["rotation"]) == 3
 
 
-def test_find_goes_on_from_a_file(
-    pose_zoo, reader, scan, tmp_path, shape_prior, monkeypatch
-):
+def test_find_goes_on_from_a_file(pose_zoo, reader, scan, tmp_path, shape_prior, monkeypatch):
     monkeypatch.setenv(ZOO_VARIABLE, str(pose_zoo))
     usual = reader.agent.shape.usual
     put = turned(5.0, (usual, usual, 1.05 * usual), CENTER + 0.5)

@@ -58,4 +58,4 @@ class SearchSection(Section):
             selector.setCurrentIndex(index)
         ui.nudgeButton.checked = trajectory.isNudging
         busy = session is not None and session.status.busy
-        self.enable((ui.refineHereButton, trajectory.index is not None and not busy))
+        self.enable((ui.refineHereButton, trajectory.isShown and not busy))

@@ -49,6 +49,11 @@ class Trajectory:
             return ()  # another prior has another canonical frame
         return found.path
 
+    @property
+    def isShown(self) -> bool:
+        """Whether a step is shown; the mean shape may have to come first."""
+        return self.index is not None and self._view.isShown
+
     def show(self, index: int | None) -> None:
         """Show the mean shape as it was placed in a step; None shows nothing."""
         self.index = index if index is not None and 0 <= index < len(self.steps) else None

@@ -301,7 +301,9 @@ class Fit:
             if self._asked is not None and event.request == self._asked.number:
                 remedy = "Press Reconstruct to fit again."
                 if self._asked.finds:
-                    remedy = "Press Find in image to look again."
+                    isMoved = self._image.start() is not None
+                    button = "Refine from here" if isMoved else "Find in image"
+                    remedy = f"Press {button} to look again."
                 self._asked = None
                 self.shown.takeBack()
                 self.status = Status("idle", "Cancelled.", remedy, device=self._device)

@@ -260,8 +260,8 @@ class Session:
             ShapePriorError: none is shown, or there is no image that the prior can look at.
         """
         start = placeText(self.trajectory.place())
+        self.trajectory.nudge(False)  # where it was dragged it stays, if the search is cancelled
         self._find(start)
-        self.trajectory.close()
 
     def _find(self, start: str) -> None:
         self.image.required()

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError
 from model_server.pose import place_of_step
+from model_server.reconstruction import Template
 
 from ..scene.pose_view import PoseView
 from ..scene.structure import Structure
@@ -20,7 +21,7 @@ Steps = tuple[Mapping[str, Any], ...]
 
 
 class Trajectory:
-    """Of the surface that is shown.
+    """Of the surface that is shown; while another search runs, of the one before.
 
     Args:
         structure: whose surface it is.
@@ -40,11 +41,12 @@ class Trajectory:
         self.index: int | None = None
         self.isNudging = False
         self._steps: Steps = ()  # of which one is shown
+        self._waits = False  # for the mean shape
 
     @property
     def steps(self) -> Steps:
         """In order, the start first; none while the surface was not found step by step."""
-        found = self._shown.usable
+        found = self._shown.reconstruction
         if found is None or found.provenance.prior != self._structure.parameters.prior:
             return ()  # another prior has another canonical frame
         return found.path
@@ -92,11 +94,10 @@ class Trajectory:
             return
         if self._steps is not self.steps and self._steps != self.steps:
             self.close()
-        elif not self._view.isShown:
-            if self._hasShown:
-                self.close()  # the user deleted it
-            else:
-                self._put()
+        elif self._waits and self._mean() is not None:
+            self._put()
+        elif not self._waits and not self._view.isShown:
+            self.close()  # the user deleted it
 
     def close(self) -> None:
         """Show nothing."""
@@ -104,16 +105,17 @@ class Trajectory:
         self._put()
 
     def _put(self) -> None:
-        self._hasShown = False
+        mean, self._waits = self._mean(), False
         if self.index is None:
             self.isNudging = False
             self._view.clear()
-            return
-        prior = self._structure.parameters.prior
-        mean = self._shown.template.canonical(prior)
-        if mean is None:
-            self._askTemplate(prior, 0)
-            return
-        self._view.show(mean.surface, place_of_step(self._steps[self.index]))
-        self._view.setHandles(self.isNudging)
-        self._hasShown = True
+        elif mean is None:
+            self._waits = True
+            self._askTemplate(self._structure.parameters.prior, 0)
+        else:
+            self._view.show(mean.surface, place_of_step(self._steps[self.index]))
+            self._view.setHandles(self.isNudging)
+
+    def _mean(self) -> Template | None:
+        """The prior's mean shape, if it has come."""
+        return self._shown.template.canonical(self._structure.parameters.prior)

@@ -167,7 +167,8 @@ def test_steps_are_shown_again_beside_the_surface(session):
     ]
     before = shown(session)
     session.trajectory.show(2)
-    assert session.connection.templates == [(NAME, 0)], "the mean shape has not come yet"
+    session.poll()
+    assert session.connection.templates == [(NAME, 0)], "the mean shape is asked for once"
     assert not nodesNamed(session, "step")
     session.connection.sendTemplate(NAME)
     session.poll()
@@ -262,9 +263,18 @@ def test_the_pose_is_dragged_and_the_search_goes_on_from_there(session):
     transform.SetMatrixTransformToParent(vtkMatrix(dragged))
     session.findFromPose()
     assert asked(session) == ["find", "find"]
+    session.poll()
     np.testing.assert_allclose(session.connection.requests[-1].start, dragged, atol=1e-6)
-    assert not nodesNamed(session, "pose"), "it is where the search begins now"
-    answer(session, shift=4.0)
+    assert not display.GetEditorVisibility()
+    session.connection.progress("pose: rotation 1")
+    session.poll()
+    session.cancel()
+    session.poll()
+    assert session.status.remedy == "Press Refine from here to look again."
+    np.testing.assert_allclose(worldMatrix(model), dragged, atol=1e-6)
+    session.findFromPose()
+    answer(session, shift=4.0, path=WAY[3:])
+    assert not nodesNamed(session, "pose"), "the way is another one"
     assert session.history.undoText == "Change start of the search"
     assert session.undo() == "Change start of the search"
     np.testing.assert_array_equal(points(session), first)

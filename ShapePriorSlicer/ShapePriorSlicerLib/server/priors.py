@@ -21,12 +21,21 @@ METHODS = {
     "dals": "smooth surface (DALS)",
     "atlas": "deformable atlas (ImplicitAtlas)",
     "dissm": "statistical shape (DISSM)",
+    "reshapeit": "deformed template (ReShapeIT)",
     "pca": "quick and coarse (PCA)",
     "deepsdf": "DeepSDF",
     "meshnet": "seen in the image (ImplicitMeshNet)",
 }
 READER = "meshnet"  # the method whose priors look at images, for the others of their organ too
-ORDER = ("dals", "atlas", "dissm", "deepsdf", "pca", READER)  # of an organ's priors in lists
+ORDER = (
+    "dals",
+    "atlas",
+    "dissm",
+    "reshapeit",
+    "deepsdf",
+    "pca",
+    READER,
+)  # of an organ's priors in lists
 UNTRAINED = "smooth"  # the method of the prior that knows no organ: the first in lists
 # Protocols of scores, as the cards name them.
 GIVEN = {

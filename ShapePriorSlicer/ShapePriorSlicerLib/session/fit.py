@@ -51,6 +51,7 @@ class _Asked:
     preview: bool
     image: Image | None = None
     finds: bool = False
+    isSearch: bool = False  # whether the user asked for one, and wants to see it
 
 
 class Fit:
@@ -244,7 +245,9 @@ class Fit:
             waits = not preview or self._image.isNeeded
             start = self._image.start()
             number = self.connection.fit(chosen.prior, observations, settings, image, waits, start)
-        self._asked = _Asked(number, inputs, keys, observations, preview, image, finds)
+        self._asked = _Asked(
+            number, inputs, keys, observations, preview, image, finds, wanted == "find"
+        )
         self._atServer = None
         self.status = self._working("Fitting ...")
 
@@ -358,7 +361,9 @@ class Fit:
         coarse = found.stage == "quick look" and self.shown.reconstruction is not None
         finished = isinstance(event, Finished)
         if not finished and found.stage.startswith(SEARCH):
-            self.shown.showPassing(found, asked.observations)
+            # Of a fit after an edit they would flicker where there is a surface.
+            if asked.isSearch or self.shown.reconstruction is None:
+                self.shown.showPassing(found, asked.observations)
         elif finished or not coarse:
             residuals = _byKey(asked.keys, found)
             full = finished and not asked.preview

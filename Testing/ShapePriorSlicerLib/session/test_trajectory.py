@@ -112,6 +112,16 @@ def test_states_are_shown_live_and_told(workspace, session):
     assert said(workspace).startswith("Up to date")
 
 
+def test_an_edit_of_a_surface_shows_no_states_in_its_place(workspace, session):
+    find(session)
+    before = shown(session)
+    draw(session)
+    session.connection.progress("pose: rotation 1", 5.0)
+    assert said(workspace) == "Finding: rotation 1 ..."
+    np.testing.assert_array_equal(shown(session), before)
+    assert session.reconstruction is not None
+
+
 @pytest.mark.parametrize("how", ["cancel", "fail"])
 def test_a_search_that_ends_early_leaves_what_there_was(workspace, session, how):
     def end():

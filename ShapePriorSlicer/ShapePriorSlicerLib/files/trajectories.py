@@ -34,5 +34,8 @@ def writeTrajectory(model: Node, volume: Node | None, path: str | Path) -> None:
         )
     image = None if volume is None else volume.GetName()
     content = {"prior": model.GetAttribute(PRIOR_ATTRIBUTE), "image": image, "steps": steps}
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    writeWhole(path, lambda partial: partial.write_text(text) and None)
+
+    def write(partial: Path) -> None:
+        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+    writeWhole(path, write)

@@ -52,8 +52,8 @@ def imageText(prior: PriorInfo | None, problem: ShapePriorError | None) -> str:
 
 def stateText(stage: str) -> str:
     """Of a state of a search, "pose: rotation 3" on the wire: what was found last."""
-    what, number = stage.removeprefix(SEARCH).rsplit(" ", 1)
-    return _(what) if what == START else f"{_(what)} {number}"
+    what, *number = stage.removeprefix(SEARCH).split(" ")
+    return _(what) if what == START else " ".join([_(what), *number])
 
 
 def stepTexts(steps: Sequence[Mapping[str, Any]]) -> list[str]:

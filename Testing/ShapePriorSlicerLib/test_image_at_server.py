@@ -11,9 +11,9 @@ pytest.importorskip("slicer", reason="slicer-core is not installed")
 import slicer
 from image_readers import MODALITY, NAME
 from scenes import draw, settle, until, volume, vtkMatrix
-from served import Served
+from served import TOKEN, Served
 from ShapePriorSlicerLib.scene.meshes import pointsOf, surfaceInWorld
-from ShapePriorSlicerLib.server.priors import listPriors
+from ShapePriorSlicerLib.server.priors import listPriors, listRemotePriors
 from ShapePriorSlicerLib.session.workspace import Workspace
 
 from model_server.pose import place_of_step
@@ -73,6 +73,10 @@ def test_a_search_step_by_step_is_seen_stopped_shown_again_and_gone_on_with(
     workspace = Workspace(application.scene, Served)
     session = workspace.create("hippocampus-dissm", scanned)
     assert session.image.prior.searches
+    # A server elsewhere tells it, too, and of no other prior of the organ.
+    host = workspace.backend.address().url.removeprefix("ws://").removesuffix("/session")
+    told = listRemotePriors(host, TOKEN)
+    assert [prior.name for prior in told if prior.searches] == ["hippocampus-dissm"]
     seen = []
 
     def follow():

@@ -59,6 +59,7 @@ class PoseView:
         if not self.isShown:
             return
         assert self._transform is not None
+        # Slicer's own handles, as the Transforms module shows them (vtkMRMLTransformDisplayNode).
         self._transform.CreateDefaultDisplayNodes()
         display = self._transform.GetDisplayNode()
         display.SetSaveWithScene(False)

@@ -252,6 +252,8 @@ class Observations:
         left_out: what is not taken as it was given (markups of other kinds, parts of the label
             map, a crooked geometry, more points than a fit can tell apart), a sentence each.
         reading: what an image reader says of the image.
+        start: (4, 4) canonical frame -> RAS mm, where one that finds its shape step by step starts;
+            None leaves it to the annotations, or to the search.
     """
 
     outlines: tuple[PlanarOutline, ...] = ()
@@ -262,6 +264,7 @@ class Observations:
     image: Volume | Grid | None = None
     left_out: tuple[str, ...] = ()
     reading: ImageReading | None = None
+    start: Array | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -91,6 +91,11 @@ class PriorInfo:
     needsImage: bool = False
 
     @property
+    def searches(self) -> bool:
+        """Whether it finds its own shape in the image, step by step."""
+        return self.method != READER and self.image is not None and self.image.reader == self.name
+
+    @property
     def label(self) -> str:
         """For a list: organ first, so that sorting groups them."""
         if self.method == UNTRAINED:

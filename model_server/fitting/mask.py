@@ -56,6 +56,12 @@ class MaskField:
         """The field in a world mirrored right-left."""
         return replace(self, ijk_to_ras=np.diag([-1.0, 1.0, 1.0, 1.0]) @ self.ijk_to_ras)
 
+    def shrunk(self, by_mm: float, border: Array) -> tuple[Array, MaskField]:
+        """Samples (N, 3) of the border moved inward, and the field that is zero there."""
+        slope = self.at(border)[1]
+        inward = slope / np.maximum(np.linalg.norm(slope, axis=1, keepdims=True), 1e-9)
+        return border - by_mm * inward, replace(self, distance=self.distance + by_mm)
+
     def at(self, points: Array) -> tuple[Array, Array]:
         """Trilinear signed distance (N,) mm and gradient (N, 3) by RAS place."""
         value, order = self.distance_at(points), self._order(points)

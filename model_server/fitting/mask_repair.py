@@ -28,7 +28,8 @@ from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
 BELIEVED = 5.0  # robust standard deviations of the gap within which the mask is followed
-CORE = 2.0  # spreads (and biases, of masks that are too large) inside the shape: filled
+CORE = 2.5  # spreads inside the shape: filled ...
+MOST_FILLED = 0.08  # ... but no more of the mask's volume than the deepest so much
 BETWEEN_MM = 8.0  # gaps up to twice this, between parts of the mask and inside the shape: filled
 LEAST_PART = 0.02  # of the largest part, of one that is joined
 BRIDGE_MM = 2.5  # radius of what joins parts
@@ -44,8 +45,8 @@ class RepairedMask:
     """A mask that is to be repaired, as surfaces follow it.
 
     Attributes:
-        mask: its signed distance.
-        noise: how it errs.
+        mask: its signed distance, its bias taken away.
+        noise: how it errs about that.
         drawn: (N, 3) RAS mm, annotated places on the boundary.
     """
 
@@ -56,7 +57,7 @@ class RepairedMask:
     def followed(self, surface: Surface) -> Surface:
         """One closed surface, RAS mm; the given one where nothing is left of it."""
         together = Together.of(self.mask, surface)
-        field = together.believed(BELIEVED) + self.noise.bias_mm
+        field = together.believed(BELIEVED)
         check()
         field = np.minimum(field, self._filled(together))
         field = _within(together, field, self.noise.edges)
@@ -68,9 +69,13 @@ class RepairedMask:
 
     def _filled(self, together: Together) -> Array:
         """(K, J, I) mm: what the mask leaves out of the shape, negative inside."""
-        margin = CORE * (self.noise.spread_mm + max(self.noise.bias_mm, 0.0))
-        between = _closed(together.wanted, together.step)
-        return np.where(between, together.fitted, together.fitted + margin)
+        wanted, fitted = together.wanted, together.fitted
+        spread = self.noise.spread_mm
+        between = _closed(wanted, together.step)
+        depth = np.sort(-fitted[(wanted > 0) & ~between & (fitted < 0)])[::-1]
+        most = int(MOST_FILLED * np.count_nonzero(wanted < 0))
+        margin = max(CORE * spread, float(depth[most]) if most < len(depth) else 0.0)
+        return fitted + np.where(between, spread, margin)
 
     def _through_drawn(self, together: Together, field: Array) -> Array:
         """The field (K, J, I), such that it is zero where the boundary was drawn."""

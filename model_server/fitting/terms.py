@@ -427,7 +427,11 @@ def evidence_of(observations: Observations) -> Evidence:
         for edge in edges:  # where the scan ends, the organ does not
             within = edge.beyond(sampled) < -float(label.spacing.max())
             sampled = sampled[within] if within.any() else sampled
-        terms.append(LabelMapTerm(sampled, apart(lambda: MaskField.of(label, edges)), noise))
+        field = apart(lambda: MaskField.of(label, edges))
+        if noise is not None and noise.bias_mm:
+            sampled, field = field.shrunk(noise.bias_mm, sampled)
+            noise = replace(noise, bias_mm=0.0, spread_mm=noise.spread_mm + max(noise.bias_mm, 0))
+        terms.append(LabelMapTerm(sampled, field, noise))
     for sets, side in ((observations.inside, -1), (observations.outside, 1)):
         if sets:
             terms.append(SideTerm(np.concatenate([s.points for s in sets]), side))

@@ -83,11 +83,14 @@ def repair(
         ShapePriorError: there is no mask, or nothing of it can be the prior's organ.
     """
     from model_server.fitting.mask import scan_edges
-    from model_server.observations import MaskNoise
+    from model_server.observations import Grid, MaskNoise
 
     mask = session.observations.label_map
     if mask is None:
         raise ShapePriorError("There is no mask to repair.", "Give it by --mask.", "no-mask")
+    if session.reference is None:  # labelmaps lie beside the mask
+        session.reference = Grid(mask.ijk_to_ras, mask.shape, mask.name)
+        session.implied = True
     edges = scan_edges(mask)
     noise = replace(noise or MaskNoise(), edges=edges)
     session.observations = replace(session.observations, mask_noise=noise)
@@ -192,6 +195,29 @@ def learn_noise(pairs: Sequence[tuple[Volume, Volume]], name: str) -> MaskNoise:
     away = np.concatenate(off)
     spread = 1.4826 * float(np.median(np.abs(away - np.median(away))))
     return MaskNoise(bias, max(round(spread, 3), 0.25), name)
+
+
+def learn_from(
+    masks: Path, truths: Path, labels: Sequence[int] = (), name: str = ""
+) -> tuple[MaskNoise, int]:
+    """The same from two folders whose files have the same names, and how many pairs there were.
+
+    Raises:
+        ShapePriorError: no name stands in both, or a file cannot be read.
+    """
+    from model_server.cases.masks import read_mask
+    from model_server.cases.splits import volume_files
+
+    there = {path.name: path for path in volume_files(truths)}
+    paths = [(path, there[path.name]) for path in volume_files(masks) if path.name in there]
+    if not paths:
+        raise ShapePriorError(
+            f"No file of '{masks}' has its truth in '{truths}'.",
+            "Give a mask and its truth the same name.",
+            "no-pairs",
+        )
+    pairs = [(read_mask(mask, labels), read_mask(truth, labels)) for mask, truth in paths]
+    return learn_noise(pairs, name), len(pairs)
 
 
 def write_source(path: Path, noise: MaskNoise, pairs: int) -> None:

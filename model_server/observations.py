@@ -243,11 +243,56 @@ class Volume(Voxels):
 
 
 @dataclass(frozen=True)
+class ScanEdge:
+    """A plane at which the scan ends: of what lies beyond it nothing is known.
+
+    Attributes:
+        origin: (3,) a point of it, RAS mm.
+        normal: (3,) unit normal, out of the scan.
+        name: the side of the patient, for messages.
+    """
+
+    origin: Array
+    normal: Array
+    name: str = ""
+
+    def beyond(self, points: Array) -> Array:
+        """(N,) mm of (N, 3) RAS places beyond it; negative within the scan."""
+        return np.asarray((points - self.origin) @ self.normal)
+
+
+@dataclass(frozen=True)
+class MaskNoise:
+    """How a mask errs that is to be repaired; without one a mask is right to the voxel.
+
+    Attributes:
+        bias_mm: so far does its border lie outside the organ's, as a rule; inside is negative.
+        spread_mm: standard deviation of its border about that, where it has not gone astray.
+        source: what made it, for messages; empty where that is not known.
+        edges: of the scan, where they cut the mask.
+    """
+
+    bias_mm: float = 0.0
+    spread_mm: float = 1.5
+    source: str = ""
+    edges: tuple[ScanEdge, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.bias_mm) and 0.0 < self.spread_mm < np.inf):
+            raise ShapePriorError(
+                f"A mask cannot be {self.bias_mm:g} mm off with a spread of {self.spread_mm:g} mm.",
+                "Give a finite bias and a spread above zero, both in mm.",
+            )
+
+
+@dataclass(frozen=True)
 class Observations:
     """All that the user gave about one structure.
 
     Attributes:
         outlines, boundary, inside, outside, label_map: see there.
+        mask_noise: how the label map errs, where it is to be repaired.
+        mask_points: (N, 3) RAS mm, places of its border that are believed; None for all.
         image: the volume that was annotated, or its bare grid.
         left_out: what is not taken as it was given (markups of other kinds, parts of the label
             map, a crooked geometry, more points than a fit can tell apart), a sentence each.
@@ -265,6 +310,8 @@ class Observations:
     left_out: tuple[str, ...] = ()
     reading: ImageReading | None = None
     start: Array | None = None
+    mask_noise: MaskNoise | None = None
+    mask_points: Array | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -17,9 +17,10 @@ from typing import Any
 
 from model_server.cohort.table import Case, Outcome
 from model_server.errors import ShapePriorError
+from model_server.jobs.repair import read_source, repair
 from model_server.jobs.session import Session
 from model_server.priors.card import PriorCard
-from model_server.reconstruction import IMAGE
+from model_server.reconstruction import IMAGE, Reconstruction
 
 REPORT_FILE = "report.json"
 
@@ -81,9 +82,17 @@ def _fitted(case: Case, settings: Settings) -> Outcome:
     make_folder(folder)
     remove_leftovers(folder)
     check_outputs(outputs, [report_file], dicom=session.dicom or DicomSources())
-    result = session.fit(case.side)
-    report = session.write(result, outputs, report_file, {"cohort": inputs})
+    result, told = _answer(case, session)
+    report = session.write(result, outputs, report_file, {"cohort": inputs, **told})
     return _outcome(case, "fitted", report)
+
+
+def _answer(case: Case, session: Session) -> tuple[Reconstruction, dict[str, Any]]:
+    """The surface, and what its report says beyond a fit's."""
+    if not case.repair:
+        return session.fit(case.side), {}
+    noise = None if case.source is None else read_source(case.source)
+    return repair(session, noise, case.side)
 
 
 def outputs_of(case: Case, settings: Settings) -> list[Path]:
@@ -97,7 +106,8 @@ def files_read(case: Case) -> list[Path]:
     """The files that a case is fitted from."""
     from model_server.priors.registry import files_of
 
-    volumes = [path for path in (case.mask, case.reference, case.image) if path is not None]
+    given = (case.mask, case.reference, case.image, case.source)
+    volumes = [path for path in given if path is not None]
     return [*case.annotations, *volumes, *files_of(case.prior)]
 
 
@@ -127,6 +137,8 @@ def inputs_of(case: Case, settings: Settings) -> dict[str, Any]:
         "roi": case.roi,
         "side": case.side,
         "formats": list(settings.formats),
+        # Cases that were fitted before there were repairs stay as they are.
+        **({"repair": _hash(case.source) if case.source else "usual"} if case.repair else {}),
     }
 
 

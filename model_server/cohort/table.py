@@ -13,7 +13,8 @@ from model_server.errors import ShapePriorError
 from model_server.jobs.session import SIDES, MaskChoice
 
 REQUIRED = ("case", "prior", "annotations")
-OPTIONAL = ("mask", "reference", "side", "label", "segment", "image", "roi")
+OPTIONAL = ("mask", "reference", "side", "label", "segment", "image", "roi", "repair")
+REPAIRS = {"": False, "no": False, "yes": True}  # else the file of the mask's source
 TABLE_FILE = "cohort.csv"
 MOST_PROBLEMS = 5  # of a table are told at once
 # Neither hidden nor leaving its folder, and a file's name on Windows too.
@@ -34,6 +35,8 @@ class Case:
         choice: which of the mask's labels is the organ.
         image: volume in which the organ is seen.
         roi: name or number of the structure in a structure set.
+        repair: whether the mask is to be repaired.
+        source: how it errs, by a file of ``repair-source``.
     """
 
     name: str
@@ -45,6 +48,8 @@ class Case:
     choice: MaskChoice = field(default_factory=MaskChoice)
     image: Path | None = None
     roi: str = ""
+    repair: bool = False
+    source: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -183,8 +188,14 @@ def _case(row: dict[str, str], folder: Path) -> tuple[Case, list[str]]:
         problems.append(f"the label '{row['label']}' is not a number, or several parted by ;")
         label = []
     choice = MaskChoice(tuple(sorted({int(word) for word in label})), row.get("segment", ""))
+    word = row.get("repair", "")
+    repair = REPAIRS.get(word.casefold(), True)
+    source = None if word.casefold() in REPAIRS else folder / word
+    if repair and not mask:
+        problems.append("there is no mask to repair")
     files = (_prior(prior, folder), annotations, mask, reference)
-    return Case(name, *files, side, choice, image, row.get("roi", "")), problems
+    more = (side, choice, image, row.get("roi", ""), repair, source)
+    return Case(name, *files, *more), problems
 
 
 def _is_safe(name: str) -> bool:

@@ -29,7 +29,7 @@ def fit_cohort(
         Path,
         typer.Argument(
             help="CSV: case, prior, annotations (;), roi, image, mask, label, segment, "
-            "reference, side."
+            "reference, side, repair."
         ),
     ],
     output_folder: Annotated[

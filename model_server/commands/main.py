@@ -23,6 +23,7 @@ from model_server.commands.fit_cohort import fit_cohort
 from model_server.commands.landmarks import landmarks
 from model_server.commands.learn_parts import learn_parts
 from model_server.commands.priors import priors
+from model_server.commands.repair import repair, repair_source
 from model_server.commands.serve import serve
 from model_server.commands.terminal import Version, guarded
 from model_server.commands.train import train
@@ -33,6 +34,8 @@ from model_server.threads import begin_with_few, wait_asleep
 COMMANDS: tuple[Callable[..., Any], ...] = (
     priors,
     fit,
+    repair,
+    repair_source,
     find,
     landmarks,
     fit_cohort,

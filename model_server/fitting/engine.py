@@ -19,7 +19,7 @@ from model_server.fitting.checks import check_drawn, check_fit
 from model_server.fitting.gauss_newton import Prior, settle, solve
 from model_server.fitting.interrupt import check
 from model_server.fitting.joint import joint_spread
-from model_server.fitting.mask_parts import Judged, likely_parts
+from model_server.fitting.mask_parts import Judged, likely_parts, parts_of_organ
 from model_server.fitting.model import Drawn, FitModel, FitState, Form
 from model_server.fitting.pose_prior import (
     given_place,
@@ -167,6 +167,8 @@ def place(model: FitModel, observations: Observations, settings: FitSettings) ->
 
 def _likely(model: FitModel, observations: Observations, settings: FitSettings) -> Observations:
     """With the likely parts of a label map alone."""
+    if observations.mask_noise is not None:
+        return parts_of_organ(observations, model.card)
     quick = model.quick or model
 
     def judge(label: Volume) -> Judged:

@@ -43,6 +43,55 @@ class Judged:
     surface: Surface
 
 
+MOST_OFF = 2.0  # RMS radii from the parts of a small organ at which another may belong to it
+
+
+def parts_of_organ(observations: Observations, card: PriorCard) -> Observations:
+    """With those parts of a mask to be repaired that are the organ's, and a note of the others.
+
+    Where the largest part is as large as organs are, all others are islands: so it was with the
+    masks of four networks. Where it is smaller, it is a piece, and what lies near it is another.
+    """
+    label = observations.label_map
+    if label is None:
+        return observations
+    parts = apart(lambda: Parts.of(label))
+    if len(parts.order) < 2:
+        return observations
+    low, high = card.hyperparameters.get("radius_mm") or (0.0, np.inf)
+    radii = [_radius(parts, [i]) for i in range(min(len(parts.order), MOST_LARGE))]
+    whole = [i for i, radius in enumerate(radii) if radius <= high * RADIUS_FACTOR] or [0]
+    chosen = whole[:1]
+    gaps = _gaps(parts, chosen[0])
+    for other in range(len(parts.order)):
+        if _radius(parts, chosen) >= low:
+            break
+        near = gaps[other] <= MOST_OFF * _radius(parts, chosen)
+        if other not in chosen and near and _radius(parts, [*chosen, other]) <= high:
+            chosen.append(other)
+    left = np.setdiff1d(np.arange(len(parts.order)), chosen)
+    if not len(left):
+        return observations
+    note = _note(label.name, card.organ, parts.volumes, gaps, left)
+    return replace(
+        observations, label_map=parts.kept(chosen), left_out=(*observations.left_out, note)
+    )
+
+
+def _radius(parts: Parts, chosen: list[int]) -> float:
+    """RMS radius of some parts' voxels, mm."""
+    there = np.argwhere(np.isin(parts.numbers, parts.order[chosen])) * parts.label.spacing[::-1]
+    return float(np.sqrt(there.var(axis=0).sum()))
+
+
+def _gaps(parts: Parts, of: int) -> Array:
+    """(P,) mm between one part and each."""
+    away = ndimage.distance_transform_edt(
+        parts.numbers != parts.order[of], sampling=parts.label.spacing[::-1]
+    )
+    return np.asarray(ndimage.minimum(away, parts.numbers, parts.order))
+
+
 Judge = Callable[[Volume], Judged]
 
 

@@ -29,6 +29,61 @@ MAD = 1.4826  # of a Gaussian: its standard deviation by its median absolute val
 
 
 @dataclass(frozen=True)
+class Together:
+    """A mask and a fitted surface as signed distances on one grid along the mask's axes.
+
+    Attributes:
+        ijk_to_ras: (4, 4) nodes -> RAS mm.
+        step: mm between nodes.
+        wanted: (K, J, I) mm, of the mask.
+        fitted: the same of the surface.
+        edges: mm, of the widest and the finest voxel.
+    """
+
+    ijk_to_ras: Array
+    step: float
+    wanted: Array
+    fitted: Array
+    edges: tuple[float, float]
+
+    @classmethod
+    def of(cls, mask: MaskField, surface: Surface) -> Together:
+        """On nodes around both."""
+        check()
+        grid, shape, step = _grid(surface, mask)
+        wanted = mask.distance_at(_places(grid, shape)).reshape(shape[::-1]).transpose(2, 1, 0)
+        wanted = ndimage.gaussian_filter(wanted, MASK_BLUR)
+        check()
+        inside = voxelize(surface, grid, shape)
+        fitted = ndimage.gaussian_filter(distance_field(inside, np.full(3, step)), SURFACE_BLUR)
+        check()
+        spacing = mask.spacing
+        return cls(grid, step, wanted, fitted, (float(spacing.max()), float(spacing.min())))
+
+    def places(self) -> Array:
+        """(N, 3) RAS mm of all nodes, in the order of ``wanted.ravel()``."""
+        index = np.indices(self.wanted.shape).reshape(3, -1)[::-1].T
+        return np.asarray(index @ self.ijk_to_ras[:3, :3].T + self.ijk_to_ras[:3, 3])
+
+    def believed(self, deviations: float) -> Array:
+        """(K, J, I) the mask, but where its gap to the surface is so many robust standard
+        deviations of the gap, the surface."""
+        gap = self.wanted - self.fitted
+        near = np.minimum(np.abs(self.wanted), np.abs(self.fitted)) < self.step
+        usual = deviations * MAD * float(np.median(np.abs(gap[near])))
+        scale = max(usual, *np.multiply(LEAST_BELIEVED, self.edges))
+        return np.asarray(self.fitted + gap / (1.0 + (gap / scale) ** 4))
+
+    def level(self, field: Array) -> Surface | None:
+        """The one closed surface where a field (K, J, I) is zero, RAS mm; None where none is."""
+        if not (field < 0).any():
+            return None
+        level = zero_level(field, np.zeros(3), 1.0)
+        points = level.points[:, ::-1] @ self.ijk_to_ras[:3, :3].T + self.ijk_to_ras[:3, 3]
+        return oriented(Surface(points, level.triangles))
+
+
+@dataclass(frozen=True)
 class FollowedMask:
     """A mask, by its signed distance, that surfaces follow."""
 
@@ -37,28 +92,14 @@ class FollowedMask:
     def followed(self, surface: Surface) -> Surface:
         """A closed surface, RAS mm of the mask, moved onto it wherever it is near it; the given one
         where nothing is left of it."""
-        check()
-        mask = self.mask
-        grid, shape, step = _grid(surface, mask)
-        nodes = np.stack(np.meshgrid(*[np.arange(n) for n in shape[::-1]], indexing="ij"), axis=-1)
-        places = nodes.reshape(-1, 3) @ grid[:3, :3].T + grid[:3, 3]
-        wanted = mask.distance_at(places).reshape(shape[::-1]).transpose(2, 1, 0)
-        wanted = ndimage.gaussian_filter(wanted, MASK_BLUR)
-        check()
-        inside = voxelize(surface, grid, shape)
-        fitted = ndimage.gaussian_filter(distance_field(inside, np.full(3, step)), SURFACE_BLUR)
-        check()
-        gap = wanted - fitted
-        near = np.minimum(np.abs(wanted), np.abs(fitted)) < step
-        edges = mask.spacing.max(), mask.spacing.min()
-        believed = BELIEVED * MAD * float(np.median(np.abs(gap[near])))
-        scale = max(believed, *np.multiply(LEAST_BELIEVED, edges))
-        field = fitted + gap / (1.0 + (gap / scale) ** 4)
-        if not (field < 0).any():
-            return surface
-        level = zero_level(field, np.zeros(3), 1.0)
-        points = level.points[:, ::-1] @ grid[:3, :3].T + grid[:3, 3]
-        return oriented(Surface(points, level.triangles))
+        together = Together.of(self.mask, surface)
+        return together.level(together.believed(BELIEVED)) or surface
+
+
+def _places(grid: Array, shape: tuple[int, int, int]) -> Array:
+    """(N, 3) RAS mm of nodes (K, J, I)."""
+    nodes = np.stack(np.meshgrid(*[np.arange(n) for n in shape[::-1]], indexing="ij"), axis=-1)
+    return np.asarray(nodes.reshape(-1, 3) @ grid[:3, :3].T + grid[:3, 3])
 
 
 def _grid(surface: Surface, mask: MaskField) -> tuple[Array, tuple[int, int, int], float]:

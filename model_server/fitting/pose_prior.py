@@ -7,13 +7,13 @@ second moments, with the covariance of what it cannot tell.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from model_server.observations import Observations, PlanarOutline, PointSet
+from model_server.observations import Observations, PlanarOutline, PointSet, ScanEdge
 from model_server.pose import Pose
 
 Array = NDArray[np.float64]
@@ -84,6 +84,11 @@ def span_of(points: Array) -> Span:
 def mirror_points(points: Array) -> Array:
     """Right-left mirrored RAS points."""
     return points * np.array([-1.0, 1.0, 1.0])
+
+
+def mirror_edge(edge: ScanEdge) -> ScanEdge:
+    """A right-left mirrored edge of the scan."""
+    return replace(edge, origin=mirror_points(edge.origin), normal=mirror_points(edge.normal))
 
 
 def mirror_observations(observations: Observations) -> Observations:

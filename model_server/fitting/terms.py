@@ -27,13 +27,14 @@ from model_server.fitting.drawn_planes import without_holes
 from model_server.fitting.image_surface import FollowedImage
 from model_server.fitting.interrupt import apart
 from model_server.fitting.mask import MaskField
+from model_server.fitting.mask_repair import RepairedMask
 from model_server.fitting.mask_surface import FollowedMask
-from model_server.fitting.pose_prior import mirror_points
+from model_server.fitting.pose_prior import mirror_edge, mirror_points
 from model_server.geometry.labels import surface_from_label
 from model_server.geometry.level_set import zero_level
 from model_server.geometry.loops import loop_length
 from model_server.geometry.sampling import sample_surface
-from model_server.observations import Observations
+from model_server.observations import MaskNoise, Observations
 from model_server.reading import ImageReading
 from model_server.reconstruction import Surface
 
@@ -185,14 +186,19 @@ class ClickTerm:
 
 @dataclass(frozen=True)
 class LabelMapTerm:
-    """A label map to refine: samples of its surface (N, 3) RAS mm, and its distance field."""
+    """A label map to refine: samples of its surface (N, 3) RAS mm, its distance field, and how it
+    errs where it is to be repaired."""
 
     points: Array
     field: MaskField
+    noise: MaskNoise | None = None
 
     def mirrored(self) -> LabelMapTerm:
         """See ``Term``."""
-        return LabelMapTerm(mirror_points(self.points), self.field.mirrored())
+        noise = self.noise and replace(
+            self.noise, edges=tuple(mirror_edge(edge) for edge in self.noise.edges)
+        )
+        return LabelMapTerm(mirror_points(self.points), self.field.mirrored(), noise)
 
     def places(self) -> Places:
         """See ``Term``."""
@@ -344,9 +350,11 @@ class Evidence:
     def dense(self) -> Dense | None:
         """What tells the surface to the voxel, where something does: a label map, or an image, a
         stack of parallel contours, or both."""
-        fields = [term.field for term in self.terms if isinstance(term, LabelMapTerm)]
-        if fields:
-            return FollowedMask(fields[0])
+        for term in self.terms:
+            if isinstance(term, LabelMapTerm):
+                if term.noise is None:
+                    return FollowedMask(term.field)
+                return RepairedMask(term.field, term.noise, self.drawn())
         found = tuple(dense for dense in (self.image, self.stack()) if dense is not None)
         return InTurn(found) if len(found) > 1 else found[0] if found else None
 
@@ -413,8 +421,19 @@ def evidence_of(observations: Observations) -> Evidence:
     if observations.label_map is not None:
         label = observations.label_map
         surface = apart(lambda: surface_from_label(label, whole=True))
-        sampled = sample_surface(surface, MASK_SAMPLES, np.random.default_rng(0))
-        terms.append(LabelMapTerm(sampled, apart(lambda: MaskField.of(label))))
+        sampled = observations.mask_points
+        if sampled is None:
+            sampled = sample_surface(surface, MASK_SAMPLES, np.random.default_rng(0))
+        noise = observations.mask_noise
+        edges = () if noise is None else noise.edges
+        for edge in edges:  # where the scan ends, the organ does not
+            within = edge.beyond(sampled) < -float(label.spacing.max())
+            sampled = sampled[within] if within.any() else sampled
+        field = apart(lambda: MaskField.of(label, edges))
+        if noise is not None and noise.bias_mm:
+            sampled, field = field.shrunk(noise.bias_mm, sampled)
+            noise = replace(noise, bias_mm=0.0, spread_mm=noise.spread_mm + max(noise.bias_mm, 0))
+        terms.append(LabelMapTerm(sampled, field, noise))
     for sets, side in ((observations.inside, -1), (observations.outside, 1)):
         if sets:
             terms.append(SideTerm(np.concatenate([s.points for s in sets]), side))

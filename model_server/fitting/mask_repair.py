@@ -1,0 +1,144 @@
+"""A surface that mends a mask: followed where it is near the fitted shape, mended where it is not.
+
+A network's mask errs by a millimeter or two nearly everywhere, and by much in few places: leaks,
+missing ends, islands, slices left out. Measured on four networks' masks, a mask that lies far
+outside the fitted shape is still right more often than not, and the shape far outside the mask is
+seldom right in all its width. So the mask is followed; what it leaves out is filled where it lies
+between parts of it, or deep inside the shape; what belongs to the organ is joined; and what was
+drawn counts most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.graph import MCP_Geometric
+
+from model_server.fitting.interrupt import check
+from model_server.fitting.leftover import Kriging
+from model_server.fitting.mask import MaskField
+from model_server.fitting.mask_surface import Together
+from model_server.geometry.sampling import spread_vertices
+from model_server.observations import MaskNoise, ScanEdge
+from model_server.reconstruction import Surface
+
+Array = NDArray[np.float64]
+BELIEVED = 5.0  # robust standard deviations of the gap within which the mask is followed
+CORE = 2.5  # spreads inside the shape: filled ...
+MOST_FILLED = 0.08  # ... but no more of the mask's volume than the deepest so much
+BETWEEN_MM = 8.0  # gaps up to twice this, between parts of the mask and inside the shape: filled
+LEAST_PART = 0.02  # of the largest part, of one that is joined
+BRIDGE_MM = 2.5  # radius of what joins parts
+HAND_MM = 0.25  # standard deviation of a drawn place
+DRAWN_SPREAD_MM = 4.0  # of mask and shape about what is drawn ...
+DRAWN_LENGTH_MM = 12.0  # ... and how far errors are alike
+MOST_DRAWN = 400  # places of annotations; their system grows with the cube of it
+FAR = 3.0  # lengths from what was drawn: beyond, nothing is known of it
+
+
+@dataclass(frozen=True)
+class RepairedMask:
+    """A mask that is to be repaired, as surfaces follow it.
+
+    Attributes:
+        mask: its signed distance, its bias taken away.
+        noise: how it errs about that.
+        drawn: (N, 3) RAS mm, annotated places on the boundary.
+    """
+
+    mask: MaskField
+    noise: MaskNoise
+    drawn: Array
+
+    def followed(self, surface: Surface) -> Surface:
+        """One closed surface, RAS mm; the given one where nothing is left of it."""
+        together = Together.of(self.mask, surface)
+        field = together.believed(BELIEVED)
+        check()
+        field = np.minimum(field, self._filled(together))
+        field = _within(together, field, self.noise.edges)
+        check()
+        field = _joined(field, together.step)
+        if len(self.drawn):
+            field = self._through_drawn(together, field)
+        return together.level(field) or surface
+
+    def _filled(self, together: Together) -> Array:
+        """(K, J, I) mm: what the mask leaves out of the shape, negative inside."""
+        wanted, fitted = together.wanted, together.fitted
+        spread = self.noise.spread_mm
+        between = _closed(wanted, together.step)
+        depth = np.sort(-fitted[(wanted > 0) & ~between & (fitted < 0)])[::-1]
+        most = int(MOST_FILLED * np.count_nonzero(wanted < 0))
+        margin = max(CORE * spread, float(depth[most]) if most < len(depth) else 0.0)
+        return fitted + np.where(between, spread, margin)
+
+    def _through_drawn(self, together: Together, field: Array) -> Array:
+        """The field (K, J, I), such that it is zero where the boundary was drawn."""
+        drawn = self.drawn
+        if len(drawn) > MOST_DRAWN:
+            drawn = drawn[spread_vertices(drawn, MOST_DRAWN)]
+        inverse = np.linalg.inv(together.ijk_to_ras)
+        index = (drawn @ inverse[:3, :3].T + inverse[:3, 3])[:, ::-1]
+        off = ndimage.map_coordinates(field, index.T, order=1, mode="nearest")
+        noise = np.full(len(drawn), HAND_MM**2)
+        process = Kriging.of(drawn, off, noise, DRAWN_SPREAD_MM, DRAWN_LENGTH_MM)
+        places = together.places()
+        reach = FAR * DRAWN_LENGTH_MM
+        near = ((places > drawn.min(axis=0) - reach) & (places < drawn.max(axis=0) + reach)).all(1)
+        near &= np.abs(field.ravel()) < reach
+        shift = np.zeros(field.size)
+        shift[near] = process.at(places[near])
+        return field - shift.reshape(field.shape)
+
+
+def _closed(wanted: Array, step: float) -> NDArray[np.bool_]:
+    """(K, J, I) nodes in gaps of a mask: those that a ball rolling around it does not reach."""
+    reached = wanted > BETWEEN_MM
+    if not reached.any():
+        return np.ones(wanted.shape, dtype=bool)
+    away = ndimage.distance_transform_edt(~reached, sampling=np.full(3, step))
+    return np.asarray(away > BETWEEN_MM + 0.5 * step)
+
+
+def _within(together: Together, field: Array, edges: Sequence[ScanEdge]) -> Array:
+    """The field, beyond the edges of the scan the fitted shape alone."""
+    if not edges:
+        return field
+    places = together.places()
+    beyond = np.max([edge.beyond(places) for edge in edges], axis=0).reshape(field.shape)
+    return np.where(beyond > 0.0, together.fitted, field)
+
+
+def _joined(field: Array, step: float) -> Array:
+    """The field with all parts inside that are large enough joined to the largest, each by the way
+    that leaves it least."""
+    numbers, count = ndimage.label(field < 0, structure=np.ones((3, 3, 3)))
+    sizes = np.bincount(numbers.ravel(), minlength=count + 1)[1:]
+    order = 1 + np.argsort(-sizes, kind="stable")
+    for number in order[1:]:
+        if sizes[number - 1] < LEAST_PART * sizes[order[0] - 1]:
+            break
+        check()
+        cost = step + np.maximum(field, 0.0)
+        ways = MCP_Geometric(cost)
+        costs, _ = ways.find_costs(np.argwhere(_main(field)))
+        there = np.argwhere(numbers == number)
+        end = there[int(np.argmin(costs[tuple(there.T)]))]
+        way = np.ones(field.shape, dtype=bool)
+        way[tuple(np.array(ways.traceback(tuple(end))).T)] = False
+        tube = ndimage.distance_transform_edt(way, sampling=np.full(3, step)) - max(
+            BRIDGE_MM, 1.5 * step
+        )
+        field = np.minimum(field, tube)
+    return field
+
+
+def _main(field: Array) -> NDArray[np.bool_]:
+    """The largest part inside."""
+    numbers, _ = ndimage.label(field < 0, structure=np.ones((3, 3, 3)))
+    return np.asarray(numbers == 1 + int(np.argmax(np.bincount(numbers.ravel())[1:])))

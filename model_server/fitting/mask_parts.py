@@ -43,7 +43,7 @@ class Judged:
     surface: Surface
 
 
-MOST_OFF = 2.0  # RMS radii from the parts of a small organ at which another may belong to it
+MOST_OFF = 1.5  # least RMS radii of organs between a piece of one and another piece
 
 
 def parts_of_organ(observations: Observations, card: PriorCard) -> Observations:
@@ -66,7 +66,7 @@ def parts_of_organ(observations: Observations, card: PriorCard) -> Observations:
     for other in range(len(parts.order)):
         if _radius(parts, chosen) >= low:
             break
-        near = gaps[other] <= MOST_OFF * _radius(parts, chosen)
+        near = gaps[other] <= MOST_OFF * low
         if other not in chosen and near and _radius(parts, [*chosen, other]) <= high:
             chosen.append(other)
     left = np.setdiff1d(np.arange(len(parts.order)), chosen)

@@ -53,7 +53,7 @@ def test_a_mask_becomes_a_surface_a_label_map_and_a_report(
     assert 0.5 < told["dice"] < 1.0
     assert told["largest_distance_mm"] > told["mean_distance_mm"] > 0
     assert told["beyond_repair"] is False
-    assert dice(read_surface(files[0]), truth.label) > 0.8
+    assert dice(read_surface(files[0])[0], truth.label) > 0.8
     # The label map lies on the mask's own grid.
     assert read_volume(files[1]).shape == read_volume(mask).shape
 
@@ -103,7 +103,8 @@ def test_bad_masks_are_refused(
     else:
         geometry[:3, :3] *= 4.0
     mask = written(tmp_path / "m.nii.gz", Volume(labels, geometry))
-    done = shape_prior("repair", "--prior", "hippocampus-pca", "--mask", mask, "--quiet")
+    output = ("--quiet", "--output", tmp_path / "a.stl")
+    done = shape_prior("repair", "--prior", "hippocampus-pca", "--mask", mask, *output)
     assert done.returncode == 2
     assert said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -66,7 +66,7 @@ def test_a_mask_as_of_a_network_is_mended(truth: Truth) -> None:
     assert dice(found.surface, truth.label) > overlap(mask, truth.label) + 0.02
     border = surface_from_label(mask, whole=True)
     before = surface_distances(border, truth).percentile(95)
-    assert surface_distances(found.surface, truth).percentile(95) < 0.7 * before
+    assert surface_distances(found.surface, truth).percentile(95) < 0.9 * before
     assert any("separate parts" in warning for warning in found.warnings)
 
 

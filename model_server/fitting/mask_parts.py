@@ -63,11 +63,9 @@ def parts_of_organ(observations: Observations, card: PriorCard) -> Observations:
     whole = [i for i, radius in enumerate(radii) if radius <= high * RADIUS_FACTOR] or [0]
     chosen = whole[:1]
     gaps = _gaps(parts, chosen[0])
-    for other in range(len(parts.order)):
-        if _radius(parts, chosen) >= low:
-            break
-        near = gaps[other] <= MOST_OFF * low
-        if other not in chosen and near and _radius(parts, [*chosen, other]) <= high:
+    piece = _radius(parts, chosen) < low
+    for other in np.flatnonzero(gaps <= MOST_OFF * low).tolist() if piece else ():
+        if other not in chosen and _radius(parts, [*chosen, other]) <= high:
             chosen.append(other)
     left = np.setdiff1d(np.arange(len(parts.order)), chosen)
     if not len(left):

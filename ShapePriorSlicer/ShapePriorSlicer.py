@@ -123,6 +123,7 @@ class ShapePriorSlicerParameterNode:
     strength: Annotated[float, WithinRange(-2.0, 2.0)] = 0.0
     autoUpdate: bool = True
     useImage: bool = True
+    start: str = ""
     coloring: Coloring = Coloring.plain
     opacity: Annotated[float, WithinRange(0.0, 1.0)] = 0.7
     slicesOn: bool = True

@@ -108,6 +108,16 @@ def reader_zoo(ellipsoid_scan: Volume, tmp_path_factory: pytest.TempPathFactory)
     return zoo
 
 
+@pytest.fixture(scope="session")
+def pose_zoo(ellipsoid_scan: Volume, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A zoo with a prior that searches images of hippocampi step by step, tiny and untrained."""
+    from pose_readers import write_pose_reader
+
+    zoo = tmp_path_factory.mktemp("zoo of dissm")
+    write_pose_reader(zoo, ellipsoid_scan, CENTER)
+    return zoo
+
+
 @pytest.fixture
 def reader(reader_zoo: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same where priors are looked for, its network replaced: what is bright is the organ."""

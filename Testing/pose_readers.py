@@ -35,11 +35,11 @@ TOLD = {
 }
 
 
-def write_shapes(zoo: Path) -> Path:
+def write_shapes(zoo: Path, training: DissmTraining = SHAPES) -> Path:
     """The folder of a shape model without a reader."""
     quick = load_prior(QUICK, "cpu")
     shapes = [quick.decode(latents) for latents in quick.sample(6, seed=1)]
-    trained = train_dissm(shapes, quick.rms_radius, SHAPES)
+    trained = train_dissm(shapes, quick.rms_radius, training)
     known = read_weights(BUNDLED_ZOO / QUICK, read_card(BUNDLED_ZOO / QUICK))
     poses = {k: v for k, v in known.items() if k.startswith("pose.")}
     radius = np.array([quick.rms_radius], dtype=np.float32)
@@ -63,15 +63,18 @@ def tiny_agent(prior: DissmPrior) -> PoseAgent:
     return PoseAgent(shape, prior.template())
 
 
-def write_pose_reader(zoo: Path, image: Volume, center: np.ndarray) -> Path:
+def write_pose_reader(
+    zoo: Path, image: Volume, center: np.ndarray, training: DissmTraining = SHAPES
+) -> Path:
     """The folder of one that reads, too.
 
     Args:
         zoo: made where it is missing.
         image: of the kind that it knows.
         center: (3,) RAS mm, of the organ in it.
+        training: of the shape model.
     """
-    folder = write_shapes(zoo)
+    folder = write_shapes(zoo, training)
     prior = load_prior(folder, "cpu")
     assert isinstance(prior, DissmPrior)
     agent = tiny_agent(prior).eval()

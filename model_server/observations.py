@@ -292,10 +292,13 @@ class Observations:
     Attributes:
         outlines, boundary, inside, outside, label_map: see there.
         mask_noise: how the label map errs, where it is to be repaired.
+        mask_points: (N, 3) RAS mm, places of its border that are believed; None for all.
         image: the volume that was annotated, or its bare grid.
         left_out: what is not taken as it was given (markups of other kinds, parts of the label
             map, a crooked geometry, more points than a fit can tell apart), a sentence each.
         reading: what an image reader says of the image.
+        start: (4, 4) canonical frame -> RAS mm, where one that finds its shape step by step starts;
+            None leaves it to the annotations, or to the search.
     """
 
     outlines: tuple[PlanarOutline, ...] = ()
@@ -306,7 +309,9 @@ class Observations:
     image: Volume | Grid | None = None
     left_out: tuple[str, ...] = ()
     reading: ImageReading | None = None
+    start: Array | None = None
     mask_noise: MaskNoise | None = None
+    mask_points: Array | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
+
+from model_server.errors import ShapePriorError
 
 Array = NDArray[np.float64]
 
@@ -66,3 +70,45 @@ class Pose:
             "rotation_vector_deg": [round(float(v), 4) for v in vector],
             "mirrored": self.mirrored,
         }
+
+
+def checked_place(matrix: object) -> Array:
+    """(4, 4) canonical frame -> RAS mm of a place that a search may start from.
+
+    Raises:
+        ShapePriorError: (bad-start) it is none: of another shape, not finite, flat, or mirroring.
+    """
+    try:
+        found = np.array(matrix, dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise _bad_start() from error
+    if found.shape != (4, 4) or not np.isfinite(found).all():
+        raise _bad_start()
+    if not np.allclose(found[3], (0.0, 0.0, 0.0, 1.0)) or np.linalg.det(found[:3, :3]) < 1e-9:
+        raise _bad_start()
+    return found
+
+
+def place_of_step(step: Mapping[str, Any]) -> Array:
+    """(4, 4) canonical frame -> RAS mm of a state of a search, as trajectories tell it.
+
+    Raises:
+        ShapePriorError: (bad-start) something is missing, or no place.
+    """
+    try:
+        scale = np.array(step["scale_mm"], dtype=np.float64).reshape(3)
+        matrix = np.eye(4)
+        matrix[:3, :3] = np.array(step["rotation"], dtype=np.float64).reshape(3, 3) * scale
+        matrix[:3, 3] = np.array(step["translation_mm"], dtype=np.float64).reshape(3)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _bad_start() from error
+    return checked_place(matrix)
+
+
+def _bad_start() -> ShapePriorError:
+    return ShapePriorError(
+        "The start is no place of a shape, which moves, turns and stretches the canonical frame to "
+        "RAS mm without mirroring it.",
+        "Give a step of a trajectory, or 4 by 4 such numbers.",
+        "bad-start",
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,6 +146,7 @@ class Reconstruction:
         nearest_training: the training shapes most like it, the nearest first; empty where the
             prior does not know them.
         joint_spread: of the last surface of a fit with uncertainty, or None.
+        path: states on the way of an agent that found it in an image, in plain numbers; else empty.
         misfit: root mean square distance of the annotations from the nearest shape that the quick
             look's principal components know, in RMS radii: how unusual the organ is.
     """
@@ -164,3 +166,4 @@ class Reconstruction:
     nearest_training: tuple[Likeness, ...] = ()
     joint_spread: JointSpread | None = None
     misfit: float = 0.0
+    path: tuple[Mapping[str, Any], ...] = ()

@@ -11,6 +11,7 @@ from typing import Any
 from ShapePriorSlicerLib.files.labelmaps import LABELMAP_FORMATS, writeLabelmap
 from ShapePriorSlicerLib.files.surfaces import SURFACE_FORMATS, writeSurface
 from ShapePriorSlicerLib.files.tables import writeCorrespondences
+from ShapePriorSlicerLib.files.trajectories import writeTrajectory
 from ShapePriorSlicerLib.panel.guide import Around, Line, errorLine, stateLine
 from ShapePriorSlicerLib.scene.cameras import shownPoints
 from ShapePriorSlicerLib.scene.parameters import organOf
@@ -89,6 +90,7 @@ class App:
         for name in shown.CHOICES:
             self.state.change(name)(self._chooser(name))
         self.state.change("structure")(self._select)
+        self.state.change("step")(self._showStep)
         for name in ("undo", "redo", "draw", "finish"):  # by key
             self.server.controller.trigger(name)(getattr(self, name))
         with VAppLayout(self.server, vuetify_config=THEME) as layout:
@@ -113,6 +115,12 @@ class App:
         for session in self.workspace.sessions:
             if shown.keyOf(session) == structure and session is not self.session:
                 self.workspace.select(session)
+
+    def _showStep(self, step: int, **_: Any) -> None:
+        """Follow the page's choice of a step of the search."""
+        index = None if step == shown.NO_STEP else step
+        if self.session is not None and index != self.session.trajectory.index:
+            self._do(lambda session: session.trajectory.show(index))
 
     def refresh(self) -> None:
         """Bring the page up to date with the library."""
@@ -186,14 +194,14 @@ class App:
                 self.slicer.scene.RemoveNode(volume)
 
     def save(self, form: str, folder: Path) -> Path:
-        """Write the surface as "stl", "vtp", "nrrd", "seg.nrrd" or "csv".
+        """Write the surface as "stl", "vtp", "nrrd", "seg.nrrd" or "csv", its search as "json".
 
         Raises:
             ShapePriorError: there is no surface, or no such format.
         """
         session = self.session
         model = None if session is None else session.model.node
-        if session is None or model is None:
+        if session is None or model is None or session.reconstruction is None:
             raise ShapePriorError("There is no surface yet.", "Reconstruct it first.", "no-surface")
         organ = organOf(session.parameters.prior)
         path = folder / f"{organ}.{form}"
@@ -201,6 +209,8 @@ class App:
             writeSurface(model, path)
         elif f".{form}" in LABELMAP_FORMATS:
             writeLabelmap(self.slicer.scene, model, session.volume, path, organ)
+        elif form == "json":
+            writeTrajectory(model, session.volume, path)
         else:
             writeCorrespondences(model, path)
         return path
@@ -250,6 +260,16 @@ class App:
         """Find the organ in the image."""
         self.drawing.finish()
         self._do(lambda session: session.find())
+
+    def nudge(self) -> None:
+        """Let the step of the search be dragged, or no more."""
+        self.drawing.finish()
+        self._do(lambda session: session.trajectory.nudge(not session.trajectory.isNudging))
+
+    def findFromPose(self) -> None:
+        """Search again from where the step was dragged."""
+        self.drawing.finish()
+        self._do(lambda session: session.findFromPose())
 
     def cancel(self) -> None:
         """End the running fit."""

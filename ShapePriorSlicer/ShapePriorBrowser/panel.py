@@ -25,6 +25,7 @@ DOWNLOADS = (
     ("vtp", "VTP", "Surface with correspondences, parts and uncertainty (LPS, mm)"),
     ("csv", "CSV", "Correspondences and parts: one line for each vertex (RAS, mm)"),
 )
+STEPS = ("json", "JSON", "Steps of the search (RAS, mm)")
 
 
 class Actions(Protocol):
@@ -50,6 +51,12 @@ class Actions(Protocol):
 
     def find(self) -> None:
         """Find the organ in the image."""
+
+    def nudge(self) -> None:
+        """Let the step of the search be dragged, or no more."""
+
+    def findFromPose(self) -> None:
+        """Search again from where the step was dragged."""
 
     def cancel(self) -> None:
         """End the running fit."""
@@ -231,7 +238,28 @@ def _annotate(actions: Actions) -> None:
             v3.VProgressLinear(
                 v_if=("busy",), indeterminate=True, color="primary", height=2, classes="mt-1"
             )
+        _steps(actions)
         _table(actions)
+
+
+def _steps(actions: Actions) -> None:
+    """How the search that found the surface went, and going on from one of its steps."""
+    v3.VSelect(
+        v_if=("steps.length",),
+        v_model=("step",),
+        items=("steps",),
+        variant="outlined",
+        classes="mb-1",
+        raw_attrs=['aria-label="Steps of the search"'],
+        **COMPACT,
+    )
+    with html.Div(classes="sp-row", v_if=("steps.length",)):
+        with _button("Nudge", click=actions.nudge, active=("nudging",)):
+            _tip("Drag the shape of this step by its handles, in 3D or in slices")
+        with _button(
+            "Refine from here", click=actions.findFromPose, disabled=("!stepShown || busy",)
+        ):
+            _tip("Search again from where the shape of this step is now")
 
 
 _WHERE = {
@@ -354,13 +382,13 @@ def _surface(actions: Actions) -> None:
 def _export() -> None:
     with _section("Export"), html.Div(classes="sp-row sp-wrap"):
         for form, name, text in DOWNLOADS:
-            with _button(
-                name,
-                href=f"download/{form}",
-                raw_attrs=["download"],
-                disabled=("!hasSurface",),
-            ):
-                _tip(text)
+            _download(form, name, text, disabled=("!hasSurface",))
+        _download(*STEPS, v_if=("steps.length",))
+
+
+def _download(form: str, name: str, text: str, **options: Any) -> None:
+    with _button(name, href=f"download/{form}", raw_attrs=["download"], **options):
+        _tip(text)
 
 
 def _button(text: str, icon: str = "", **options: Any) -> v3.VBtn:

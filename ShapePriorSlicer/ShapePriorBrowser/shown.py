@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from ShapePriorSlicerLib.panel.guide import Line, drawingText
-from ShapePriorSlicerLib.panel.texts import cells, imageText
+from ShapePriorSlicerLib.panel.texts import cells, imageText, stepTexts
 from ShapePriorSlicerLib.scene.parameters import Parameters, titleOf
 from ShapePriorSlicerLib.server.priors import listPriors
 from ShapePriorSlicerLib.session.drawing import Drawing
 from ShapePriorSlicerLib.session.session import Session
 from ShapePriorSlicerLib.session.status import Row, Status
+from ShapePriorSlicerLib.session.trajectory import Trajectory
 from ShapePriorSlicerLib.session.workspace import Workspace
 
 Node = Any
@@ -25,6 +26,7 @@ COLORINGS = [
     {"value": "uncertainty", "title": "Uncertainty (mm)"},
     {"value": "distance", "title": "Distance to annotations (mm)"},
 ]
+NO_STEP = -1  # value of the choice to show none
 UNLIKENESS = (
     "As unlike the nearest training shape as a typical pair of training shapes, times this; well "
     "above what your cases usually have means an unusual organ, or wrong outlines."
@@ -43,6 +45,7 @@ def nothing() -> Values:
         **_statusValues(Status()),
         **lineValues(Line("")),
         "rows": [],
+        **_searchValues(None),
         "canUseImage": False,
         "needsImage": False,
         "imageText": "",
@@ -69,6 +72,7 @@ def sessionValues(session: Session) -> Values:
         **{name: getattr(chosen, name) for name in CHOICES},
         **_statusValues(session.status),
         "rows": [_rowValues(row) for row in [*session.rows(), *session.imageRow()]],
+        **_searchValues(session.trajectory),
         **_imageValues(session),
         "figures": _figureValues(session),
         "colorings": [c for c in COLORINGS if c["value"] in session.colorings],
@@ -78,6 +82,19 @@ def sessionValues(session: Session) -> Values:
         "undoText": session.history.undoText,
         "redoText": session.history.redoText,
         "volumeName": session.volume.GetName() if session.volume is not None else "",
+    }
+
+
+def _searchValues(trajectory: Trajectory | None) -> Values:
+    """The steps of the search that found the surface, and which one is shown."""
+    texts = [] if trajectory is None else stepTexts(trajectory.steps)
+    index = None if trajectory is None else trajectory.index
+    titles = ["Steps of the search", *texts] if texts else []
+    return {
+        "steps": [{"value": i - 1, "title": title} for i, title in enumerate(titles)],
+        "step": NO_STEP if index is None else index,
+        "stepShown": trajectory is not None and trajectory.isShown,
+        "nudging": trajectory is not None and trajectory.isNudging,
     }
 
 

@@ -64,7 +64,14 @@ class Watch:
             "outlines": found,
             "model": mesh,
             "server": server,
+            "pose": self._pose(),
         }
+
+    def _pose(self) -> Any:
+        """Where the step of the search that is shown is, canonical frame -> RAS mm."""
+        assert self._app.session is not None
+        trajectory = self._app.session.trajectory
+        return trajectory.place().tolist() if trajectory.isShown else None
 
 
 async def main() -> None:

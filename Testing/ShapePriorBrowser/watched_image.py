@@ -1,6 +1,7 @@
 """The browser front-end on an image that a reader knows, for tests.
 
-The reader takes no training: what is bright is the organ. Its server is in this process.
+The reader takes no training: what is bright is the organ. One that searches step by step is tiny
+and untrained. Their server is in this process.
 """
 
 from __future__ import annotations
@@ -8,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from image_readers import ellipsoid_image, read_by_brightness, write_reader
+from pose_readers import SHAPES, write_pose_reader
 from served import Served
 from ShapePriorBrowser.app import App
 from watched import Watch
@@ -27,6 +30,7 @@ async def main(folder: Path) -> None:
     """Serve a volume with a bright organ."""
     image = ellipsoid_image(CENTER, RADII)
     write_reader(folder, image, CENTER)
+    write_pose_reader(folder, image, CENTER, replace(SHAPES, steps=40))  # it need not be exact
     os.environ[ZOO_VARIABLE] = str(folder)
     ImageReader.read = read_by_brightness
     path = folder / "scan.nii.gz"

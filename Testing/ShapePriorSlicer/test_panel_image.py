@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("slicer", reason="slicer-core is not installed")
@@ -19,10 +20,20 @@ import slicer
 from desktop import click
 from panel_user import session
 from python_qt import unwrap
-from scenes import READER, FakeConnection, draw, priorsWithReader, volume
+from scenes import (
+    READER,
+    FakeConnection,
+    draw,
+    priorsThatSearch,
+    priorsWithReader,
+    volume,
+    vtkMatrix,
+    wayOf,
+)
 from ShapePriorSlicerLib.panel import screen
 
-from model_server.reconstruction import Residual
+from model_server.pose import place_of_step
+from model_server.reconstruction import Provenance, Residual
 
 
 @pytest.fixture
@@ -103,6 +114,60 @@ def test_the_organ_is_found_by_one_click_and_its_row_is_told(application, ui):
     assert table.item(0, 0).text() == "axial"
     assert unwrap(table).item(0, 0).checkState().value == 2
     assert unwrap(table).item(1, 0).data(10) is None  # Qt::CheckStateRole: no box
+
+
+def test_a_search_is_shown_step_by_step_dragged_and_gone_on_with(application, ui, monkeypatch):
+    monkeypatch.setattr(application.widget.logic.server, "priors", priorsThatSearch())
+    application.widget.panel.update()
+    choose(ui, "hippocampus-dissm")
+    application.widget.panel.update()
+    assert "step by step" in ui.useImageCheckBox.toolTip
+    assert not ui.stepsFrame.visible
+    click(ui.findButton)
+    found = session(application)
+    connection = found.connection
+    connection.progress("pose: rotation 3")
+    application.wait(lambda: ui.stateLabel.text == "Finding: rotation 3 ...")
+    assert ui.cancelButton.visible
+    assert not ui.exportStlButton.enabled
+    assert not ui.structureSection.collapsed, "nothing is found yet"
+    click(ui.cancelButton)
+    application.wait(lambda: ui.stateLabel.text.startswith("Cancelled"))
+    assert found.model.node.GetPolyData().GetNumberOfPoints() == 0
+    way = wayOf(("start", 0), ("translation", 1), ("rotation", 1))
+    made = Provenance("hippocampus-dissm", "1", "cpu")
+    click(ui.findButton)
+    connection.answer(path=way, provenance=made)
+    connection.sendTemplate("hippocampus-dissm")
+    application.wait(lambda: ui.stepsFrame.visible)
+    selector = ui.stepSelector
+    assert [selector.itemText(i) for i in range(selector.count)] == [
+        "Steps of the search",
+        "Step 1 of 3: start",
+        "Step 2 of 3: translation 1",
+        "Step 3 of 3: rotation 1",
+    ]
+    assert not ui.refineHereButton.enabled
+    selector.setCurrentIndex(2)
+    assert found.trajectory.index == 1
+    assert ui.refineHereButton.enabled
+    click(ui.nudgeButton)
+    assert ui.nudgeButton.checked
+    (transform,) = slicer.util.getNodesByClass("vtkMRMLLinearTransformNode")
+    assert transform.GetDisplayNode().GetEditorVisibility()
+    click(ui.nudgeButton)
+    assert not transform.GetDisplayNode().GetEditorVisibility()
+    dragged = place_of_step(way[1])
+    dragged[:3, 3] += 5.0
+    transform.SetMatrixTransformToParent(vtkMatrix(dragged))
+    click(ui.refineHereButton)
+    np.testing.assert_allclose(connection.requests[-1].start, dragged, atol=1e-6)
+    assert found.structure.node.GetParameter("start").startswith("9.877 ")
+    connection.answer(path=way[:1], provenance=made)
+    application.wait(lambda: selector.count == 2)
+    assert "Change start of the search" in ui.undoButton.toolTip
+    click(ui.undoButton)
+    application.wait(lambda: selector.count == 4)
 
 
 def test_the_choice_is_a_step_of_undo_and_stands_in_the_typed_parameter_node(application, ui):

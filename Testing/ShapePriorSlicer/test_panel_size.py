@@ -114,6 +114,7 @@ def test_no_section_is_wider_than_the_panel(application, panel, ui):
     application.widget.panel.shared.said = {"exportLabel": ("Written: /" + "x" * 300, False)}
     application.widget.panel.shared.forget = lambda: None
     application.widget.panel.update()
+    ui.stepsFrame.setVisible(True)
     assert sizes(application)[0] <= WIDTH
     assert panel.minimumSizeHint().width() <= WIDTH
 

@@ -117,6 +117,7 @@ class Request:
     settings: dict | None = None
     image: object = None
     waits: bool = True
+    start: np.ndarray | None = None
 
     @property
     def isPreview(self) -> bool:
@@ -134,15 +135,15 @@ class FakeConnection:
         self.isClosed = self.isHeld = False
         self.lastObservations: Observations | None = None
 
-    def fit(self, prior, observations, settings=None, image=None, waits=True) -> int:
+    def fit(self, prior, observations, settings=None, image=None, waits=True, start=None) -> int:
         self.lastObservations = observations
-        number = len(self.requests) + 1
-        return self._ask(Request(number, "fit", prior, observations, dict(settings), image, waits))
+        given = (prior, observations, dict(settings), image, waits, start)
+        return self._ask(Request(len(self.requests) + 1, "fit", *given))
 
-    def find(self, prior, image, settings=None) -> int:
+    def find(self, prior, image, settings=None, start=None) -> int:
         self.lastObservations = Observations()
-        number = len(self.requests) + 1
-        return self._ask(Request(number, "find", prior, Observations(), dict(settings), image))
+        given = (prior, Observations(), dict(settings), image, True, start)
+        return self._ask(Request(len(self.requests) + 1, "find", *given))
 
     def hold(self, holds: bool) -> None:
         self.isHeld = holds
@@ -223,6 +224,29 @@ def priorsWithReader() -> list[PriorInfo]:
         prior("hippocampus", "meshnet", READER, True),
         prior("spleen", "pca"),
     ]
+
+
+def priorsThatSearch() -> list[PriorInfo]:
+    """With one that finds its shape step by step."""
+    name, licence = "hippocampus-dissm", "CC BY-SA 4.0"
+    reader = replace(READER, reader=name)
+    found = PriorInfo(name, "hippocampus", "dissm", licence, "some", False, image=reader)
+    return [*priorsWithReader(), found]
+
+
+def wayOf(*steps: tuple[str, int]) -> tuple[dict, ...]:
+    """A search of so many steps, each farther to the right, larger and more turned."""
+    return tuple(
+        {
+            "stage": stage,
+            "step": number,
+            "translation_mm": (CENTER + np.array([i, 0.0, 0.0])).tolist(),
+            "scale_mm": [9.0 + i, 10.0, 11.0],
+            "rotation": np.round(turn(10.0 * i)[:3, :3], 5).tolist(),
+            "latent": [],
+        }
+        for i, (stage, number) in enumerate(steps)
+    )
 
 
 class FakeWorkspace(Workspace):

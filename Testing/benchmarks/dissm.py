@@ -28,6 +28,7 @@ from model_server.cases.splits import Case, split_cases
 from model_server.evaluation.harness import use_threads
 from model_server.evaluation.metrics import Truth, dice, surface_distances
 from model_server.evaluation.results import machine
+from model_server.geometry.labels import surface_from_label, voxelize
 from model_server.imaging.look import Look
 from model_server.imaging.pose_reader import PoseReader
 from model_server.imaging.pose_steps import Places
@@ -86,6 +87,12 @@ def _values(image: Volume) -> np.ndarray:
     return np.asarray(image.array, dtype=np.float32)
 
 
+def _inside(image: Volume, label: Volume) -> np.ndarray:
+    """Voxels of an image in the organ, of which the label may have another grid."""
+    surface = surface_from_label(label, whole=True)
+    return voxelize(surface, image.ijk_to_ras, image.shape)
+
+
 def _bias(image: Volume, label: Volume, rng: np.random.Generator) -> Volume:
     axes = [np.linspace(-1.0, 1.0, n) for n in image.shape]
     field = sum(
@@ -104,7 +111,7 @@ def _noise(image: Volume, label: Volume, rng: np.random.Generator) -> Volume:
 def _contrast(factor: float) -> Change:
     def change(image: Volume, label: Volume, rng: np.random.Generator) -> Volume:
         """The organ's difference from what surrounds it."""
-        values, inside = _values(image), np.asarray(label.array) > 0
+        values, inside = _values(image), _inside(image, label)
         around = ndimage.binary_dilation(inside, iterations=4) & ~inside
         shift = (factor - 1.0) * float(values[inside].mean() - values[around].mean())
         soft = ndimage.gaussian_filter(inside.astype(np.float32), 0.7)
@@ -122,7 +129,7 @@ def _missing(image: Volume, label: Volume, rng: np.random.Generator) -> Volume:
 
 def _implant(image: Volume, label: Volume, rng: np.random.Generator) -> Volume:
     values = _values(image).copy()
-    border = np.argwhere(ndimage.binary_dilation(np.asarray(label.array) > 0))
+    border = np.argwhere(ndimage.binary_dilation(_inside(image, label)))
     place = border[rng.integers(len(border))]
     index = np.stack(np.indices(values.shape), axis=-1)
     away = np.linalg.norm((index - place) * image.spacing[::-1], axis=-1)

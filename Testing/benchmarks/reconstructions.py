@@ -45,7 +45,7 @@ def row_of(name: str, truths: dict[str, Truth], device: str) -> list[str]:
 
 def main() -> None:
     """Print and write the table."""
-    arguments = parser(__doc__, ["dissm", "dals", "atlas", "pca", "deepsdf"])
+    arguments = parser(__doc__, ["reshapeit", "dissm", "dals", "atlas", "pca", "deepsdf"])
     arguments.add_argument("--organs", nargs="+", default=ORGANS)
     chosen = arguments.parse_args()
     use_threads(chosen.threads)

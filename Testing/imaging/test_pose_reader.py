@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from image_readers import ellipsoid_image
-from pose_readers import MODALITY, NAME, write_pose_reader
+from pose_readers import MODALITY, NAME
 
 from model_server.errors import ShapePriorError
 from model_server.fitting.interrupt import Interrupted, stop_when
@@ -25,7 +25,9 @@ from model_server.imaging.readers import (
     reader_card,
 )
 from model_server.imaging.watching import watched
+from model_server.jobs.start import read_start
 from model_server.observations import Observations, PointSet, Volume
+from model_server.pose import place_of_step
 from model_server.priors.registry import ZOO_VARIABLE, load_prior
 
 CENTER = np.array([-25.0, 10.0, 30.0])
@@ -33,15 +35,8 @@ RADII = np.array([7.0, 20.0, 8.0])
 
 
 @pytest.fixture(scope="module")
-def zoo(ellipsoid_scan, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("zoo of dissm")
-    write_pose_reader(folder, ellipsoid_scan, CENTER)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def prior(zoo):
-    return load_prior(zoo / NAME, "cpu")
+def prior(pose_zoo):
+    return load_prior(pose_zoo / NAME, "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +44,14 @@ def reader(prior) -> PoseReader:
     return Readers("cpu").of(prior)
 
 
-def test_a_prior_with_an_agent_reads_with_its_own(prior, zoo):
+def test_a_prior_with_an_agent_reads_with_its_own(prior, pose_zoo):
     assert is_reader(prior.card)
     assert not needs_image(prior.card), "outlines alone will do, too"
     assert reader_card(prior.card) is prior.card
     assert modality_of(prior.card) == MODALITY
     readers = Readers("cpu")
     assert readers.of(prior) is readers.of(prior)
-    assert readers.of(load_prior(zoo / NAME, "cpu")).prior is not prior
+    assert readers.of(load_prior(pose_zoo / NAME, "cpu")).prior is not prior
     assert readers.of(load_prior("hippocampus-pca", "cpu")).card.name != NAME
 
 
@@ -116,6 +111,51 @@ def test_a_rough_box_is_a_start(reader, ellipsoid_scan):
     np.testing.assert_allclose(points.max(axis=0), high, atol=1e-3)
 
 
+def turned(degrees: float, scale: tuple[float, float, float], shift: np.ndarray) -> np.ndarray:
+    """(4, 4) canonical frame -> RAS mm."""
+    c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]]) * scale
+    matrix[:3, 3] = shift
+    return matrix
+
+
+def test_it_goes_on_from_where_the_shape_was_put(reader, prior, ellipsoid_scan):
+    usual = reader.agent.shape.usual
+    put = turned(20.0, (usual, 1.1 * usual, 0.9 * usual), CENTER + np.array([5.0, -4.0, 3.0]))
+    told = Observations(start=put)
+    path = reader.read(ellipsoid_scan, CENTER, told).path
+    assert "translation" not in [step["stage"] for step in path], "where it is was told"
+    np.testing.assert_allclose(place_of_step(path[0]), put, atol=1e-3)
+    # What was put there counts more than what was drawn; far too large is as large as it may be.
+    drawn = Observations(
+        boundary=(PointSet(CENTER + RADII * np.vstack([np.eye(3), -np.eye(3)]), "clicks"),),
+        start=turned(0.0, (9 * usual,) * 3, CENTER),
+    )
+    first = next(iter(reader.walk(ellipsoid_scan, CENTER, drawn)))
+    np.testing.assert_allclose(first.places.scale, 2.0 * usual, rtol=1e-6)
+    # A look searches nothing then, and looks again once it is moved elsewhere.
+    look = Looks(Readers("cpu")).of(prior, ellipsoid_scan)
+    found = found_in(prior, look, start=put)
+    np.testing.assert_allclose(place_of_step(found.reading.path[0]), put, atol=1e-3)
+    seen = look.seen
+    assert observed(prior, look, "scan", Observations(start=put.copy())).reading is found.reading
+    assert look.seen is seen
+    elsewhere = turned(0.0, (usual,) * 3, CENTER)
+    again = observed(prior, look, "scan", Observations(start=elsewhere)).reading
+    np.testing.assert_allclose(place_of_step(again.path[0]), elsewhere, atol=1e-3)
+    assert [s["stage"] for s in found_in(prior, look).reading.path][1] == "translation"
+
+
+def test_one_that_sees_all_at_once_starts_nowhere(ellipsoid_scan):
+    meshnet = load_prior("hippocampus-meshnet", "cpu")
+    look = Looks(Readers("cpu")).of(meshnet, ellipsoid_scan)
+    with pytest.raises(ShapePriorError, match="step by step"):
+        found_in(meshnet, look, start=np.eye(4))
+    with pytest.raises(ShapePriorError, match="step by step"):
+        observed(meshnet, look, "scan", Observations(start=np.eye(4)))
+
+
 def test_a_fit_hears_it(prior, ellipsoid_scan):
     look = Looks(Readers("cpu")).of(prior, ellipsoid_scan)
     told = found_in(prior, look)
@@ -166,8 +206,8 @@ def test_damaged_weights_are_told(prior):
         PoseReader.of(broken)
 
 
-def test_the_command_writes_the_trajectory(zoo, scan, tmp_path, shape_prior, monkeypatch):
-    monkeypatch.setenv(ZOO_VARIABLE, str(zoo))
+def test_the_command_writes_the_trajectory(pose_zoo, scan, tmp_path, shape_prior, monkeypatch):
+    monkeypatch.setenv(ZOO_VARIABLE, str(pose_zoo))
     way, surface = tmp_path / "way.json", tmp_path / "organ.stl"
     done = shape_prior(
         "find", "--prior", NAME, "--image", scan, "--output", surface, "--trajectory", way
@@ -179,6 +219,36 @@ def test_the_command_writes_the_trajectory(zoo, scan, tmp_path, shape_prior, mon
     assert told["steps"][0]["stage"] == "start"
     assert {"translation_mm", "scale_mm", "rotation", "latent"} <= set(told["steps"][-1])
     assert len(told["steps"][-1]["rotation"]) == 3
+
+
+def test_find_goes_on_from_a_file(pose_zoo, reader, scan, tmp_path, shape_prior, monkeypatch):
+    monkeypatch.setenv(ZOO_VARIABLE, str(pose_zoo))
+    usual = reader.agent.shape.usual
+    put = turned(5.0, (usual, usual, 1.05 * usual), CENTER + 0.5)
+    start, way, surface = (tmp_path / n for n in ("start.json", "way.json", "organ.stl"))
+    start.write_text(json.dumps(put.tolist()))
+    command = ("find", "--prior", NAME, "--image", scan, "--output", surface, "--start", start)
+    done = shape_prior(*command, "--trajectory", way)
+    assert done.returncode == 0, done.stderr
+    trajectory = json.loads(way.read_text())
+    np.testing.assert_allclose(place_of_step(trajectory["steps"][0]), put, atol=1e-3)
+    # A trajectory goes on from its end.
+    last = place_of_step(trajectory["steps"][-1])
+    np.testing.assert_allclose(read_start(way, NAME), last, atol=1e-12)
+    start.write_text(json.dumps(trajectory | {"prior": "liver-dissm"}))
+    done = shape_prior(*command)
+    assert done.returncode == 2
+    assert "of the prior 'liver-dissm'" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    "told", ["[[-1,0,0,0],[0,1,0,0],[0,0,1,0],[0,0,0,1]]", '{"steps": [{}]}', '[["a"]]', "no JSON"]
+)
+def test_a_file_that_tells_no_start_is_refused(tmp_path, told):
+    path = tmp_path / "start.json"
+    path.write_text(told)
+    with pytest.raises(ShapePriorError, match=r"no place of a shape|cannot be read"):
+        read_start(path, NAME)
 
 
 def test_a_prior_without_steps_says_so(scan, tmp_path, shape_prior):

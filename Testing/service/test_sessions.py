@@ -107,6 +107,23 @@ def test_settings_and_annotations_reach_the_prior():
     play(scene, fake=prior)
 
 
+def test_a_start_reaches_the_prior_and_its_fit_begins_anew():
+    prior, start = FakePrior(), np.diag([14.0, 15.0, 13.0, 1.0])
+
+    async def scene(client: Client) -> None:
+        await client.fits(1)
+        await client.fits(2, drawn(1.0, 2.0, 3.0))
+        assert prior.asked[1][1] is not None, "warm"
+        found = await client.fits(3, drawn(1.0, 2.0, 3.0), start=start)
+        assert found["changed"] == ["start 0: pose"]
+        np.testing.assert_array_equal(prior.asked[2][0].start, start)
+        assert prior.asked[2][1] is None, "the shape was moved away from there"
+        await client.fits(4, drawn(1.0, 2.0, 3.0), start=start)
+        assert len(prior.asked) == 3, "the same again"
+
+    play(scene, fake=prior)
+
+
 @pytest.mark.parametrize(
     ("message", "code"),
     [
@@ -120,6 +137,10 @@ def test_settings_and_annotations_reach_the_prior():
         ({"type": "fit", "id": 1, "prior": "fake"}, "bad-message"),
         (fit(1, prior=None), "bad-message"),
         (fit(1, prior="other"), "unknown-prior"),
+        (fit(1, start=np.eye(3)), "bad-message"),
+        (fit(1, start=[1.0] * 16), "bad-message"),
+        (fit(1, start=np.full((4, 4), np.nan)), "bad-start"),
+        (fit(1, start=np.diag([-1.0, 1.0, 1.0, 1.0])), "bad-start"),
         (fit(1, settings={"prior_strength": float("nan")}), "out-of-range"),
         ({"type": "refine", "id": 1}, "nothing-to-refine"),
     ],

@@ -51,6 +51,27 @@ def test_parts_templates_and_likeness_travel_without_names_of_cases():
     assert found.nearest_training == (Likeness("", 0.75), Likeness("", 1.5))
 
 
+STEP = {
+    "stage": "rotation",
+    "step": 2,
+    "translation_mm": [-25.0, 10.0, 30.0],
+    "scale_mm": [14.0, 15.0, 13.0],
+    "rotation": np.eye(3).tolist(),
+    "latent": [],
+}
+
+
+def test_the_way_of_a_search_travels():
+    sent = replace(reconstruction(), path=(STEP, {**STEP, "step": 3}))
+    assert read_reconstruction(unpack(pack(reconstruction_map(sent)))).path == sent.path
+    message = reconstruction_map(sent)
+    del message["path"]  # of an older server
+    assert read_reconstruction(message).path == ()
+    for wrong in ("turn", {**STEP, "stage": 1}, {**STEP, "scale_mm": [1.0]}, {"stage": "x"}):
+        with pytest.raises(ShapePriorError):
+            read_reconstruction({**message, "path": [wrong]})
+
+
 def test_templates_travel():
     surface = reconstruction().surface
     sent = Template(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +36,12 @@ def find(
         Path | None,
         typer.Option(help="Where the steps of a prior that searches step by step go (JSON)."),
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            help="Pose to go on from (JSON): a trajectory, one of its steps, or a 4 by 4 matrix."
+        ),
+    ] = None,
     parts: Annotated[
         bool,
         typer.Option(
@@ -57,15 +64,21 @@ def find(
     from model_server.io.dicom_outputs import DicomSources
     from model_server.io.outputs import check_outputs
     from model_server.jobs.found_parts import part_files, part_surfaces
+    from model_server.jobs.start import read_start
     from model_server.priors.registry import files_of, prior_card
 
     paths = output_files or []
     files = part_files(prior_card(prior), paths) if parts else {}
     if trajectory is not None:
         require_steps(prior_card(prior))
+    begin = None
+    if start is not None:
+        require_steps(prior_card(prior), "leave out --start")
+        begin = read_start(start, prior_card(prior).name)
     others = [*([report] if report else []), *([trajectory] if trajectory else []), *files]
-    check_outputs(paths, others, (image, *files_of(prior)), DicomSources(image=image))
+    check_outputs(paths, others, (image, start, *files_of(prior)), DicomSources(image=image))
     session = Session.opened(prior, [], None, None, device, image=image)
+    session.observations = replace(session.observations, start=begin)
     with search_progress(image.name, quiet) as searching:
         session.look_at_image(searching)
     with fit_progress(session.prior.card.name, quiet) as progress:

@@ -13,7 +13,9 @@ from model_server.errors import ShapePriorError
 
 
 def learn_parts(
-    prior: Annotated[Path, typer.Argument(help="Folder of a trained prior, dals, atlas or dissm.")],
+    prior: Annotated[
+        Path, typer.Argument(help="Folder of a trained prior, dals, atlas, dissm or reshapeit.")
+    ],
     data: Annotated[Path, typer.Option(help="Folder of the label volumes it was trained on.")],
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "cpu",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 def train(
     method: Annotated[
-        str, typer.Argument(help="dals, atlas, dissm, pca, deepsdf; with images: meshnet, agent.")
+        str,
+        typer.Argument(
+            help="dals, atlas, dissm, reshapeit, pca, deepsdf; with images: meshnet, agent."
+        ),
     ] = "",
     organ: Annotated[str, typer.Option(help="Names the prior, e.g. liver.")] = "",
     data: Annotated[
@@ -102,7 +105,9 @@ def _score_table(card: PriorCard) -> Table:
 def _training_choices(method: str, organ: str, data: Path | None, labels: Path | None) -> str:
     """The method, if what is needed to train was given."""
     if not method:
-        raise ShapePriorError("No method was named.", "Give --method dals, atlas, dissm or pca.")
+        raise ShapePriorError(
+            "No method was named.", "Give --method dals, atlas, dissm, reshapeit or pca."
+        )
     if not organ:
         raise ShapePriorError("The organ has no name.", "Give --organ, e.g. --organ liver.")
     if (data is None) == (labels is None):

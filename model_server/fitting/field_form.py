@@ -111,6 +111,10 @@ class Field(Protocol):
         """The field at canonical points (N, 3)."""
         ...
 
+    def from_modes(self, modes: Array | None) -> Array:
+        """(K,) where a fit starts, after a quick look with latents ``modes`` (Q,), if any."""
+        ...
+
     def renew(self, latent: Array) -> None:
         """Linearize by the latent anew, where that is costly."""
         ...
@@ -189,8 +193,8 @@ class FieldForm:
     # --- starts -------------------------------------------------------------------------------
 
     def cold(self, modes: Array | None) -> tuple[Array, Sequence[int]]:
-        """The mean; see ``Form``."""
-        return np.zeros(self.field.size), (0,)
+        """What the quick look suggests, or the mean; see ``Form``."""
+        return self.field.from_modes(modes), (0,)
 
     def warm(self, start: Reconstruction) -> tuple[Array, Sequence[int]]:
         """See ``Form``."""

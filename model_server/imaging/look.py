@@ -54,6 +54,7 @@ class Look:
         self.familiar = Familiar.of(reader.card.hyperparameters["familiar"])
         self.modality = str(reader.card.hyperparameters.get("modality", "image"))
         self.seen: Seen | None = None
+        self._start: Array | None = None  # from which that was found; None of a search
         self._prompted: tuple[Observations, ImageReading] | None = None
 
     def observed(
@@ -98,7 +99,7 @@ class Look:
         Raises:
             ShapePriorError: (not-found) no organ is seen.
         """
-        found = []
+        self._start, found = None, []
         centers = self._centers()
         for number, center in enumerate(centers):
             # Meshes are made where the organ is; where there is one window, that is it.
@@ -127,6 +128,12 @@ class Look:
     # --- parts --------------------------------------------------------------------------------
 
     def _seen(self, observations: Observations, drawn: Array) -> Seen:
+        start = observations.start
+        if not _same(start, self._start):
+            self.seen, self._start = None, start
+        if start is not None:
+            self.seen = self.seen or self._look(start[:3, 3], start=start)
+            return self.seen
         if observations.label_map is not None:
             label = observations.label_map
             index = np.argwhere(np.asarray(label.array) > 0)[:, ::-1]
@@ -139,9 +146,10 @@ class Look:
             self.seen = self._look(center)
         return self.seen
 
-    def _look(self, center: Array, meshes: bool = True) -> Seen:
+    def _look(self, center: Array, meshes: bool = True, start: Array | None = None) -> Seen:
         check()
-        reading = self.reader.read(self.image, center, meshes=meshes)
+        told = None if start is None else Observations(start=start)
+        reading = self.reader.read(self.image, center, told, meshes)
         figures = figures_of(reading)
         strangeness = np.inf if figures is None else self.familiar.strangeness(figures)
         fault = self.familiar.fault_of_image(figures, self.reader.organ, self.modality)
@@ -183,6 +191,10 @@ class Look:
             for a, b, n in zip(low, high, counts, strict=True)
         ]
         return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+
+
+def _same(one: Array | None, other: Array | None) -> bool:
+    return one is other or (one is not None and other is not None and np.array_equal(one, other))
 
 
 def _middle(reading: ImageReading) -> Array:

@@ -138,7 +138,8 @@ class PoseReader:
         Args:
             image: any orientation, spacing and type.
             center: (3,) RAS mm, about the organ's.
-            observations: from whose pose the agent starts, and prompts of the refinement.
+            observations: from whose start, or else pose, the agent starts; and prompts of the
+                refinement.
             meshes: whether the shape's own surface is told, too.
             start: where the agent starts; by default the mean pose, or what annotations tell.
 
@@ -177,7 +178,7 @@ class PoseReader:
         normal = self.intensities.normalized(values, known)
         volumes = torch.from_numpy(np.stack([normal, known])[None])
         view = View(volumes, self.frame, region.origin)
-        start = start or self._drawn_place(observations)
+        start = start or self._told_place(observations)
         if start is None:
             return self.agent.walk(view, self.agent.mean_place(center))
         return self.agent.walk(view, start, PLACED if place_known else STAGES)
@@ -195,8 +196,10 @@ class PoseReader:
             torch.eye(3)[None],
         )
 
-    def _drawn_place(self, observations: Observations | None) -> Places | None:
-        """What annotations tell of the place; None where they tell too little."""
+    def _told_place(self, observations: Observations | None) -> Places | None:
+        """Where to start, or the place that annotations tell; None where they tell too little."""
+        if observations is not None and observations.start is not None:
+            return Places.of_matrix(observations.start, self.agent.shape.usual)
         drawn = None if observations is None else replace(observations, reading=None)
         if drawn is None or not (len(drawn.spanning_points()) or drawn.label_map is not None):
             return None

@@ -46,6 +46,23 @@ class Places:
             torch.tensor(pose.rotation, dtype=torch.float32)[None],
         )
 
+    @classmethod
+    def of_matrix(cls, matrix: Array, usual: float) -> Places:
+        """One place, the nearest to an affine map (4, 4) canonical frame -> RAS mm.
+
+        Args:
+            matrix: that mirrors nothing; what it shears is left out.
+            usual: scale, mm per canonical unit, about which it is held.
+        """
+        linear = matrix[:3, :3]
+        scale = np.linalg.norm(linear, axis=0)
+        low, high = SCALES
+        return cls(
+            torch.tensor(matrix[:3, 3], dtype=torch.float32)[None],
+            torch.tensor(np.clip(scale, low * usual, high * usual), dtype=torch.float32)[None],
+            torch.tensor(proper(linear / scale), dtype=torch.float32)[None],
+        )
+
     def __len__(self) -> int:
         return len(self.translation)
 

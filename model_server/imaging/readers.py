@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from model_server.imaging.look import Look
     from model_server.imaging.pose_reader import PoseReader
     from model_server.imaging.reader import ImageReader, Reader
+    from model_server.observations import Array
 
 METHOD = "meshnet"  # of priors that read the images of all others of their organ
 
@@ -35,8 +36,12 @@ def is_reader(card: PriorCard) -> bool:
     return needs_image(card) or bool(card.hyperparameters.get(OWN_READER))
 
 
-def require_steps(card: PriorCard) -> None:
+def require_steps(card: PriorCard, unless: str = "leave out --trajectory") -> None:
     """Check that a prior finds its organ step by step.
+
+    Args:
+        card: of the prior.
+        unless: what else can be done, in words.
 
     Raises:
         ShapePriorError: (no-steps) it sees the organ at once, or reads no images itself.
@@ -44,7 +49,7 @@ def require_steps(card: PriorCard) -> None:
     if not card.hyperparameters.get(OWN_READER):
         raise ShapePriorError(
             f"'{card.name}' does not search an image step by step.",
-            "Choose a prior of the method dissm that has a reader, or leave out --trajectory.",
+            f"Choose a prior of the method dissm that has a reader, or {unless}.",
             "no-steps",
         )
 
@@ -192,6 +197,8 @@ def observed(
         return replace(
             observations, left_out=(*observations.left_out, f"{why}'{prior.card.organ}'.")
         )
+    if observations.start is not None:
+        require_steps(prior.card, "give no start")
     needed = needs_image(prior.card)
     quick = quick and not (needed and look.seen is None)
     found = look.observed(observations, quick, meshes=needed)
@@ -211,7 +218,10 @@ def observed(
 
 
 def found_in(
-    prior: ShapePrior, look: Look | None, progress: Callable[[float], None] | None = None
+    prior: ShapePrior,
+    look: Look | None,
+    progress: Callable[[float], None] | None = None,
+    start: Array | None = None,
 ) -> Observations:
     """What an image says of an organ that nobody annotated.
 
@@ -219,15 +229,20 @@ def found_in(
         prior: that is fitted.
         look: of its reader; None where nobody reads its organ.
         progress: told the share of the search that is done.
+        start: (4, 4) canonical frame -> RAS mm, from which one that finds its shape step by step
+            goes on; None searches all of the image.
 
     Raises:
-        ShapePriorError: (no-reader); (not-found) the organ is not seen; (unknown-image) it is none
-            of those that the reader knows.
+        ShapePriorError: (no-reader); (no-steps) it knows no start; (not-found) the organ is not
+            seen; (unknown-image) it is none of those that the reader knows.
     """
     if look is None:
         raise no_reader(prior.card)
-    look.find(progress)
-    return look.observed(Observations())
+    if start is None:
+        look.find(progress)
+    else:
+        require_steps(prior.card, "give no start")
+    return look.observed(Observations(start=start))
 
 
 def no_reader(card: PriorCard) -> ShapePriorError:

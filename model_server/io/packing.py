@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 SCALE = ".scale"  # after the name of a packed array: (rows,) float32
 LEVELS = 127
-LEAST = 10_000  # values of an array that is worth it
+LEAST = 4_000  # values of an array that is worth it
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -144,7 +144,8 @@ class Session:
         began = time.perf_counter()
         drawn = self.observations
         if drawn.empty:
-            told = replace(drawn, reading=found_in(self.prior, self.look, searching).reading)
+            found = found_in(self.prior, self.look, searching, drawn.start)
+            told = replace(drawn, reading=found.reading)
         else:
             told = observed(self.prior, self.look, self.image.name, drawn)
         self.use = ImageUse.of(self.image.name, self.look, told, len(drawn.left_out))

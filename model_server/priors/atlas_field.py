@@ -18,6 +18,7 @@ from model_server.fitting.interrupt import check
 from model_server.fitting.leftover import Kriging
 from model_server.geometry.level_set import zero_level
 from model_server.priors.atlas_features import Decoded, FeatureChanges, features_at, finest_map
+from model_server.priors.displacement import undisplaced
 from model_server.priors.implicit_atlas_decoder import AtlasDecoder, sample
 from model_server.priors.latent_gaussian import LatentGaussian
 from model_server.reconstruction import Surface
@@ -221,28 +222,14 @@ class AtlasField(LatentGaussian):
     def undeform(
         self, latent: Array, template: int, places: Array, steps: int, tolerance: float
     ) -> tuple[Array, Array]:
-        """Where p + D(p) is (N, 3) ``places``: by fixed point, halved where it swings.
+        """Where p + D(p) is (N, 3) ``places``.
 
         Returns:
             (N, 3) canonical points, (N,) the distance that is left, canonical units.
         """
-        points = places - (self.deform(latent, template, places) - places)
-        gap = places - self.deform(latent, template, points)
-        error = np.linalg.norm(gap, axis=1)
-        share = np.ones((len(places), 1))
-        for _ in range(steps):
-            check()
-            if error.max(initial=0.0) < tolerance:
-                break
-            tried = points + share * gap
-            found = places - self.deform(latent, template, tried)
-            after = np.linalg.norm(found, axis=1)
-            better = after < error
-            points = np.where(better[:, None], tried, points)
-            gap = np.where(better[:, None], found, gap)
-            share = np.where(better[:, None], share, 0.5 * share)
-            error = np.minimum(error, after)
-        return points, error
+        return undisplaced(
+            lambda points: self.deform(latent, template, points), places, steps, tolerance
+        )
 
     def level(
         self,

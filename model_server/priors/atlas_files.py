@@ -32,7 +32,7 @@ def unpack_networks(weights: dict[str, NDArray[Any]], training: dict[str, Any]) 
         ShapePriorError: arrays are missing, or of other sizes than the card says.
     """
     sizes = AtlasSizes(
-        int(training["latent_size"]),
+        weights["decoder.choice.weight"].shape[1],
         int(training["templates"]),
         tuple(training["base"]),
         tuple(training["channels"]),

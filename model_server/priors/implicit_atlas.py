@@ -41,6 +41,7 @@ SCHEMA = {
     "latents": Entry(("shapes", "latents")),
     "latent_mean": Entry(("latents",)),
     "latent_root": Entry(("latents", "latents")),
+    "mean_variance": Entry((1,), positive=True, optional=True),
     "from_quick": Entry(("modes", "latents")),
     "decoder.template_latents": Entry(("templates", "template latents")),
     "decoder.choice.weight": Entry(("templates", "latents")),
@@ -56,7 +57,8 @@ class ImplicitAtlasPrior(KnowsTraining, LatentPrior):
         card: what it is.
         decoder: trained.
         weights: "latents" (S, c) of the training shapes, "latent_mean" (c,), "latent_root" (c, c),
-            "from_quick" (Q + 1, c), "rms_radius" (1,), and perhaps "parts".
+            "from_quick" (Q + 1, c), "rms_radius" (1,), and perhaps "parts" and "mean_variance"
+            (1,) of all latent axes, where not all were kept.
         pose_prior: learned with it.
         quick: PCA prior of the same organ, the start of every fit.
     """
@@ -75,7 +77,7 @@ class ImplicitAtlasPrior(KnowsTraining, LatentPrior):
         self.decoder = decoder
         self.latent_mean = weights["latent_mean"].astype(np.float64)
         self.learned_root = weights["latent_root"].astype(np.float64)
-        wider = widening(self.learned_root)
+        wider = widening(self.learned_root, weights.get("mean_variance"))
         self.latent_root = self.learned_root * wider
         self.training_latents = weights["latents"].astype(np.float64)
         self.from_quick = weights["from_quick"].astype(np.float64) / wider
@@ -144,8 +146,9 @@ class ImplicitAtlasPrior(KnowsTraining, LatentPrior):
         with torch.no_grad():
             return self.decoder.template_maps()
 
-    def from_modes(self, modes: Array) -> Array:
+    def from_modes(self, modes: Array | None) -> Array:
         """(K,) whitened latents that the quick look's modes suggest (a regression)."""
+        assert modes is not None
         seen = np.append(modes[: len(self.from_quick) - 1], 1.0)
         return np.asarray(seen @ self.from_quick)
 
@@ -265,7 +268,6 @@ class AtlasForm(FieldForm):
 
     def cold(self, modes: Array | None) -> tuple[Array, Sequence[int]]:
         """What the quick look's modes suggest; see ``Form``."""
-        assert modes is not None
         latent = self.prior.from_modes(modes)[: self.shapes.size]
         return latent, self.shapes.likely_templates(latent)[: self.tried]
 
@@ -284,10 +286,15 @@ def atlas_nodes(decoder: AtlasDecoder) -> Array:
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
-def widening(root: Array) -> Array:
+def widening(root: Array, mean: NDArray[Any] | None = None) -> Array:
     """(c,) factors by which fits widen latent axes (c, c): none is narrower than the mean variance.
 
     Training shapes span fewer axes than there are; new shapes need the others, too.
+
+    Args:
+        root: of the axes that were kept.
+        mean: (1,) variance of all, where some were not.
     """
     variance = (root**2).sum(axis=0)
-    return np.asarray(np.sqrt(np.maximum(1.0, variance.mean() / variance)))
+    wanted = variance.mean() if mean is None else float(mean[0])
+    return np.asarray(np.sqrt(np.maximum(1.0, wanted / variance)))

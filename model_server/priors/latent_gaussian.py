@@ -34,6 +34,10 @@ class LatentGaussian:
         """(..., d) latents -> (..., K) in units of their standard deviations."""
         return np.asarray((latents - self.latent_mean) @ self._inverse_root.T)
 
+    def from_modes(self, modes: Array | None) -> Array:
+        """(K,) whitened latent that the quick look's modes (Q,) suggest: here, the mean."""
+        return np.zeros(self.size)
+
     @cached_property
     def _inverse_root(self) -> Array:
         return np.asarray(np.linalg.pinv(self.latent_root))

@@ -19,6 +19,7 @@ METHODS = {
     "dals": ("model_server.priors.dals", "DalsPrior"),
     "atlas": ("model_server.priors.implicit_atlas", "ImplicitAtlasPrior"),
     "dissm": ("model_server.priors.dissm", "DissmPrior"),
+    "reshapeit": ("model_server.priors.reshapeit", "ReshapeitPrior"),
     "deepsdf": ("model_server.priors.deepsdf", "DeepSdfPrior"),
     "smooth": ("model_server.priors.any_structure", "AnyStructurePrior"),
     "meshnet": ("model_server.imaging.prior", "MeshNetPrior"),

@@ -74,6 +74,20 @@ class _Atlas(_Hyperparameters):
     training: _AtlasTraining
 
 
+class _ReshapeTraining(_Part):
+    codes: Width
+    width: Width
+    depth: Annotated[int, Field(ge=2, le=32)]
+    rank: Width
+    hidden: Width
+    template_frequency: Positive
+    deform_frequency: Positive
+
+
+class _Reshape(_Hyperparameters):
+    training: _ReshapeTraining
+
+
 class _Dals(_Hyperparameters):
     hidden: Widths
 
@@ -88,6 +102,7 @@ MODELS: dict[str, type[_Hyperparameters]] = {
     "atlas": _Atlas,
     "dals": _Dals,
     "meshnet": _Reader,
+    "reshapeit": _Reshape,
     "unet": _Reader,
 }
 

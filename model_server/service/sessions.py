@@ -26,7 +26,14 @@ from model_server.reconstruction import Reconstruction, Template
 from model_server.service.compute import ComputeThread, Job
 from model_server.service.images import ImageBox, SentImage
 from model_server.service.outbox import Frame, Outbox
-from model_server.service.wire import Limits, bad_message, error_map, read_observations, request_id
+from model_server.service.wire import (
+    Limits,
+    bad_message,
+    error_map,
+    read_observations,
+    read_start,
+    request_id,
+)
 from model_server.service.wire import field as message_field
 from model_server.service.wire_surfaces import template_map
 
@@ -86,6 +93,8 @@ def content_hashes(observations: Observations, image: SentImage | None = None) -
     mask = observations.label_map
     if mask is not None:
         hashes[f"label_map 0: {mask.name}"] = _digest(mask.array, mask.ijk_to_ras)
+    if observations.start is not None:
+        hashes["start 0: pose"] = _digest(observations.start)
     if image is not None:
         hashes[f"{IMAGE} 0: {image.volume.name}"] = image.hash
     return hashes
@@ -280,6 +289,7 @@ class Session:
             observations = read_observations(told, self.limits)
         elif image is None:
             raise bad_message("The field 'image' is missing.")
+        observations = replace(observations, start=read_start(message))
         return Request(
             number,
             str(message_field(message, "prior", str)),
@@ -376,10 +386,14 @@ class Session:
             if not name.startswith(IMAGE)
         )
         start = last.reconstruction if last is not None and same_prior and shared else None
+        if request.observations.start is not None:
+            start = None  # it was moved away from there
         # Reading its files may take a second: others need not wait.
         prior = apart(lambda: self.priors.get(request.prior))
-        found = prior.fit(self._told(prior, request), start, request.settings)
-        return (with_context(prior, surface) for surface in found)
+        told = self._told(prior, request)
+        path = () if told.reading is None else told.reading.path
+        found = prior.fit(told, start, request.settings)
+        return (replace(with_context(prior, surface), path=path) for surface in found)
 
     def _told(self, prior: ShapePrior, request: Request) -> Observations:
         """What a fit is given: annotations, and what the image says."""
@@ -389,7 +403,7 @@ class Session:
         volume = image.volume
         look = apart(lambda: self.looks.of(prior, volume))
         if request.search:
-            return found_in(prior, look)
+            return found_in(prior, look, start=request.observations.start)
         quick = not request.settings.local and not request.settings.remesh
         return observed(prior, look, volume.name, request.observations, quick)
 

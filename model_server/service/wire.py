@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError
 from model_server.observations import Grid, Observations, PointSet, Volume
+from model_server.pose import checked_place
 
 VERSION = 1
 TOKEN_VARIABLE = "SHAPE_PRIOR_TOKEN"  # how the token reaches the server
@@ -306,6 +307,17 @@ def require_few_voxels(count: int, most: int) -> None:
             "Crop it around the organ.",
             "too-many-voxels",
         )
+
+
+def read_start(message: Mapping[str, Any]) -> NDArray[np.float64] | None:
+    """(4, 4) canonical frame -> RAS mm, where a search starts; None where a request says nothing.
+
+    Raises:
+        ShapePriorError: (bad-message) no such array; (bad-start) no place of a shape.
+    """
+    if message.get("start") is None:
+        return None
+    return checked_place(shaped(message, "start", (4, 4)))
 
 
 def checked_geometry(geometry: object) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model_server.pose import Pose
+from model_server.pose import Pose, place_of_step
 from model_server.reconstruction import (
     JointSpread,
     Likeness,
@@ -123,6 +123,7 @@ def reconstruction_map(reconstruction: Reconstruction, triangles: bool = True) -
         "seconds": {k: float(v) for k, v in made.seconds.items()},
         "iterations": {k: int(v) for k, v in made.iterations.items()},
         "warnings": list(reconstruction.warnings),
+        "path": [dict(step) for step in reconstruction.path],
     }
 
 
@@ -169,6 +170,7 @@ def read_reconstruction(
         part_names=_read_names(message),
         nearest_training=_read_nearest(message),
         joint_spread=_read_joint(message, len(points)),
+        path=_read_path(message),
     )
 
 
@@ -213,6 +215,17 @@ def _read_nearest(message: Mapping[str, Any]) -> tuple[Likeness, ...]:
     if not all(type(d) in (float, int) and d >= 0.0 for d in found):
         raise bad_message("The distances to training shapes are no numbers.")
     return tuple(Likeness("", float(d)) for d in found)
+
+
+def _read_path(message: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """States of the agent that found it; none from an older server."""
+    steps = field(message, "path", list) if "path" in message else []
+    for step in steps:
+        if not isinstance(step, dict):
+            raise bad_message("A step is no map.")
+        field(step, "stage", str), field(step, "step", int)
+        place_of_step(step)
+    return tuple(steps)
 
 
 def _read_residual(message: object) -> Residual:

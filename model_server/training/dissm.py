@@ -84,7 +84,7 @@ def train_dissm(
         checkpoint: file to write every minute and to resume from when it exists.
         few: whether the copies count in the Gaussian: few shapes span few directions.
     """
-    shapes = [*surfaces, *warped_copies(surfaces, rms_radius, config)]
+    shapes = [*surfaces, *warped_copies(surfaces, rms_radius, config.augmentations, config.seed)]
     trained = auto_decoded(shapes, config, device, progress, checkpoint, starting_latents)
     if progress:
         progress("mean shape", 0.0, {})
@@ -107,12 +107,12 @@ def principal_root(latents: NDArray[np.float32], explained: float) -> Array:
 
 
 def warped_copies(
-    surfaces: Sequence[Surface], rms_radius: float, config: DissmTraining
+    surfaces: Sequence[Surface], rms_radius: float, count: int, seed: int = 0
 ) -> list[Surface]:
-    """Warped, then centered and scaled again as the real shapes are."""
-    rng, wolf = np.random.default_rng(config.seed), PointWolf()
+    """So many of each: warped, then centered and scaled again as the real shapes are."""
+    rng, wolf = np.random.default_rng(seed), PointWolf()
     found = []
-    for _ in range(config.augmentations):
+    for _ in range(count):
         for surface in surfaces:
             warped = Surface(wolf.warp(surface.points, rng), surface.triangles)
             standard = standardization(warped)

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from model_server.cases.canonical import CanonicalShapes
 from model_server.errors import ShapePriorError
 from model_server.geometry.icosphere import icosphere
 from model_server.priors.implicit_atlas_decoder import (
@@ -28,7 +27,6 @@ from model_server.training.atlas_config import AtlasTraining
 from model_server.training.atlas_shapes import WORKERS, WRAP_LEVEL, AtlasShapes
 from model_server.training.atlas_start import Lesson, cluster_centers, starting_latents
 from model_server.training.checkpoints import Checkpoint, State, load_state
-from model_server.training.pca import train_modes
 from model_server.training.progress import Progress
 from model_server.training.spline_modes import PrincipalModes, controls_onto, fitted_controls
 
@@ -45,7 +43,6 @@ SHARPNESS = 10.0  # of the choice at the start
 SPLINE_SHARE = 0.02  # of the learning rate: modes start close to where they end
 MEMBERS = 60  # shapes from which the way to their template is learned
 TEMPLATES_FIRST = 0.1  # share of the steps in which nothing is deformed
-RIDGE = 3.0  # of the regression on the quick look's modes
 
 
 @dataclass
@@ -431,22 +428,3 @@ def latent_whitening(trained: TrainedAtlas, real_only: bool) -> dict[str, NDArra
         "latent_mean": real.mean(axis=0).astype(np.float32),
         "latent_root": root.astype(np.float32),
     }
-
-
-def regress_on_quick_look(
-    shapes: CanonicalShapes, gaussian: dict[str, NDArray[np.float32]], trained: TrainedAtlas
-) -> NDArray[np.float32]:
-    """(Q + 1, c) whitened latents from the PCA's modes of the same shape, the last row constant.
-
-    The quick look is a PCA of the same training shapes; a ridge regression starts every fit.
-    """
-    modes = train_modes(shapes.surfaces, shapes.rms_radius)
-    fields = np.stack([modes.grid.signed_distance(s, modes.clamp).ravel() for s in shapes.surfaces])
-    basis = modes.fields.astype(np.float64)
-    seen = np.linalg.lstsq(basis[:, 1:], (fields - basis[:, 0]).T, rcond=None)[0].T
-    real = trained.latents[: trained.real_count] - gaussian["latent_mean"]
-    whitened = real @ np.linalg.pinv(gaussian["latent_root"]).T
-    rows = np.column_stack([seen, np.ones(len(seen))])
-    ridge = RIDGE * np.diag([*np.ones(seen.shape[1]), 0.0])
-    found = np.linalg.solve(rows.T @ rows + ridge, rows.T @ whitened)
-    return np.asarray(found, dtype=np.float32)

@@ -50,6 +50,8 @@ PCA_SOLVERS: dict[str, dict[str, float]] = {
 ATLAS_SOLVERS: dict[str, dict[str, float]] = {}
 # The same for DISSM.
 DISSM_SOLVERS: dict[str, dict[str, float]] = {}
+# The same for ReShapeIT.
+RESHAPE_SOLVERS: dict[str, dict[str, float]] = {}
 # What shapes of an organ leave over, by Testing/benchmarks/leftovers.py; of others, the default.
 LEFTOVERS = {
     "hippocampus": Leftover(0.02, 0.2),
@@ -65,7 +67,8 @@ LEFTOVERS_BY = "python Testing/benchmarks/leftovers.py"
 LATENT_MODES = 100  # K of the latents' Gaussian
 # Of DALS: warped copies teach how such shapes deform.
 DALS_FEW_SHOT = {"steps": 800, "batch": 16, "augmentations": 40, "wrapped_share": 0.6}
-DISSM_FEW_SHOT = {"steps": 1500, "augmentations": 20}  # the same of DISSM
+RESHAPE_FEW_SHOT = {"steps": 2500, "augmentations": 20}  # the same of ReShapeIT
+DISSM_FEW_SHOT = {"steps": 1500, "augmentations": 20}  # of DISSM
 
 Finished = tuple[PriorCard, dict[str, NDArray[Any]]]
 # Told the card so far, the shapes, the method's options, a device, and the folder of the
@@ -167,12 +170,13 @@ def _train_atlas(
     from model_server.priors.device import choose_device
     from model_server.training.atlas_config import FEW_SHOT, AtlasTraining
     from model_server.training.atlas_shapes import atlas_shapes, dense_surfaces
+    from model_server.training.atlas_trim import trimmed
     from model_server.training.implicit_atlas import (
         AtlasTrainer,
         latent_whitening,
-        regress_on_quick_look,
     )
     from model_server.training.parts import atlas_parts
+    from model_server.training.quick_start import regress_on_quick_look
 
     few = len(prepared.training) <= FEW
     config = replace(FEW_SHOT if few else AtlasTraining(), **options)
@@ -194,8 +198,14 @@ def _train_atlas(
     gaussian = latent_whitening(trained, real_only=not few)
     arrays |= gaussian
     arrays["latents"] = trained.latents[: trained.real_count].astype(np.float16)
-    arrays["from_quick"] = regress_on_quick_look(shapes, gaussian, trained)
+    arrays["from_quick"] = regress_on_quick_look(
+        shapes,
+        gaussian["latent_mean"],
+        gaussian["latent_root"],
+        trained.latents[: trained.real_count],
+    )
     card = _with_parts(card, arrays, prepared, partial(atlas_parts, trained))
+    arrays = trimmed(arrays)
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
     training = asdict(config) | {
         "base": list(trainer.sizes.base),
@@ -228,7 +238,7 @@ def _train_dissm(
     progress: Progress | None,
 ) -> Finished:
     from model_server.training.dissm import DissmTraining, train_dissm
-    from model_server.training.parts import dissm_parts
+    from model_server.training.parts import carried_parts
 
     few = len(prepared.training) <= FEW
     config = replace(DissmTraining(), **((DISSM_FEW_SHOT if few else {}) | options))
@@ -243,9 +253,50 @@ def _train_dissm(
         few,
     )
     arrays = trained.arrays()
-    card = _with_parts(card, arrays, prepared, partial(dissm_parts, trained))
+    card = _with_parts(
+        card, arrays, prepared, partial(carried_parts, trained.field, trained.sdf.latents)
+    )
     solver = DISSM_SOLVERS.get(card.organ, {})
     return _with(card, {"training": asdict(config), "solver": solver}), arrays
+
+
+def _train_reshapeit(
+    card: PriorCard,
+    prepared: Prepared,
+    options: dict[str, Any],
+    device: str,
+    folder: Path,
+    progress: Progress | None,
+) -> Finished:
+    from model_server.training.parts import carried_parts
+    from model_server.training.quick_start import regress_on_quick_look
+    from model_server.training.reshapeit import ReshapeTraining, nearest_shape, train_reshapeit
+
+    few = len(prepared.training) <= FEW
+    config = replace(ReshapeTraining(), **((RESHAPE_FEW_SHOT if few else {}) | options))
+    shapes = prepared.canonical
+    trained = train_reshapeit(
+        shapes.surfaces,
+        shapes.rms_radius,
+        config,
+        device,
+        progress,
+        folder / CHECKPOINT_FILE,
+        few,
+    )
+    arrays = trained.arrays()
+    field, codes = trained.field, trained.codes[: trained.real_count]
+    arrays["from_quick"] = regress_on_quick_look(
+        shapes, field.latent_mean, field.latent_root, codes
+    )
+    card = _with_parts(card, arrays, prepared, partial(carried_parts, field, codes))
+    nearest, gap = nearest_shape(field.template, shapes.surfaces)
+    template = {
+        "nearest_training": prepared.training[nearest].name,
+        "mean_distance_rms_radii": round(gap / shapes.rms_radius, 4),
+    }
+    solver = RESHAPE_SOLVERS.get(card.organ, {})
+    return _with(card, {"training": asdict(config), "solver": solver, "template": template}), arrays
 
 
 def _with_parts(
@@ -288,4 +339,5 @@ TRAINERS: dict[str, Trainer] = {
     "atlas": _train_atlas,
     "deepsdf": _train_deepsdf,
     "dissm": _train_dissm,
+    "reshapeit": _train_reshapeit,
 }

@@ -31,8 +31,8 @@ from model_server.reconstruction import Reconstruction
 from model_server.training.progress import Progress
 
 if TYPE_CHECKING:
+    from model_server.priors.carried_field import CarriedField
     from model_server.training.dals import TrainedDals
-    from model_server.training.dissm import TrainedDissm
     from model_server.training.implicit_atlas import TrainedAtlas
 
 Array = NDArray[np.float64]
@@ -191,15 +191,23 @@ def dals_parts(trained: TrainedDals, shapes: Trained) -> NDArray[np.uint8] | Non
     return shapes.parts(sphere, 1, place)
 
 
-def dissm_parts(trained: TrainedDissm, shapes: Trained) -> NDArray[np.uint8] | None:
-    """(1, V) parts at the vertices of the mean shape, or None; arguments as above."""
-    field, chosen = trained.field, _evenly(len(shapes.labels), ENOUGH_CASES)
+def carried_parts(
+    field: CarriedField, latents: NDArray[np.float32], shapes: Trained
+) -> NDArray[np.uint8] | None:
+    """(1, V) parts at the vertices of a field's template, or None.
+
+    Args:
+        field: that carries it.
+        latents: (N, d) of the shapes, the real ones first.
+        shapes: as above.
+    """
+    chosen = _evenly(len(shapes.labels), ENOUGH_CASES)
     some = Trained(
         [shapes.labels[i] for i in chosen], [shapes.poses[i] for i in chosen], shapes.organ
     )
 
     def place(index: int, points: Array) -> tuple[int, Array]:
-        shape = field.carried(field.whiten(trained.sdf.latents[chosen[index]])).surface
+        shape = field.carried(field.whiten(latents[chosen[index]])).surface
         return 0, field.template.points[cKDTree(shape.points).query(points)[1]]
 
     return some.parts(field.template.points, 1, place)

@@ -77,11 +77,11 @@ class Training:
     """What is trained, and how.
 
     Attributes:
-        method: "pca", "dals", "atlas" (ImplicitAtlas), "dissm" or "deepsdf".
+        method: "pca", "dals", "atlas" (ImplicitAtlas), "dissm", "reshapeit" or "deepsdf".
         organ: names the prior.
         source: whose data.
         options: the method's own hyperparameters (fields of ``DalsTraining``, ``AtlasTraining``,
-            ``DissmTraining``; ``grid`` and ``modes`` of the PCA).
+            ``DissmTraining``, ``ReshapeTraining``; ``grid`` and ``modes`` of the PCA).
         command: that does it.
         device: "auto", "cpu" or "cuda".
     """
@@ -141,6 +141,10 @@ def _options(method: str) -> set[str]:
         from model_server.training.dissm import DissmTraining
 
         return {f.name for f in fields(DissmTraining)}
+    if method == "reshapeit":
+        from model_server.training.reshapeit import ReshapeTraining
+
+        return {f.name for f in fields(ReshapeTraining)}
     if method == "deepsdf":
         from model_server.training.deepsdf import SdfTraining
 
@@ -169,9 +173,9 @@ def train(
     trained on the same shapes.
 
     Args:
-        method: "pca", "dals", "atlas" (ImplicitAtlas), "dissm", "deepsdf", or, from images beside
-            the labels, "meshnet" (ImplicitMeshNet), "unet", and "agent", which teaches the organ's
-            DISSM prior to find its shape in images.
+        method: "pca", "dals", "atlas" (ImplicitAtlas), "dissm", "reshapeit", "deepsdf", or, from
+            images beside the labels, "meshnet" (ImplicitMeshNet), "unet", and "agent", which
+            teaches the organ's DISSM prior to find its shape in images.
         organ: names the prior.
         data: folder with ``labels/``.
         output: folder of priors.

@@ -11,11 +11,13 @@ from ..scene.structure import LANDMARKS, MODEL, SEGMENTATION, VOLUME, Structure
 from .labelmaps import LABELMAP_FORMATS, writeLabelmap
 from .surfaces import SURFACE_FORMATS, writeSurface
 from .tables import writeCorrespondences, writeLandmarks
+from .trajectories import writeTrajectory
 from .writing import formatOf, refuseInputs
 
 CORRESPONDENCES, LANDMARK_TABLE = ".correspondences.csv", ".landmarks.csv"
+TRAJECTORY = ".trajectory.json"
 # The longer ending first: ".seg.nrrd" is an ".nrrd" too.
-SUFFIXES = (*SURFACE_FORMATS, *LABELMAP_FORMATS, CORRESPONDENCES, LANDMARK_TABLE)
+SUFFIXES = (*SURFACE_FORMATS, *LABELMAP_FORMATS, CORRESPONDENCES, LANDMARK_TABLE, TRAJECTORY)
 
 
 def withSuffix(path: Path, suffix: str) -> Path:
@@ -25,7 +27,7 @@ def withSuffix(path: Path, suffix: str) -> Path:
 
 
 def exportStructure(structure: Structure, path: Path, suffix: str = "") -> Path:
-    """Write a structure's surface, labelmap, correspondences or landmarks to a file.
+    """Write a structure's surface, labelmap, correspondences, landmarks or search to a file.
 
     Args:
         structure: with a surface.
@@ -52,6 +54,8 @@ def exportStructure(structure: Structure, path: Path, suffix: str = "") -> Path:
         writeLabelmap(structure.scene, model, volume, path, organ, structure.name)
     elif suffix == CORRESPONDENCES:
         writeCorrespondences(model, path)
+    elif suffix == TRAJECTORY:
+        writeTrajectory(model, structure.refers(VOLUME), path)
     else:
         _writeLandmarks(structure, path)
     return path

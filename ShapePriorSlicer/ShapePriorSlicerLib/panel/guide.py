@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from model_server.errors import ShapePriorError
 
 from ..session.drawing import HOW, Drawing
+from ..session.fit import SEARCH
 from ..session.session import Session
 from ..session.status import Status
+from .texts import stateText
 from .translation import tr as _
 
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
@@ -71,7 +73,8 @@ def drawingText(drawing: Drawing) -> str:
 def _goesOn(session: Session) -> bool:
     """Whether there is something to tell of a structure on which nothing is annotated."""
     status = session.status
-    return status.busy or status.phase in ("failed", "lost") or session.reconstruction is not None
+    told = status.phase in ("failed", "lost") or (status.phase == "idle" and bool(status.text))
+    return status.busy or told or session.reconstruction is not None
 
 
 def _beginText(around: Around) -> str:
@@ -93,6 +96,8 @@ def _fitLine(session: Session, around: Around) -> Line:
         return Line(_(status.text))
     if status.phase == "sending":
         return Line(_("Sending the image: {share:.0%} ...").format(share=status.share))
+    if status.phase == "fitting" and status.stage.startswith(SEARCH):
+        return Line(_("Finding: {stage} ...").format(stage=stateText(status.stage)))
     if status.phase == "fitting":
         return Line(f"{_details(status, _('Fitting: {stage}'))} ...")
     if status.phase == "done" and status.warning:

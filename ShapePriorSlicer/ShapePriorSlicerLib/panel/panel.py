@@ -12,6 +12,7 @@ from .keys import Keys
 from .logic import PanelLogic
 from .parameter_widgets import ParameterWidgets
 from .reconstruct_section import ReconstructSection
+from .search_section import SearchSection
 from .section import Shared
 from .see_section import SeeSection
 from .steps import Steps
@@ -38,6 +39,7 @@ class Panel:
         self._sections = (
             self.structure,
             self.annotate,
+            SearchSection(shared),
             ReconstructSection(shared),
             SeeSection(shared),
             self.export,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from model_server.errors import ShapePriorError
 
 from ..server.priors import PriorInfo
+from ..session.fit import SEARCH
 from ..session.session import Session
 from ..session.status import Row
 from .translation import tr as _
 
+START = "start"  # the stage of the first step of a search
 COLUMNS = ("Annotation", "View", "Points", "Off (mm)")
 EXPORTS = {
     ".stl": "STL surface",
@@ -22,6 +25,7 @@ EXPORTS = {
     ".seg.nrrd": "Segmentation",
     ".correspondences.csv": "Correspondences, RAS mm",
     ".landmarks.csv": "Landmarks, RAS mm",
+    ".trajectory.json": "Steps of the search, RAS mm",
 }
 OTHER_EXPORTS = {k: v for k, v in EXPORTS.items() if k not in (".stl", ".nrrd")}
 
@@ -41,7 +45,24 @@ def imageText(prior: PriorInfo | None, problem: ShapePriorError | None) -> str:
     text = _("Fits look at the image between your outlines. Trained on: {modality}.").format(
         modality=prior.image.modality
     )
+    if prior.searches:
+        text += " " + _("This prior finds its shape in it step by step.")
     return f"{text} {_('This prior needs it.')}" if prior.needsImage else text
+
+
+def stateText(stage: str) -> str:
+    """Of a state of a search, "pose: rotation 3" on the wire: what was found last."""
+    what, *number = stage.removeprefix(SEARCH).split(" ")
+    return _(what) if what == START else " ".join([_(what), *number])
+
+
+def stepTexts(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """For a list: the steps of a search in order."""
+    found = [stateText(f"{step['stage']} {step['step']}") for step in steps]
+    return [
+        _("Step {number} of {count}: {what}").format(number=i, count=len(steps), what=what)
+        for i, what in enumerate(found, start=1)
+    ]
 
 
 def undoText(step: str) -> str:

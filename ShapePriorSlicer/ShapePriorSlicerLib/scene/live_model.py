@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
+from model_server.errors import ShapePriorError
 from model_server.observations import Observations
-from model_server.pose import Pose
+from model_server.pose import Pose, place_of_step
 from model_server.reconstruction import Likeness, Provenance, Reconstruction, Surface
 
 from .annotations import fromWorld, toWorld
@@ -41,6 +43,7 @@ CUT_THICKNESS = 2  # pixels
 PRIOR_ATTRIBUTE = "ShapePriorSlicer.Prior"
 NAMES_ATTRIBUTE = "ShapePriorSlicer.PartNames"  # JSON
 NEAREST_ATTRIBUTE = "ShapePriorSlicer.NearestTraining"  # JSON
+PATH_ATTRIBUTE = "ShapePriorSlicer.Path"  # JSON, of the search that found it
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,7 @@ class LiveModel:
             parts=None if parts is None else vtk_to_numpy(parts).astype(np.uint8),
             part_names=partNamesOf(node),
             nearest_training=_nearest(node),
+            path=pathOf(node),
         )
 
     def _cut(self, node: Node, isShown: bool) -> None:
@@ -219,6 +223,7 @@ def _describe(node: Node, reconstruction: Reconstruction) -> None:
         (PRIOR_ATTRIBUTE, reconstruction.provenance.prior),
         (NAMES_ATTRIBUTE, json.dumps({str(k): v for k, v in reconstruction.part_names.items()})),
         (NEAREST_ATTRIBUTE, json.dumps(distances)),
+        (PATH_ATTRIBUTE, json.dumps([dict(step) for step in reconstruction.path])),
     ):
         if node.GetAttribute(name) != value:
             node.SetAttribute(name, value)
@@ -231,6 +236,17 @@ def partNamesOf(node: Node) -> dict[int, str]:
         return {int(number): str(name) for number, name in found.items()}
     except (ValueError, AttributeError):
         return {}
+
+
+def pathOf(node: Node) -> tuple[Mapping[str, Any], ...]:
+    """The steps of the search that found a reconstruction's model; none of others."""
+    try:
+        found = json.loads(node.GetAttribute(PATH_ATTRIBUTE) or "[]")
+        for step in found:
+            place_of_step(step), str(step["stage"]), int(step["step"])
+        return tuple(found)
+    except (ValueError, TypeError, KeyError, ShapePriorError):
+        return ()
 
 
 def _nearest(node: Node) -> tuple[Likeness, ...]:

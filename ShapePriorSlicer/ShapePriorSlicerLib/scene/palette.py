@@ -36,3 +36,4 @@ PAIRS = (
 INSIDE_COLOR, OUTSIDE_COLOR = GREEN, VERMILION
 LANDMARK_COLOR = WHITE  # on a template in all colors
 TEMPLATE_COLOR = (0.75, 0.75, 0.75)
+POSE_COLOR = YELLOW  # of a step of a search, beside the surface

@@ -10,8 +10,13 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from model_server.errors import ShapePriorError
+import numpy as np
+from numpy.typing import NDArray
 
+from model_server.errors import ShapePriorError
+from model_server.pose import checked_place
+
+Array = NDArray[np.float64]
 Node = Any
 
 SIDES = ("auto", "left", "right")
@@ -31,6 +36,8 @@ class Parameters:
             lambda_dir as trained), -2 follows the annotations, 2 follows the prior.
         autoUpdate: whether every edit is fitted at once.
         useImage: whether fits look at the volume, where the prior's organ has a reader of images.
+        start: where the user put the shape for a prior that searches the image step by step: 16
+            numbers, row by row, canonical frame -> RAS mm; empty where nowhere.
         coloring: "plain", "correspondence", "parts", "uncertainty" or "distance".
         opacity: of the surface in 3D, 0 to 1.
         slicesOn: whether slice views show where they cut the surface.
@@ -42,6 +49,7 @@ class Parameters:
     strength: float = 0.0
     autoUpdate: bool = True
     useImage: bool = True
+    start: str = ""
     coloring: str = "plain"
     opacity: float = 0.7
     slicesOn: bool = True
@@ -60,6 +68,14 @@ class Parameters:
         prior that knows none."""
         organ = organOf(self.prior)
         return organ if self.side == "auto" else f"{self.side} {organ}"
+
+    @property
+    def place(self) -> Array | None:
+        """(4, 4) of ``start``; None of an empty or a damaged one."""
+        try:
+            return checked_place(np.array(self.start.split(), dtype=np.float64).reshape(4, 4))
+        except (ValueError, ShapePriorError):
+            return None
 
     @property
     def priorStrength(self) -> float:
@@ -113,6 +129,11 @@ def _read(text: str, default: Any) -> Any:
     except ValueError:
         return default
     return value if math.isfinite(value) else default
+
+
+def placeText(place: Array) -> str:
+    """A place (4, 4) as ``start`` keeps it."""
+    return " ".join(f"{value:.9g}" for value in place.ravel())
 
 
 def organOf(prior: str) -> str:

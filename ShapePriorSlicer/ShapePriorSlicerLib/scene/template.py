@@ -60,6 +60,10 @@ class TemplateView:
         """Whether this template has come, now or with a saved scene."""
         return (prior, number) in self._known or self._stands(prior, number)
 
+    def canonical(self, prior: str, number: int = 0) -> Template | None:
+        """A template as it came, in the prior's canonical frame; None of one that has not."""
+        return self._known.get((prior, number))
+
     def take(self, prior: str, template: Template) -> None:
         """Keep a template that came."""
         self._known[prior, template.number] = template

@@ -110,6 +110,7 @@ class Connection:
         settings: Mapping[str, Any] | None = None,
         image: Image | None = None,
         waits: bool = True,
+        start: NDArray[np.float64] | None = None,
     ) -> int:
         """Ask for a fit; supersedes the one that runs.
 
@@ -119,6 +120,7 @@ class Connection:
             settings: ``prior_strength``, ``side``, ``local``, ``remesh``, ``uncertainty``.
             image: to look at; it is sent first unless the server has it.
             waits: for the image; if not, and the server has it not, the fit goes without.
+            start: (4, 4) canonical frame -> RAS mm, from which the image is searched.
 
         Returns:
             The number of the request, as it stands in its events.
@@ -128,12 +130,20 @@ class Connection:
             "prior": prior,
             "observations": observations_map(observations),
             "settings": dict(settings or {}),
+            "start": start,
         }
         return self._ask(message, image, waits)
 
-    def find(self, prior: str, image: Image, settings: Mapping[str, Any] | None = None) -> int:
+    def find(
+        self,
+        prior: str,
+        image: Image,
+        settings: Mapping[str, Any] | None = None,
+        start: NDArray[np.float64] | None = None,
+    ) -> int:
         """Ask for the organ in an image, without annotations; else as ``fit``."""
-        return self._ask({"type": "find", "prior": prior, "settings": dict(settings or {})}, image)
+        message = {"type": "find", "prior": prior, "settings": dict(settings or {}), "start": start}
+        return self._ask(message, image)
 
     def refine(self) -> int:
         """Ask for more effort from where the last result stands."""

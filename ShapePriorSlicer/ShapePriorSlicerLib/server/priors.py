@@ -21,12 +21,21 @@ METHODS = {
     "dals": "smooth surface (DALS)",
     "atlas": "deformable atlas (ImplicitAtlas)",
     "dissm": "statistical shape (DISSM)",
+    "reshapeit": "deformed template (ReShapeIT)",
     "pca": "quick and coarse (PCA)",
     "deepsdf": "DeepSDF",
     "meshnet": "seen in the image (ImplicitMeshNet)",
 }
 READER = "meshnet"  # the method whose priors look at images, for the others of their organ too
-ORDER = ("dals", "atlas", "dissm", "deepsdf", "pca", READER)  # of an organ's priors in lists
+ORDER = (
+    "dals",
+    "atlas",
+    "dissm",
+    "reshapeit",
+    "deepsdf",
+    "pca",
+    READER,
+)  # of an organ's priors in lists
 UNTRAINED = "smooth"  # the method of the prior that knows no organ: the first in lists
 # Protocols of scores, as the cards name them.
 GIVEN = {
@@ -80,6 +89,11 @@ class PriorInfo:
     own: bool = False
     image: ImageReaderInfo | None = None
     needsImage: bool = False
+
+    @property
+    def searches(self) -> bool:
+        """Whether it finds its own shape in the image, step by step."""
+        return self.method != READER and self.image is not None and self.image.reader == self.name
 
     @property
     def label(self) -> str:

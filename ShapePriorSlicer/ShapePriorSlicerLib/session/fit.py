@@ -34,6 +34,7 @@ from .surface import Inputs, Residuals, ShownSurface
 
 SURFACES = 32  # kept for undo
 PREVIEW = {"local": False, "remesh": False, "uncertainty": False}
+SEARCH = "pose: "  # begins the stages of states of a search
 FITTED = (OUTLINE, BOUNDARY, INSIDE, OUTSIDE)
 # Not mistakes: the user has only begun.
 HINTS = ("no-annotation", "too-few", "one-plane")
@@ -50,6 +51,7 @@ class _Asked:
     preview: bool
     image: Image | None = None
     finds: bool = False
+    isSearch: bool = False  # whether the user asked for one, and wants to see it
 
 
 class Fit:
@@ -187,6 +189,7 @@ class Fit:
     def reconnect(self, connection: Connection) -> None:
         """Use another server from now on; what runs is given up."""
         self.connection.close(0.0)
+        self.shown.takeBack()
         self.connection, self._asked, self._atServer, self._device = connection, None, None, ""
         known = self._inputs() in self._answers
         self.status = Status() if known else self._outdated()
@@ -236,12 +239,15 @@ class Fit:
         settings |= PREVIEW if preview else {}
         if finds and image is not None:
             self._hasFound = True
-            number = self.connection.find(chosen.prior, image, settings)
+            number = self.connection.find(chosen.prior, image, settings, self._image.start())
         else:
             # A preview does without, while the image is on its way.
             waits = not preview or self._image.isNeeded
-            number = self.connection.fit(chosen.prior, observations, settings, image, waits)
-        self._asked = _Asked(number, inputs, keys, observations, preview, image, finds)
+            start = self._image.start()
+            number = self.connection.fit(chosen.prior, observations, settings, image, waits, start)
+        self._asked = _Asked(
+            number, inputs, keys, observations, preview, image, finds, wanted == "find"
+        )
         self._atServer = None
         self.status = self._working("Fitting ...")
 
@@ -285,6 +291,7 @@ class Fit:
         if self._asked is not None:
             self.connection.cancel()
         self._wanted, self._asked = "", None
+        self.shown.takeBack()
 
     # --- answers ------------------------------------------------------------------------------
 
@@ -297,8 +304,11 @@ class Fit:
             if self._asked is not None and event.request == self._asked.number:
                 remedy = "Press Reconstruct to fit again."
                 if self._asked.finds:
-                    remedy = "Press Find in image to look again."
+                    isMoved = self._image.start() is not None
+                    button = "Refine from here" if isMoved else "Find in image"
+                    remedy = f"Press {button} to look again."
                 self._asked = None
+                self.shown.takeBack()
                 self.status = Status("idle", "Cancelled.", remedy, device=self._device)
         elif isinstance(event, Failed):
             self._takeFailure(event)
@@ -342,6 +352,7 @@ class Fit:
                 self._trouble = told
         elif failed.request in (None, self._asked.number):  # and not an older one
             self._asked = None
+            self.shown.takeBack()
             self.status = told
 
     def _takeSurface(self, asked: _Asked, event: Progressed | Finished) -> None:
@@ -349,7 +360,11 @@ class Fit:
         # While nothing is known of this organ any surface helps; then only better ones do.
         coarse = found.stage == "quick look" and self.shown.reconstruction is not None
         finished = isinstance(event, Finished)
-        if finished or not coarse:
+        if not finished and found.stage.startswith(SEARCH):
+            # Of a fit after an edit they would flicker where there is a surface.
+            if asked.isSearch or self.shown.reconstruction is None:
+                self.shown.showPassing(found, asked.observations)
+        elif finished or not coarse:
             residuals = _byKey(asked.keys, found)
             full = finished and not asked.preview
             answers = asked.inputs if full else None

@@ -29,6 +29,7 @@ CHANGES = {
     "strength": "Change strength of the prior",
     "autoUpdate": "Switch auto-update",
     "useImage": "Switch use of the image",
+    "start": "Change start of the search",
     "coloring": "Change coloring",
     "opacity": "Change opacity",
     "slicesOn": "Switch slice cuts",
@@ -210,7 +211,9 @@ def described(before: State, after: State) -> str:
 
 def _changedChoices(before: Parameters, after: Parameters) -> list[str]:
     names = [field.name for field in fields(Parameters)]
-    return [name for name in names if getattr(before, name) != getattr(after, name)]
+    found = [name for name in names if getattr(before, name) != getattr(after, name)]
+    # Another prior, or a search of all of the image, takes the start back: that is told.
+    return [name for name in found if name != "start" or after.start] or found
 
 
 def _act(outline: str, points: str, annotation: Annotation) -> str:

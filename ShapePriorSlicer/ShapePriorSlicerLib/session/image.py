@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError
 
@@ -15,6 +16,7 @@ from ..scene.structure import VOLUME, Structure
 from ..server.priors import PriorInfo
 from ..server.upload import Image
 
+Array = NDArray[np.float64]
 Node = Any
 Mark = tuple[Any, ...]  # by which images are told apart
 PriorOf = Callable[[str], "PriorInfo | None"]
@@ -90,7 +92,14 @@ class StructureImage:
 
     def mark(self) -> Mark:
         """What a surface depends on beside the annotations; nothing where the image is not used."""
-        return self._mark() if self.isUsed() else ()
+        start = self.start()
+        told = () if start is None else (np.round(start, 4).tobytes(),)
+        return (*self._mark(), *told) if self.isUsed() else ()
+
+    def start(self) -> Array | None:
+        """(4, 4) where the user put the shape, for a prior that goes on from there; or None."""
+        searches = self.prior is not None and self.prior.searches
+        return self._structure.parameters.place if searches and self.isUsed() else None
 
     def given(self) -> Image | None:
         """What goes with a fit; None where the image is not used.

@@ -18,7 +18,7 @@ from model_server.reconstruction import Reconstruction, Residual
 from ..scene.annotations import orientationOf, segmentOutlines
 from ..scene.coloring import coloringsOf
 from ..scene.live_model import Figures, figuresOf
-from ..scene.parameters import Parameters, writeParameters
+from ..scene.parameters import Parameters, placeText, writeParameters
 from ..scene.planar_contours import contoursOf, planarContours
 from ..scene.slice_views import moveToNextSlice
 from ..scene.structure import CURVE_CLASS, OUTLINE, VOLUME, State, Structure
@@ -28,6 +28,7 @@ from .history import History
 from .image import PriorOf, StructureImage
 from .keeping import Keeper
 from .status import IMAGE, Row, Status, imageRow, rowsOf
+from .trajectory import Trajectory
 from .watch import Watch
 
 Node = Any
@@ -62,7 +63,9 @@ class Session:
         self._keeper = Keeper(structure)
         self.image = StructureImage(structure, priorOf)
         self._fit = Fit(structure, connection, self.image, self._isResting)
-        self.model, self.template = self._fit.shown.model, self._fit.shown.template
+        shown = self._fit.shown
+        self.model, self.template = shown.model, shown.template
+        self.trajectory = Trajectory(structure, shown, lambda *w: self.connection.askTemplate(*w))
         self.history = self._restoredHistory()
         self._forgetLostSaves()
         self._fit.restore()
@@ -89,8 +92,8 @@ class Session:
 
     @property
     def reconstruction(self) -> Reconstruction | None:
-        """The surface so far."""
-        return self._fit.shown.reconstruction
+        """The surface so far; none while a search shows its states in its place."""
+        return self._fit.shown.usable
 
     @property
     def residuals(self) -> dict[str, Residual]:
@@ -248,9 +251,22 @@ class Session:
         Raises:
             ShapePriorError: there is no image that the prior can look at.
         """
+        self._find("")
+
+    def findFromPose(self) -> None:
+        """Go on searching from the step of the trajectory that is shown, as it was dragged.
+
+        Raises:
+            ShapePriorError: none is shown, or there is no image that the prior can look at.
+        """
+        start = placeText(self.trajectory.place())
+        self.trajectory.nudge(False)  # where it was dragged it stays, if the search is cancelled
+        self._find(start)
+
+    def _find(self, start: str) -> None:
         self.image.required()
-        if not self.parameters.useImage:
-            self.change(useImage=True)
+        if not self.parameters.useImage or self.parameters.start != start:
+            self.change(useImage=True, start=start)
         self._fit.find()
 
     def refine(self) -> None:
@@ -299,6 +315,7 @@ class Session:
         for event in events:
             self._fit.take(event)
         changed = self._takeEdits() or bool(events)
+        self.trajectory.follow()
         self._fit.askWanted()
         return changed
 
@@ -320,6 +337,7 @@ class Session:
     def close(self) -> None:
         """Stop watching the scene and end the connection."""
         self._watch.stop()
+        self.trajectory.close()
         self.connection.close(0.0)
 
     def _takeEdits(self) -> bool:

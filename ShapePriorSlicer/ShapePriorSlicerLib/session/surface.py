@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from model_server.errors import ShapePriorError
 from model_server.observations import Observations
 from model_server.reconstruction import Reconstruction, Residual
 
@@ -27,14 +28,45 @@ class ShownSurface:
     Args:
         structure: whose surface it is.
         askTemplate: called with a prior and the number of the template that is wanted of it.
+
+    Attributes:
+        isPassing: whether a state of a search is shown in place of the surface.
     """
 
     def __init__(self, structure: Structure, askTemplate: Callable[[str, int], None]) -> None:
         self._structure, self._askTemplate = structure, askTemplate
+        self._fitted = ""  # digest of what the surface answers
         self.reconstruction: Reconstruction | None = None
         self.residuals: Residuals = {}
+        self.isPassing = False
         self.model = LiveModel(structure, MODEL)
         self.template = TemplateView(structure)
+
+    @property
+    def usable(self) -> Reconstruction | None:
+        """The surface; None while what is shown is a state of a search."""
+        return None if self.isPassing else self.reconstruction
+
+    def showPassing(self, state: Reconstruction, observations: Observations) -> None:
+        """Show a state of a search; the surface before comes back unless there is a better one."""
+        self.isPassing = True
+        self.model.show(state, observations, self._structure.parameters)
+        self._structure.node.SetParameter(FITTED_PARAMETER, "")  # saved now, it answers nothing
+
+    def takeBack(self) -> None:
+        """The search ended without a surface: show what there was before."""
+        if not self.isPassing:
+            return
+        self.isPassing = False
+        if self.reconstruction is None:
+            self.model.clear()
+            return
+        try:
+            observations = self._structure.observations()[0]
+        except ShapePriorError:
+            observations = Observations()
+        self.model.show(self.reconstruction, observations, self._structure.parameters)
+        self._structure.node.SetParameter(FITTED_PARAMETER, self._fitted)
 
     def show(
         self,
@@ -44,11 +76,11 @@ class ShownSurface:
         answers: Inputs | None,
     ) -> None:
         """Show a surface, which answers such inputs in full, or none."""
-        first = self.reconstruction is None
+        first, self.isPassing = self.reconstruction is None, False
         self.reconstruction, self.residuals = found, residuals
         self.model.show(found, observations, self._structure.parameters)
-        digest = "" if answers is None else _digest(answers)
-        self._structure.node.SetParameter(FITTED_PARAMETER, digest)
+        self._fitted = "" if answers is None else _digest(answers)
+        self._structure.node.SetParameter(FITTED_PARAMETER, self._fitted)
         # Of a preview they are passing: keeping them would have the whole panel follow each.
         self._keepResiduals(residuals if answers is not None else {})
         if first or answers is not None:  # on the way to it the fit may still change templates
@@ -57,7 +89,7 @@ class ShownSurface:
 
     def clear(self) -> None:
         """Show no surface: there was none when the structure was in this state."""
-        self.reconstruction, self.residuals = None, {}
+        self.reconstruction, self.residuals, self.isPassing = None, {}, False
         self.model.clear()
         self.moveLandmarks()
 
@@ -71,7 +103,8 @@ class ShownSurface:
         self.model.display(chosen)  # tables of parts are not saved
         self.template.color(chosen)
         self.moveLandmarks()
-        return bool(node.GetParameter(FITTED_PARAMETER) == _digest(inputs))
+        self._fitted = node.GetParameter(FITTED_PARAMETER) or ""
+        return self._fitted == _digest(inputs)
 
     def follow(self, before: State, state: State) -> None:
         """Follow the choices that need no fit."""

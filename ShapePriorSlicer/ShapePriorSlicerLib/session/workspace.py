@@ -101,7 +101,8 @@ class Workspace(VTKObservationMixin):  # type: ignore[misc]
             ShapePriorError: a value that is not possible.
         """
         told = _nameOf(session.parameters.prior)
-        session.change(prior=prior)
+        # A start is told in the canonical frame of the prior before.
+        session.change(prior=prior, start="")
         if session.name.rstrip(" 0123456789") == told != _nameOf(prior):
             self.rename(session, _nameOf(prior))
 

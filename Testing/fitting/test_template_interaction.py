@@ -1,0 +1,48 @@
+"""The template interaction finds which places of a mask a template explains."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from model_server.fitting.template_interaction import MASK_POINTS, interact
+from model_server.geometry.icosphere import icosphere
+from model_server.reconstruction import Surface
+
+SPHERE = icosphere(3)
+AXES = np.array([12.0, 20.0, 9.0])
+ORGAN = Surface(SPHERE.points * AXES + [30.0, -10.0, 5.0], SPHERE.triangles)
+
+
+def with_leak() -> Surface:
+    """The organ with a finger of 15 mm that grows out of its end."""
+    points = ORGAN.points.copy()
+    away = points - [30.0, -10.0, 5.0]
+    tip = away[:, 1] > 17.0
+    points[tip, 0] += 15.0
+    return Surface(points, ORGAN.triangles)
+
+
+@pytest.fixture(scope="module")
+def found():
+    start = Surface(
+        0.9 * (ORGAN.points - ORGAN.points.mean(0)) + [33.0, -8.0, 4.0], ORGAN.triangles
+    )
+    return interact(start, with_leak())
+
+
+def test_a_leak_is_explained_the_least(found):
+    leak = found.points[:, 0] > 43.0
+    assert leak.any()
+    assert found.confidence[leak].mean() < 0.7
+    assert np.median(found.confidence[~leak]) > 0.99
+    assert 0.5 < found.spread_mm < 4.0
+
+
+def test_the_best_are_places_of_the_organ(found):
+    best = found.best(0.25)
+    assert len(best) == round(0.25 * MASK_POINTS)
+    off = np.abs(np.linalg.norm((best - [30.0, -10.0, 5.0]) / AXES, axis=1) - 1.0)
+    assert (off < 0.1).mean() > 0.85
+    assert (best[:, 0] > 43.0).mean() < 0.03 < (found.points[:, 0] > 43.0).mean()
+    assert len(found.best(1.0)) == MASK_POINTS

@@ -1,0 +1,74 @@
+"""Which places of a mask a prior's template confirms (ReShapeIT, section 3.2: the template
+interaction module).
+
+The template is registered to the mask's surface by coherent point drift (Myronenko and Song 2010;
+rigid with a scale), in which places that no place of the template explains are outliers. Those that
+match best are what codes and deformation are fitted to; the template itself stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_server.fitting.interrupt import apart
+from model_server.geometry.sampling import sample_surface
+from model_server.reconstruction import Surface
+
+Array = NDArray[np.float64]
+TEMPLATE_POINTS, MASK_POINTS = 250, 800  # that are registered
+OUTLIERS = 0.1  # share of the mask's places that are expected to be none of the organ's
+MOST_ITERATIONS = 60
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """Places of a mask's surface, and how surely the template explains each.
+
+    Attributes:
+        points: (N, 3) RAS mm.
+        confidence: (N,) posterior probability of a place to be one of the template's, 0 to 1.
+        spread_mm: standard deviation of the match.
+    """
+
+    points: Array
+    confidence: Array
+    spread_mm: float
+
+    def best(self, share: float) -> Array:
+        """The points (K, 3) of the largest confidence.
+
+        Args:
+            share: of all; the paper's is 0.25.
+        """
+        count = max(1, round(share * len(self.points)))
+        return np.asarray(self.points[np.argsort(-self.confidence, kind="stable")[:count]])
+
+
+def interact(template: Surface, initial: Surface, seed: int = 0) -> Interaction:
+    """Register a template to a mask's surface.
+
+    Args:
+        template: RAS mm, about where the organ is.
+        initial: of the mask, RAS mm.
+        seed: of the samples.
+    """
+    rng = np.random.default_rng(seed)
+    ours = sample_surface(template, TEMPLATE_POINTS, rng)
+    theirs = sample_surface(initial, MASK_POINTS, rng)
+    middle = theirs.mean(axis=0)
+    size = float(np.sqrt(((theirs - middle) ** 2).sum(axis=1).mean()))
+    found = apart(lambda: _registered((theirs - middle) / size, (ours - middle) / size))
+    return Interaction(theirs, found[0], found[1] * size)
+
+
+def _registered(target: Array, source: Array) -> tuple[Array, float]:
+    """Confidence of each target, and the standard deviation of the match; both of size one."""
+    from pycpd import RigidRegistration
+
+    registration = RigidRegistration(X=target, Y=source, w=OUTLIERS, max_iterations=MOST_ITERATIONS)
+    registration.register()
+    registration.expectation()
+    return np.asarray(registration.Pt1), float(np.sqrt(registration.sigma2))

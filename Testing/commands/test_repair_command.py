@@ -14,8 +14,8 @@ import SimpleITK as sitk
 
 from model_server.cohort.table import read_cases
 from model_server.errors import ShapePriorError
-from model_server.evaluation.degraded_masks import network_mask
 from model_server.evaluation.metrics import Truth, dice
+from model_server.evaluation.protocols import find_protocol
 from model_server.io.surfaces import read_surface
 from model_server.io.volumes import read_volume
 from model_server.jobs.example import example_case
@@ -42,14 +42,16 @@ def truth() -> Truth:
 def test_a_mask_becomes_a_surface_a_label_map_and_a_report(
     shape_prior: Run, truth: Truth, tmp_path: Path
 ) -> None:
-    mask = written(tmp_path / "m.nii.gz", network_mask(truth.label, np.random.default_rng(1)))
+    drawn = find_protocol("network-mask").observations(truth, "c").label_map
+    assert drawn is not None
+    mask = written(tmp_path / "m.nii.gz", drawn)
     files = [tmp_path / name for name in ("a.stl", "a.nii.gz", "report.json")]
     options = ("--output", files[0], "--output", files[1], "--report", files[2])
     done = shape_prior("repair", "--prior", "hippocampus-pca", "--mask", mask, *options)
     assert done.returncode == 0, done.stderr
     told = json.loads(files[2].read_text())["repair"]
     assert told["volume_before_ml"] > 0
-    assert told["added_ml"] > 0
+    assert told["added_ml"] + told["removed_ml"] > 0
     assert 0.5 < told["dice"] < 1.0
     assert told["largest_distance_mm"] > told["mean_distance_mm"] > 0
     assert told["beyond_repair"] is False

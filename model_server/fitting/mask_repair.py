@@ -119,7 +119,7 @@ def _within(together: Together, field: Array, edges: Sequence[ScanEdge]) -> Arra
 def _joined(field: Array, step: float) -> Array:
     """The field with all parts inside that are large enough joined to the largest, each by the way
     that leaves it least."""
-    numbers, count = ndimage.label(field < 0, structure=np.ones((3, 3, 3)))
+    numbers, count = ndimage.label(field < 0)  # by faces, as the surface is
     sizes = np.bincount(numbers.ravel(), minlength=count + 1)[1:]
     order = 1 + np.argsort(-sizes, kind="stable")
     for number in order[1:]:
@@ -142,5 +142,5 @@ def _joined(field: Array, step: float) -> Array:
 
 def _main(field: Array) -> NDArray[np.bool_]:
     """The largest part inside."""
-    numbers, _ = ndimage.label(field < 0, structure=np.ones((3, 3, 3)))
+    numbers, _ = ndimage.label(field < 0)
     return np.asarray(numbers == 1 + int(np.argmax(np.bincount(numbers.ravel())[1:])))

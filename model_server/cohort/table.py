@@ -194,8 +194,8 @@ def _case(row: dict[str, str], folder: Path) -> tuple[Case, list[str]]:
     if repair and not mask:
         problems.append("there is no mask to repair")
     files = (_prior(prior, folder), annotations, mask, reference)
-    more = (side, choice, image, row.get("roi", ""), repair, source)
-    return Case(name, *files, *more), problems
+    case = Case(name, *files, side, choice, image, row.get("roi", ""), repair, source)
+    return case, problems
 
 
 def _is_safe(name: str) -> bool:

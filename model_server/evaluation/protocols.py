@@ -11,8 +11,9 @@ import numpy as np
 from model_server.cases import hands, simulate
 from model_server.cases.stacks import Stack
 from model_server.errors import ShapePriorError
+from model_server.evaluation.degraded_masks import network_mask
 from model_server.evaluation.metrics import Truth
-from model_server.observations import Observations
+from model_server.observations import MaskNoise, Observations
 
 Annotate = Callable[[Truth, np.random.Generator], Observations]
 
@@ -83,6 +84,10 @@ def _mixture(truth: Truth, rng: np.random.Generator) -> Observations:
     return simulate.mixture(truth.surface, rng)
 
 
+def _network_mask(truth: Truth, rng: np.random.Generator) -> Observations:
+    return Observations(label_map=network_mask(truth.label, rng), mask_noise=MaskNoise())
+
+
 def _mask(truth: Truth, rng: np.random.Generator) -> Observations:
     return Observations(label_map=simulate.degraded_mask(truth.label, rng))
 
@@ -131,6 +136,12 @@ FIXED = {
         ),
         Protocol("mixture", "two drawn outlines and ten clicks, pose unknown", _mixture),
         Protocol("mask", "a degraded label map to refine, pose unknown", _mask),
+        Protocol(
+            "network-mask",
+            "a mask to repair: leaks, a missing end, missing slices, islands, slices of 2.5 to 5 "
+            "mm; pose unknown",
+            _network_mask,
+        ),
     )
 }
 

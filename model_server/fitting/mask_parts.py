@@ -43,13 +43,14 @@ class Judged:
     surface: Surface
 
 
-MOST_OFF = 2.0  # RMS radii from the parts of a small organ at which another may belong to it
+SPLIT, HALF = 0.75, 0.15  # of those, and of the volume, between a large part and another
+MOST_OFF = 1.5  # least RMS radii of organs between a piece of one and another piece
 
 
 def parts_of_organ(observations: Observations, card: PriorCard) -> Observations:
     """With those parts of a mask to be repaired that are the organ's, and a note of the others.
 
-    Where the largest part is as large as organs are, all others are islands: so it was with the
+    Where the largest part is as large as organs are, small ones are islands: so it was with the
     masks of four networks. Where it is smaller, it is a piece, and what lies near it is another.
     """
     label = observations.label_map
@@ -63,11 +64,11 @@ def parts_of_organ(observations: Observations, card: PriorCard) -> Observations:
     whole = [i for i, radius in enumerate(radii) if radius <= high * RADIUS_FACTOR] or [0]
     chosen = whole[:1]
     gaps = _gaps(parts, chosen[0])
-    for other in range(len(parts.order)):
-        if _radius(parts, chosen) >= low:
-            break
-        near = gaps[other] <= MOST_OFF * _radius(parts, chosen)
-        if other not in chosen and near and _radius(parts, [*chosen, other]) <= high:
+    near = gaps <= MOST_OFF * low
+    if _radius(parts, chosen) >= low:  # a whole organ, but for what a slice or two cut off it
+        near = (gaps <= SPLIT * low) & (parts.volumes >= HALF * parts.volumes[chosen[0]])
+    for other in np.flatnonzero(near).tolist():
+        if other not in chosen and _radius(parts, [*chosen, other]) <= high:
             chosen.append(other)
     left = np.setdiff1d(np.arange(len(parts.order)), chosen)
     if not len(left):

@@ -30,6 +30,7 @@ Array = NDArray[np.float64]
 BELIEVED = 5.0  # robust standard deviations of the gap within which the mask is followed
 CORE = 2.5  # spreads inside the shape: filled ...
 MOST_FILLED = 0.08  # ... but no more of the mask's volume than the deepest so much
+MOST_SPREAD = 0.04  # RMS radii: of small organs masks are less wrong
 BETWEEN_MM = 8.0  # gaps up to twice this, between parts of the mask and inside the shape: filled
 LEAST_PART = 0.02  # of the largest part, of one that is joined
 BRIDGE_MM = 2.5  # radius of what joins parts
@@ -59,23 +60,14 @@ class RepairedMask:
         together = Together.of(self.mask, surface)
         field = together.believed(BELIEVED)
         check()
-        field = np.minimum(field, self._filled(together))
+        spread = min(self.noise.spread_mm, MOST_SPREAD * surface.rms_radius())
+        field = np.minimum(field, _filled(together, spread))
         field = _within(together, field, self.noise.edges)
         check()
         field = _joined(field, together.step)
         if len(self.drawn):
             field = self._through_drawn(together, field)
         return together.level(field) or surface
-
-    def _filled(self, together: Together) -> Array:
-        """(K, J, I) mm: what the mask leaves out of the shape, negative inside."""
-        wanted, fitted = together.wanted, together.fitted
-        spread = self.noise.spread_mm
-        between = _closed(wanted, together.step)
-        depth = np.sort(-fitted[(wanted > 0) & ~between & (fitted < 0)])[::-1]
-        most = int(MOST_FILLED * np.count_nonzero(wanted < 0))
-        margin = max(CORE * spread, float(depth[most]) if most < len(depth) else 0.0)
-        return fitted + np.where(between, spread, margin)
 
     def _through_drawn(self, together: Together, field: Array) -> Array:
         """The field (K, J, I), such that it is zero where the boundary was drawn."""
@@ -94,6 +86,16 @@ class RepairedMask:
         shift = np.zeros(field.size)
         shift[near] = process.at(places[near])
         return field - shift.reshape(field.shape)
+
+
+def _filled(together: Together, spread: float) -> Array:
+    """(K, J, I) mm: what the mask leaves out of the shape, negative inside."""
+    wanted, fitted = together.wanted, together.fitted
+    between = _closed(wanted, together.step)
+    depth = np.sort(-fitted[(wanted > 0) & ~between & (fitted < 0)])[::-1]
+    most = int(MOST_FILLED * np.count_nonzero(wanted < 0))
+    margin = max(CORE * spread, float(depth[most]) if most < len(depth) else 0.0)
+    return np.asarray(fitted + np.where(between, spread, margin))
 
 
 def _closed(wanted: Array, step: float) -> NDArray[np.bool_]:
@@ -117,7 +119,7 @@ def _within(together: Together, field: Array, edges: Sequence[ScanEdge]) -> Arra
 def _joined(field: Array, step: float) -> Array:
     """The field with all parts inside that are large enough joined to the largest, each by the way
     that leaves it least."""
-    numbers, count = ndimage.label(field < 0, structure=np.ones((3, 3, 3)))
+    numbers, count = ndimage.label(field < 0)  # by faces, as the surface is
     sizes = np.bincount(numbers.ravel(), minlength=count + 1)[1:]
     order = 1 + np.argsort(-sizes, kind="stable")
     for number in order[1:]:
@@ -140,5 +142,5 @@ def _joined(field: Array, step: float) -> Array:
 
 def _main(field: Array) -> NDArray[np.bool_]:
     """The largest part inside."""
-    numbers, _ = ndimage.label(field < 0, structure=np.ones((3, 3, 3)))
+    numbers, _ = ndimage.label(field < 0)
     return np.asarray(numbers == 1 + int(np.argmax(np.bincount(numbers.ravel())[1:])))

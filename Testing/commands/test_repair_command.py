@@ -1,0 +1,125 @@
+"""``repair`` and ``repair-source`` from files to files, and bad masks in one sentence."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from model_server.cohort.table import read_cases
+from model_server.errors import ShapePriorError
+from model_server.evaluation.metrics import Truth, dice
+from model_server.evaluation.protocols import find_protocol
+from model_server.io.surfaces import read_surface
+from model_server.io.volumes import read_volume
+from model_server.jobs.example import example_case
+from model_server.observations import Volume
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def written(path: Path, volume: Volume) -> Path:
+    image = sitk.GetImageFromArray(np.asarray(volume.array))
+    flip = np.diag([-1.0, -1.0, 1.0])
+    image.SetSpacing(volume.spacing.tolist())
+    image.SetDirection((flip @ volume.ijk_to_ras[:3, :3] / volume.spacing).ravel().tolist())
+    image.SetOrigin((flip @ volume.ijk_to_ras[:3, 3]).tolist())
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def truth() -> Truth:
+    return Truth.from_label(read_volume(example_case().truth))
+
+
+def test_a_mask_becomes_a_surface_a_label_map_and_a_report(
+    shape_prior: Run, truth: Truth, tmp_path: Path
+) -> None:
+    drawn = find_protocol("network-mask").observations(truth, "c").label_map
+    assert drawn is not None
+    mask = written(tmp_path / "m.nii.gz", drawn)
+    files = [tmp_path / name for name in ("a.stl", "a.nii.gz", "report.json")]
+    options = ("--output", files[0], "--output", files[1], "--report", files[2])
+    done = shape_prior("repair", "--prior", "hippocampus-pca", "--mask", mask, *options)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(files[2].read_text())["repair"]
+    assert told["volume_before_ml"] > 0
+    assert told["added_ml"] + told["removed_ml"] > 0
+    assert 0.5 < told["dice"] < 1.0
+    assert told["largest_distance_mm"] > told["mean_distance_mm"] > 0
+    assert told["beyond_repair"] is False
+    assert dice(read_surface(files[0])[0], truth.label) > 0.8
+    # The label map lies on the mask's own grid.
+    assert read_volume(files[1]).shape == read_volume(mask).shape
+
+
+def test_pairs_tell_how_a_source_errs(shape_prior: Run, truth: Truth, tmp_path: Path) -> None:
+    folders = [tmp_path / "masks", tmp_path / "truths"]
+    for folder in folders:
+        folder.mkdir()
+    written(folders[1] / "a.nii.gz", replace(truth.label, array=_labels(truth)))
+    eroded = sitk.BinaryDilate(sitk.ReadImage(str(folders[1] / "a.nii.gz")), (1, 1, 1))
+    sitk.WriteImage(eroded, str(folders[0] / "a.nii.gz"))
+    learned = tmp_path / "source.json"
+    options = ("--masks", folders[0], "--truths", folders[1], "--output", learned)
+    done = shape_prior("repair-source", *options)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(learned.read_text())["bias_mm"] > 0.4
+    done = shape_prior("repair-source", *options[:2], "--truths", tmp_path, "--output", learned)
+    assert done.returncode == 2
+    assert "has its truth" in done.stderr
+
+
+def _labels(truth: Truth) -> np.ndarray:
+    return (np.asarray(truth.label.array) > 0).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("empty", "is empty"),
+        ("several", "several labels"),
+        ("probabilities", "probabilities"),
+        ("other organ", "mean radius"),
+    ],
+)
+def test_bad_masks_are_refused(
+    shape_prior: Run, truth: Truth, tmp_path: Path, kind: str, said: str
+) -> None:
+    labels = _labels(truth)
+    geometry = truth.label.ijk_to_ras.copy()
+    if kind == "empty":
+        labels[:] = 0
+    elif kind == "several":  # two organs that touch
+        labels[labels.shape[0] // 2 :][labels[labels.shape[0] // 2 :] > 0] = 2
+    elif kind == "probabilities":
+        labels = labels.astype(np.float32) * 0.7
+        labels[labels > 0] += 0.2 * np.random.default_rng(0).random(np.count_nonzero(labels))
+    else:
+        geometry[:3, :3] *= 4.0
+    mask = written(tmp_path / "m.nii.gz", Volume(labels, geometry))
+    output = ("--quiet", "--output", tmp_path / "a.stl")
+    done = shape_prior("repair", "--prior", "hippocampus-pca", "--mask", mask, *output)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_table_of_a_cohort_may_ask_for_repairs(tmp_path: Path) -> None:
+    table = tmp_path / "cases.csv"
+    rows = ["case,prior,annotations,mask,repair", "a,p,,m.nii.gz,yes", "b,p,,m.nii.gz,s.json"]
+    table.write_text("\n".join([*rows, "c,p,,m.nii.gz,"]) + "\n")
+    first, second, third = read_cases(table)
+    assert (first.repair, first.source) == (True, None)
+    assert (second.repair, second.source) == (True, tmp_path / "s.json")
+    assert not third.repair
+    table.write_text("case,prior,annotations,repair\na,p,x.mrk.json,yes\n")
+    with pytest.raises(ShapePriorError, match="no mask to repair"):
+        read_cases(table)

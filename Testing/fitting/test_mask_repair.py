@@ -1,0 +1,149 @@
+"""Masks to be repaired: parts, gaps, ends, the scan's edge, and what is drawn over them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from model_server.errors import ShapePriorError
+from model_server.evaluation.metrics import Truth, dice, surface_distances
+from model_server.evaluation.protocols import find_protocol
+from model_server.fitting.mask import MaskField, scan_edges
+from model_server.fitting.mask_repair import RepairedMask
+from model_server.geometry.labels import surface_from_label
+from model_server.io.volumes import read_volume
+from model_server.jobs.example import example_case
+from model_server.jobs.repair import changes_of, learn_noise, read_source, write_source
+from model_server.observations import MaskNoise, Observations, PointSet, Volume
+from model_server.priors.protocol import FitSettings
+from model_server.priors.registry import load_prior
+from model_server.reconstruction import Reconstruction, Surface
+
+QUICKLY = FitSettings(uncertainty=False)
+
+
+@pytest.fixture(scope="module")
+def truth() -> Truth:
+    return Truth.from_label(read_volume(example_case().truth))
+
+
+def repaired(observations: Observations, **noise: object) -> Reconstruction:
+    if observations.mask_noise is None:
+        observations = replace(observations, mask_noise=MaskNoise(**noise))  # type: ignore[arg-type]
+    return list(load_prior("hippocampus-pca", "cpu").fit(observations, settings=QUICKLY))[-1]
+
+
+def one_closed(surface: Surface) -> bool:
+    edges = np.sort(surface.triangles[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1)
+    twice = (np.unique(edges, axis=0, return_counts=True)[1] == 2).all()
+    count = len(surface.points)
+    graph = coo_matrix((np.ones(len(edges)), edges.T), shape=(count, count))
+    _, number = connected_components(graph, directed=False)
+    return bool(twice) and len(np.unique(number[surface.triangles])) == 1
+
+
+def overlap(first: Volume, second: Volume) -> float:
+    field = MaskField.of(first)
+    inside = np.argwhere(np.asarray(second.array) > 0)[:, ::-1].astype(float)
+    both = np.count_nonzero(field.distance_at(second.to_ras(inside)) < 0)
+    ml = [abs(np.linalg.det(v.ijk_to_ras[:3, :3])) for v in (first, second)]
+    total = np.count_nonzero(first.array) * ml[0] + len(inside) * ml[1]
+    return float(2.0 * both * ml[1] / total)
+
+
+def test_a_mask_as_of_a_network_is_mended(truth: Truth) -> None:
+    drawn = find_protocol("network-mask").observations(truth, "c")
+    mask = drawn.label_map
+    assert mask is not None
+    found = repaired(drawn)
+    assert one_closed(found.surface)
+    assert dice(found.surface, truth.label) > overlap(mask, truth.label) + 0.02
+    border = surface_from_label(mask, whole=True)
+    before = surface_distances(border, truth).percentile(95)
+    assert surface_distances(found.surface, truth).percentile(95) < 0.9 * before
+    assert any("separate parts" in warning for warning in found.warnings)
+
+
+def test_the_same_seed_gives_the_same_mask(truth: Truth) -> None:
+    first, again, other = (
+        find_protocol("network-mask").observations(truth, name).label_map for name in "aab"
+    )
+    assert first is not None
+    assert again is not None
+    assert other is not None
+    assert np.array_equal(first.array, again.array)
+    assert first.array.shape != other.array.shape or (first.array != other.array).any()
+
+
+def test_a_good_mask_is_not_made_worse(truth: Truth) -> None:
+    assert dice(repaired(Observations(label_map=truth.label)).surface, truth.label) > 0.975
+
+
+def test_two_halves_become_one(truth: Truth) -> None:
+    array = (np.asarray(truth.label.array) > 0).astype(np.uint8)
+    middle = array.shape[1] // 2
+    array[:, middle - 2 : middle + 2] = 0
+    assert ndimage.label(array)[1] > 1
+    found = repaired(Observations(label_map=replace(truth.label, array=array)))
+    assert one_closed(found.surface)
+    assert dice(found.surface, truth.label) > 0.93
+
+
+def test_a_mask_that_the_scan_cuts_goes_on_beyond(truth: Truth) -> None:
+    whole = np.asarray(truth.label.array) > 0
+    filled = np.flatnonzero(whole.any(axis=(0, 2)))
+    last = int(filled[0] + 0.75 * len(filled))
+    cut = replace(truth.label, array=whole[:, :last].astype(np.uint8))
+    edges = scan_edges(cut)
+    assert len(edges) == 1
+    found = repaired(Observations(label_map=cut), edges=edges)
+    beyond = edges[0].beyond(found.surface.points)
+    assert beyond.max() > 2.0
+    assert edges[0].beyond(truth.surface.points).max() > 2.0
+    assert changes_of(cut, found.surface, (edges[0].name,)).warnings("m")
+
+
+def test_a_learned_bias_is_taken_away(truth: Truth, tmp_path: Path) -> None:
+    grown = MaskField.of(truth.label).distance < 1.5
+    field = MaskField.of(truth.label)
+    large = Volume(grown.astype(np.uint8), field.ijk_to_ras, "large")
+    noise = learn_noise([(large, truth.label)], "large")
+    assert 1.0 <= noise.bias_mm <= 2.0
+    plain = repaired(Observations(label_map=large))
+    known = repaired(Observations(label_map=large, mask_noise=noise))
+    assert dice(known.surface, truth.label) > dice(plain.surface, truth.label) + 0.05
+    path = tmp_path / "source.json"
+    write_source(path, noise, 1)
+    assert read_source(path) == noise
+    path.write_text("{}")
+    with pytest.raises(ShapePriorError, match="does not say"):
+        read_source(path)
+
+
+def test_what_is_drawn_counts_more_than_the_mask(truth: Truth) -> None:
+    mask = MaskField.of(truth.label)
+    top = truth.surface.points[int(truth.surface.points[:, 2].argmax())]
+    drawn = top + np.array([0.0, 0.0, 3.0])
+    followed = RepairedMask(mask, MaskNoise(), drawn[None]).followed(truth.surface)
+    assert np.linalg.norm(followed.points - drawn, axis=1).min() < 1.0
+    found = repaired(
+        Observations(label_map=truth.label, boundary=(PointSet(drawn[None], "click"),))
+    )
+    assert np.linalg.norm(found.surface.points - drawn, axis=1).min() < 1.0
+
+
+def test_a_mask_of_something_else_is_beyond_repair(truth: Truth) -> None:
+    shifted = Surface(truth.surface.points + 12.0, truth.surface.triangles)
+    changes = changes_of(truth.label, shifted)
+    assert changes.beyond_repair
+    assert "beyond repair" in changes.warnings("mask")[0]
+    same = changes_of(truth.label, truth.surface)
+    assert not same.beyond_repair
+    assert same.largest_distance_mm < 1.0
+    assert same.warnings("mask") == ()

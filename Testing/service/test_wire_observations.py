@@ -9,7 +9,7 @@ import pytest
 import shapely
 from refusals import refused
 
-from model_server.observations import Observations, PlanarOutline, PointSet, Volume
+from model_server.observations import MaskNoise, Observations, PlanarOutline, PointSet, Volume
 from model_server.service.wire import Limits, observations_map, pack, read_observations, unpack
 
 SQUARE = np.array([[0.0, 0, 5], [9, 0, 5], [9, 9, 5], [0, 9, 5]])
@@ -53,6 +53,20 @@ def test_every_loop_travels_as_a_curve():
     found = read_observations(unpack(pack(observations_map(Observations(outlines=(outline,))))))
     assert [o.name for o in found.outlines] == ["two", "two"]
     assert len(found.planes()) == 1
+
+
+def test_a_mask_that_is_to_be_repaired_says_so_and_where_the_scan_ends():
+    array = np.zeros((6, 6, 6), dtype=np.uint8)
+    array[1:, 1:5, 1:5] = 1
+    label = Volume(array, np.diag([1.0, 1.0, 3.0, 1.0]))
+    plain = observations_map(Observations(label_map=label))
+    assert read_observations(unpack(pack(plain))).mask_noise is None
+    sent = observations_map(Observations(label_map=label, mask_noise=MaskNoise()))
+    noise = read_observations(unpack(pack(sent))).mask_noise
+    assert noise is not None
+    assert [edge.name for edge in noise.edges] == ["superior"]
+    assert noise.edges[0].normal == pytest.approx([0.0, 0.0, 1.0])
+    assert read_observations(unpack(pack(sent | {"label_map": None}))).mask_noise is None
 
 
 def observations_message(**changes: object) -> dict:

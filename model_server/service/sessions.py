@@ -93,6 +93,8 @@ def content_hashes(observations: Observations, image: SentImage | None = None) -
     mask = observations.label_map
     if mask is not None:
         hashes[f"label_map 0: {mask.name}"] = _digest(mask.array, mask.ijk_to_ras)
+    if observations.mask_noise is not None:
+        hashes["repair 0: mask"] = repr(observations.mask_noise.source)
     if observations.start is not None:
         hashes["start 0: pose"] = _digest(observations.start)
     if image is not None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError
-from model_server.observations import Grid, Observations, PointSet, Volume
+from model_server.observations import Grid, MaskNoise, Observations, PointSet, Volume
 from model_server.pose import checked_place
 
 VERSION = 1
@@ -210,6 +210,7 @@ def observations_map(observations: Observations) -> Message:
             for kind in ("boundary", "inside", "outside")
         },
         "label_map": _volume_map(observations.label_map),
+        "repair": observations.mask_noise is not None,
         "image": _volume_map(observations.image),
     }
 
@@ -229,6 +230,7 @@ def read_observations(message: Mapping[str, Any], limits: Limits = Limits()) -> 
             refuses (``mended_outline``, ``PointSet``).
     """
     # Late: the client, which only sends, has no polygon library.
+    from model_server.fitting.mask import scan_edges
     from model_server.geometry.outlines import mended_outline
 
     curves = field(message, "outlines", list)
@@ -250,6 +252,7 @@ def read_observations(message: Mapping[str, Any], limits: Limits = Limits()) -> 
             "too-many-points",
         )
     image = _read_volume(message.get("image"), limits)
+    mask = _read_volume(message.get("label_map"), limits)
     notes = [_notes(m) for m in curves]
     return Observations(
         outlines=tuple(
@@ -259,7 +262,8 @@ def read_observations(message: Mapping[str, Any], limits: Limits = Limits()) -> 
         boundary=tuple(PointSet(points, name) for name, points in named["boundary"]),
         inside=tuple(PointSet(points, name) for name, points in named["inside"]),
         outside=tuple(PointSet(points, name) for name, points in named["outside"]),
-        label_map=_read_volume(message.get("label_map"), limits),
+        label_map=mask,
+        mask_noise=MaskNoise(edges=scan_edges(mask)) if mask and message.get("repair") else None,
         image=image,
     )
 

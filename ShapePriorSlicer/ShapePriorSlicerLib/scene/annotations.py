@@ -22,7 +22,7 @@ from model_server.geometry.curves import (
     onto_plane,
     repeats_note,
 )
-from model_server.observations import Observations, PlanarOutline, PointSet, Volume
+from model_server.observations import MaskNoise, Observations, PlanarOutline, PointSet, Volume
 
 Array = NDArray[np.float64]
 Node = Any  # MRML nodes come without type information
@@ -362,7 +362,8 @@ def observationsFrom(
     outside: Sequence[Node] = (),
     labelMap: Node | None = None,
 ) -> Observations:
-    """All annotations of one structure; nodes without points are left out.
+    """All annotations of one structure; nodes without points are left out, and a label map is one
+    to be mended.
 
     Raises:
         ShapePriorError: the first annotation that cannot be used, by its name.
@@ -373,4 +374,5 @@ def observationsFrom(
         inside=pointSets(inside),
         outside=pointSets(outside),
         label_map=None if labelMap is None else volumeOf(labelMap),
+        mask_noise=None if labelMap is None else MaskNoise(),
     )

@@ -125,3 +125,14 @@ def test_grid_indices_and_points_correspond() -> None:
     assert grid.spacing == 1.0
     index = grid.to_index(grid.points())
     assert index.reshape(5, 5, 5, 3)[1, 2, 3] == pytest.approx([1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 5.0), (1.0, 1.0, 1.0), (0.5, 0.5, 8.0)])
+@pytest.mark.parametrize("width", [1, 4])
+def test_a_part_one_slice_high_has_a_surface(spacing, width):
+    mask = np.zeros((5, 20, 20), np.uint8)
+    mask[2, 5 : 5 + width, 5 : 5 + width] = 1
+    surface = surface_from_label(Volume(mask, np.diag([*spacing, 1.0])), whole=True)
+    assert surface.volume() > 0
+    middle = np.array([*2 * [4.5 + 0.5 * width], 2.0]) * spacing
+    assert surface.points.mean(axis=0) == pytest.approx(middle, abs=0.6 * max(spacing))

@@ -79,10 +79,15 @@ def surface_from_label(label: Volume, spacing: float | None = None, whole: bool 
     grid = np.stack(
         np.meshgrid(*[np.arange(n) * step for n in shape], indexing="ij")
     ) / label.spacing[::-1].reshape(3, 1, 1, 1)
-    fine = ndimage.map_coordinates(field, grid, order=1, mode="nearest")
-    fine = ndimage.gaussian_filter(fine, SMOOTHING_VOXELS * np.maximum(zoom, 1.0))
+    sharp = ndimage.map_coordinates(field, grid, order=1, mode="nearest")
+    fine = ndimage.gaussian_filter(sharp, SMOOTHING_VOXELS * np.maximum(zoom, 1.0))
+    edges = np.full(3, step) / label.spacing
+    if not (fine < 0).any():  # a part one slice high is blurred away
+        fine = sharp
+    if not (fine < 0).any():  # or lies between the new voxels
+        fine, edges = field, np.ones(3)
     verts, faces, _, _ = measure.marching_cubes(fine, 0.0)
-    ijk = verts[:, ::-1] * step / label.spacing + start - pad
+    ijk = verts[:, ::-1] * edges + start - pad
     return oriented(Surface(label.to_ras(ijk), faces.astype(np.int32)))
 
 

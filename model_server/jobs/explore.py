@@ -80,7 +80,7 @@ class _Space:
         if found is None:
             raise ShapePriorError(
                 f"'{self.prior.card.name}' has no latent space to explore.",
-                "Choose a prior of the method dals, atlas, dissm or pca.",
+                "Choose a prior of the method dals, atlas, dissm, reshapeit or pca.",
             )
         return found
 

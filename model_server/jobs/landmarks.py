@@ -92,7 +92,7 @@ def require_correspondences(prior: ShapePrior) -> Any:
     if not hasattr(prior, "from_template"):
         raise ShapePriorError(
             f"'{prior.card.name}' has no correspondences.",
-            "Choose a prior of the method dals, atlas or dissm.",
+            "Choose a prior of the method dals, atlas, dissm or reshapeit.",
             "no-correspondences",
         )
     return prior

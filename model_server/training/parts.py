@@ -287,7 +287,7 @@ def add_parts(
     if not hasattr(prior, "part_nodes"):
         raise ShapePriorError(
             f"'{card.name}' has no correspondences to keep parts on.",
-            "Choose a prior of the method dals, atlas or dissm.",
+            "Choose a prior of the method dals, atlas, dissm or reshapeit.",
         )
     split = split_cases(data)
     known = set(card.splits.get("training", ()))

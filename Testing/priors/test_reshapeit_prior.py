@@ -11,6 +11,7 @@ import trimesh
 from model_server.cases import simulate
 from model_server.evaluation.metrics import Truth, dice
 from model_server.fitting.residuals import closest_distance
+from model_server.fitting.template_interaction import interacted
 from model_server.geometry.labels import voxelize
 from model_server.observations import MaskNoise, Observations, Volume
 from model_server.pose import Pose
@@ -98,8 +99,8 @@ def test_a_leak_is_no_place_that_the_template_confirms(prior, surface):
     leak[k // 2 - 3 : k // 2 + 3, j // 2 - 3 : j // 2 + 3, i:] = True
     mask = Volume((inside | leak).astype(np.uint8), geometry, "network")
     given = Observations(label_map=mask, mask_noise=MaskNoise())
-    told = prior.interacted(given)
+    told = interacted(prior, given)
     assert told.mask_points is not None
     far = told.mask_points[:, 0] > low[0] + SPACING * (i + 1.5)
     assert not far.any()
-    assert prior.interacted(replace(given, mask_noise=None)).mask_points is None
+    assert interacted(prior, replace(given, mask_noise=None)).mask_points is None

@@ -48,6 +48,12 @@ class MaskField:
         return cls(distance, slopes, shifted)
 
     @property
+    def volume(self) -> float:
+        """Mm3 inside."""
+        voxel = abs(float(np.linalg.det(self.ijk_to_ras[:3, :3])))
+        return float(np.count_nonzero(self.distance < 0) * voxel)
+
+    @property
     def spacing(self) -> Array:
         """(3,) mm along i, j, k."""
         return np.asarray(np.linalg.norm(self.ijk_to_ras[:3, :3], axis=0))

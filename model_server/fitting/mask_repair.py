@@ -57,7 +57,7 @@ class RepairedMask:
 
     def followed(self, surface: Surface) -> Surface:
         """One closed surface, RAS mm; the given one where nothing is left of it."""
-        together = Together.of(self.mask, surface)
+        together = Together.of(self.mask, surface).holding(self.mask.volume)
         field = together.believed(BELIEVED)
         check()
         spread = min(self.noise.spread_mm, MOST_SPREAD * surface.rms_radius())

@@ -7,7 +7,7 @@ it elsewhere, is a hole, a leak or a missing end: there the fitted surface stays
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from model_server.fitting.interrupt import check
 from model_server.fitting.mask import MaskField
-from model_server.geometry.labels import distance_field, oriented, voxelize
+from model_server.geometry.labels import distance_field, level_that_holds, oriented, voxelize
 from model_server.geometry.level_set import zero_level
 from model_server.reconstruction import Surface
 
@@ -59,6 +59,12 @@ class Together:
         check()
         spacing = mask.spacing
         return cls(grid, step, wanted, fitted, (float(spacing.max()), float(spacing.min())))
+
+    def holding(self, volume: float) -> Together:
+        """With a mask that holds so many mm3: between thick slices an interpolated distance loses
+        what is thin."""
+        level = level_that_holds(self.wanted, volume / self.step**3)
+        return replace(self, wanted=self.wanted - level)
 
     def places(self) -> Array:
         """(N, 3) RAS mm of all nodes, in the order of ``wanted.ravel()``."""

@@ -420,11 +420,12 @@ def evidence_of(observations: Observations) -> Evidence:
         terms.append(ClickTerm(clicks))
     if observations.label_map is not None:
         label = observations.label_map
-        surface = apart(lambda: surface_from_label(label, whole=True))
+        noise = observations.mask_noise
+        repairs = noise is not None
+        surface = apart(lambda: surface_from_label(label, whole=True, keep_volume=repairs))
         sampled = observations.mask_points
         if sampled is None:
             sampled = sample_surface(surface, MASK_SAMPLES, np.random.default_rng(0))
-        noise = observations.mask_noise
         edges = () if noise is None else noise.edges
         for edge in edges:  # where the scan ends, the organ does not
             within = edge.beyond(sampled) < -float(label.spacing.max())

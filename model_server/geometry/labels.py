@@ -45,7 +45,9 @@ def distance_field(mask: NDArray[np.bool_], spacing: Array) -> Array:
     return np.asarray(outside - inside, dtype=np.float64)
 
 
-def surface_from_label(label: Volume, spacing: float | None = None, whole: bool = False) -> Surface:
+def surface_from_label(
+    label: Volume, spacing: float | None = None, whole: bool = False, keep_volume: bool = False
+) -> Surface:
     """Smooth closed surface of the largest component of a label volume, or of the whole of it.
 
     The signed distance is resampled to isotropic voxels (shape-based interpolation between
@@ -56,6 +58,8 @@ def surface_from_label(label: Volume, spacing: float | None = None, whole: bool 
         spacing: isotropic voxel size in mm; by default the finest of the volume's own, but no
             finer than a ninetieth of the organ's extent.
         whole: whether every component counts: the surface may then have several parts.
+        keep_volume: whether it holds as much as the voxels: what is thin between thick slices
+            loses most of it by the blur.
 
     Raises:
         ShapePriorError: the volume is empty.
@@ -86,9 +90,16 @@ def surface_from_label(label: Volume, spacing: float | None = None, whole: bool 
         fine = sharp
     if not (fine < 0).any():  # or lies between the new voxels
         fine, edges = field, np.ones(3)
-    verts, faces, _, _ = measure.marching_cubes(fine, 0.0)
+    level = level_that_holds(fine, mask.sum() / edges.prod()) if keep_volume else 0.0
+    verts, faces, _, _ = measure.marching_cubes(fine, level)
     ijk = verts[:, ::-1] * edges + start - pad
     return oriented(Surface(label.to_ras(ijk), faces.astype(np.int32)))
+
+
+def level_that_holds(field: Array, nodes: float) -> float:
+    """The level of a field below which so many of its nodes lie."""
+    count = int(np.clip(round(nodes), 1, field.size - 2))
+    return float(np.partition(field, count, axis=None)[count])
 
 
 def spline_surface(label: Volume, count: int = 64) -> Surface:

@@ -150,7 +150,7 @@ def _gaps(mask: Volume, surface: Surface) -> Array:
     from model_server.geometry.labels import surface_from_label
     from model_server.geometry.sampling import sample_surface
 
-    border = surface_from_label(mask, whole=True)
+    border = surface_from_label(mask, whole=True, keep_volume=True)
     there = distances_to(surface, sample_surface(border, SAMPLES, np.random.default_rng(0)))
     back = distances_to(border, sample_surface(surface, SAMPLES, np.random.default_rng(1)))
     return np.concatenate([there, back])

@@ -16,6 +16,7 @@ from model_server.fitting.field_form import FieldForm, FieldSettings, Reading
 from model_server.fitting.leftover import Kriging, Leftover, moved_by
 from model_server.fitting.model import Form
 from model_server.fitting.pose_prior import PosePrior
+from model_server.fitting.template_interaction import interacted
 from model_server.fitting.terms import Evidence
 from model_server.observations import Observations
 from model_server.priors.card import PriorCard
@@ -63,7 +64,15 @@ class LatentPrior(LatentGaussian, ABC):
         Raises:
             ShapePriorError: the annotations cannot determine a surface.
         """
-        return engine.fit(self, observations, start, settings)
+        return engine.fit(self, interacted(self, observations), start, settings)
+
+    @abstractmethod
+    def decode(self, latents: Array, resolution: int = 1) -> Surface:
+        """(d,) latents -> closed surface in the canonical frame."""
+
+    def registered(self) -> Surface:
+        """The shape that is registered to masks which are to be repaired: the mean."""
+        return self.decode(self.latent_mean)
 
     @abstractmethod
     def form(self, settings: FitSettings, evidence: Evidence, start: Reconstruction | None) -> Form:
@@ -120,10 +129,6 @@ class FieldPrior(LatentPrior):
 
     settings: FieldSettings = FieldSettings()
     device = "cpu"
-
-    @abstractmethod
-    def decode(self, latents: Array, resolution: int = 1) -> Surface:
-        """(d,) latents -> closed surface in the canonical frame."""
 
     @abstractmethod
     def read(self, latent: Array, template: int, points: Array) -> Reading:

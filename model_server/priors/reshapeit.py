@@ -4,28 +4,20 @@ whose weights a hypernetwork makes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from model_server.fitting.interrupt import apart
-from model_server.fitting.mask_parts import parts_of_organ
 from model_server.fitting.pose_prior import KINDS, PosePrior
-from model_server.fitting.template_interaction import interact
-from model_server.geometry.labels import surface_from_label
-from model_server.observations import Observations
 from model_server.priors.card import PriorCard, read_weights
 from model_server.priors.carried import CarriedPrior
 from model_server.priors.device import choose_device
 from model_server.priors.pca import PcaPrior
-from model_server.priors.protocol import FitSettings
 from model_server.priors.reshapeit_field import ReshapeField
 from model_server.priors.reshapeit_networks import ReshapeNetworks, ReshapeSizes
 from model_server.priors.schema import ONE, Entry, bad_prior, check_weights, pose_schema
-from model_server.reconstruction import Reconstruction, Surface
+from model_server.reconstruction import Surface
 
 SCHEMA = {
     "rms_radius": ONE,
@@ -39,38 +31,14 @@ SCHEMA = {
     **pose_schema(KINDS),
 }
 NET = "net."
-MATCHED = 0.25  # share of a mask's places that are fitted: the paper's
 
 
 class ReshapeitPrior(CarriedPrior):
     """Trained networks with the Gaussians of codes and poses."""
 
-    def fit(
-        self,
-        observations: Observations,
-        start: Reconstruction | None = None,
-        settings: FitSettings = FitSettings(),
-    ) -> Iterator[Reconstruction]:
-        """Yield ever better surfaces; of a mask to repair, places that the template confirms are
-        what is fitted.
-
-        Raises:
-            ShapePriorError: the annotations cannot determine a surface.
-        """
-        return super().fit(self.interacted(observations), start, settings)
-
-    def interacted(self, observations: Observations) -> Observations:
-        """With the places of a mask to repair that the template explains best (section 3.2)."""
-        if observations.mask_noise is None or observations.label_map is None:
-            return observations
-        observations = parts_of_organ(observations, self.card)
-        label = observations.label_map
-        assert label is not None
-        initial = apart(lambda: surface_from_label(label, whole=True))
-        expected, _ = self.pose_prior(observations, initial.points, True)
-        template = self.template()
-        there = Surface(expected.apply(template.points), template.triangles)
-        return replace(observations, mask_points=interact(there, initial).best(MATCHED))
+    def registered(self) -> Surface:
+        """The template itself; see ``LatentPrior``."""
+        return self.template()
 
     @classmethod
     def load(

@@ -244,6 +244,7 @@ def test_the_worst_tenth_is_of_the_worst_cases() -> None:
 CLICKS = ["clicks-20", *(f"clicks-{kind}-20" for kind in ("random", "clustered", "slices", "half"))]
 
 
+MASKS = ("mask", "network-mask")
 SEEN = {"one-outline": (1, 0), "none": (0, 0)}  # too little without an image
 
 
@@ -263,11 +264,11 @@ def test_every_protocol_annotates(name: str) -> None:
         "planes-4": (4, 0),
         "drawn-4": (4, 0),
         "mixture": (2, 10),
-        "mask": (0, 0),
+        **dict.fromkeys(MASKS, (0, 0)),
     }
     found = (len(observations.outlines), len(observations.boundary_points()))
     assert found == counts.get(name, (3, 0))
-    assert (observations.label_map is not None) == (name == "mask")
+    assert (observations.label_map is not None) == (name in MASKS)
 
 
 @pytest.mark.parametrize("name", ["lines", "points-0", "clicks-many", "planes"])

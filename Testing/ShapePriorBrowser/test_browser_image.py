@@ -94,9 +94,9 @@ def test_a_search_step_by_step_is_shown_again_dragged_and_gone_on_with(person):
 
 def test_a_prior_without_a_reader_says_why(person):
     person.page.get_by_label("Organ prior").first.click(force=True)
-    person.page.get_by_role("option", name="Spleen - quick and coarse (PCA)").click()
+    person.page.get_by_role("option", name="Brainstem - quick and coarse (PCA)").click()
     button = person.page.get_by_role("button", name="Find in image", exact=True)
-    person.until(button.is_disabled, "nobody reads spleens")
+    person.until(button.is_disabled, "nobody reads brainstems")
     why = "This prior looks at no image"
     assert person.page.locator(f"[title^='{why}']").count() == 1
     person.shot("2-no-reader")

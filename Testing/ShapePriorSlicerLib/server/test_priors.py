@@ -46,6 +46,7 @@ def test_priors_of_one_organ_are_told_apart_in_words():
         "Hippocampus - smooth surface (DALS)",
         "Hippocampus - deformable atlas (ImplicitAtlas)",
         "Hippocampus - statistical shape (DISSM)",
+        "Hippocampus - deformed template (ReShapeIT)",
         "Hippocampus - quick and coarse (PCA)",
         "Hippocampus - seen in the image (ImplicitMeshNet)",
     ]

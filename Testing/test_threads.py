@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
 import torch
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
+from model_server import interrupts
 from model_server.errors import ShapePriorError
 from model_server.interrupts import worker_pool
 from model_server.threads import (
@@ -149,6 +153,28 @@ def test_the_number_of_a_command_outweighs_the_environment(words):
 def test_processes_of_a_cohort_have_one_thread_each(plain):
     with worker_pool(1) as pool:
         assert pool.submit(os.getenv, "OMP_NUM_THREADS").result(120) == "1"
+
+
+def deaf(folder: str) -> None:
+    """Work that no signal ends."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    Path(folder, "begun").touch()
+    time.sleep(600.0)
+
+
+def test_a_worker_that_hears_no_signal_is_killed(plain, tmp_path, monkeypatch):
+    monkeypatch.setattr(interrupts, "WORKERS_PATIENCE_S", 0.2)
+
+    def interrupted() -> None:
+        with worker_pool(1) as pool:
+            pool.submit(deaf, str(tmp_path))
+            while not (tmp_path / "begun").exists():
+                time.sleep(0.05)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not active_children()
 
 
 @pytest.mark.parametrize(

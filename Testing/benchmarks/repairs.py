@@ -41,6 +41,7 @@ from model_server.evaluation.harness import (
 from model_server.evaluation.metrics import Truth, dice, paper_scores, surface_distances
 from model_server.evaluation.protocols import find_protocol
 from model_server.evaluation.results import machine
+from model_server.fitting import template_interaction
 from model_server.fitting.mask_parts import Parts
 from model_server.geometry.labels import surface_from_label
 from model_server.geometry.sampling import sample_surface
@@ -267,8 +268,11 @@ def main() -> None:
     arguments = parser(__doc__, ["pca", "dals", "atlas", "reshapeit"])
     arguments.add_argument("--organs", nargs="+", default=ORGANS)
     arguments.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
+    arguments.add_argument("--matched", type=float, help="share of a mask's places that is fitted")
     arguments.add_argument("--folds", type=int, default=0, help="of a PCA that leaves patients out")
     chosen = arguments.parse_args()
+    if chosen.matched is not None:
+        template_interaction.MATCHED = chosen.matched
     use_threads(chosen.threads)
     m = machine(chosen.device, chosen.threads)
     for organ in chosen.organs:

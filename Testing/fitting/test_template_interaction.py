@@ -5,8 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model_server.fitting.template_interaction import MASK_POINTS, interact
+from model_server.fitting import template_interaction
+from model_server.fitting.template_interaction import MASK_POINTS, interact, interacted
 from model_server.geometry.icosphere import icosphere
+from model_server.io.volumes import read_volume
+from model_server.jobs.example import example_case
+from model_server.observations import MaskNoise, Observations, Volume
+from model_server.priors.registry import load_prior
 from model_server.reconstruction import Surface
 
 SPHERE = icosphere(3)
@@ -46,3 +51,27 @@ def test_the_best_are_places_of_the_organ(found):
     assert (off < 0.1).mean() > 0.85
     assert (best[:, 0] > 43.0).mean() < 0.03 < (found.points[:, 0] > 43.0).mean()
     assert len(found.best(1.0)) == MASK_POINTS
+
+
+def test_a_mask_is_registered_once_and_another_one_anew(monkeypatch):
+    prior = load_prior("hippocampus-pca", "cpu")
+    label = read_volume(example_case().truth)
+    given = Observations(label_map=label, mask_noise=MaskNoise())
+    first = interacted(prior, given).mask_points
+    calls = []
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return interact(*arguments)
+
+    monkeypatch.setattr(template_interaction, "interact", counted)
+    assert interacted(prior, given).mask_points is first
+    assert not calls
+    moved = label.ijk_to_ras.copy()
+    moved[0, 3] += 5.0
+    elsewhere = Observations(
+        label_map=Volume(label.array, moved, label.name), mask_noise=MaskNoise()
+    )
+    again, offset = interacted(prior, elsewhere).mask_points, np.array([5.0, 0.0, 0.0])
+    assert len(calls) == 1
+    assert again.mean(axis=0) == pytest.approx(first.mean(axis=0) + offset, abs=1e-6)

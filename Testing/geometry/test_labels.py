@@ -136,3 +136,14 @@ def test_a_part_one_slice_high_has_a_surface(spacing, width):
     assert surface.volume() > 0
     middle = np.array([*2 * [4.5 + 0.5 * width], 2.0]) * spacing
     assert surface.points.mean(axis=0) == pytest.approx(middle, abs=0.6 * max(spacing))
+
+
+@pytest.mark.parametrize("thickness", [1.0, 4.0])
+def test_what_is_thin_between_thick_slices_keeps_its_volume_if_asked(thickness):
+    mask = np.zeros((9, 30, 30), np.uint8)
+    mask[4, 8:20, 12:16] = 1
+    mask[5, 14:24, 12:16] = 1
+    label = Volume(mask, np.diag([1.0, 1.0, thickness, 1.0]))
+    wanted = mask.sum() * thickness
+    assert surface_from_label(label, keep_volume=True).volume() == pytest.approx(wanted, rel=0.1)
+    assert surface_from_label(label).volume() < 0.75 * wanted

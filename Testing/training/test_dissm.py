@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import trimesh
+from ellipsoids import RADIUS, SHAPES
 
 from model_server.geometry.icosphere import icosphere
 from model_server.reconstruction import Surface
@@ -21,17 +22,6 @@ TINY = DissmTraining(
     latent_size=8, width=64, steps=400, near=1200, far=300, batch_points=500, half_share=0.0,
     decoder_rate=3e-3,
 )  # fmt: skip
-RADIUS = 0.5
-
-
-def ellipsoid(index: int) -> Surface:
-    sphere = icosphere(3)
-    axes = np.exp(0.25 * np.sin([1.0 + index, 2.0 * index, 3.0 * index + 0.5]))
-    points = sphere.points * axes
-    return Surface(points * RADIUS / np.sqrt((points**2).sum(1).mean()), sphere.triangles)
-
-
-SHAPES = [ellipsoid(index) for index in range(10)]
 
 
 @pytest.fixture(scope="module")

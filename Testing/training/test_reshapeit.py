@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from ellipsoids import RADIUS, SHAPES
 
-from model_server.geometry.icosphere import icosphere
 from model_server.priors.reshapeit_field import ReshapeField
 from model_server.priors.reshapeit_networks import Jet, places
-from model_server.reconstruction import Surface
 from model_server.training.deepsdf import distances_at
 from model_server.training.reshapeit import (
     ReshapeTrainer,
@@ -25,17 +24,6 @@ TINY = ReshapeTraining(
     codes=4, width=32, depth=4, rank=2, hidden=16, steps=350, near=1200, far=300, surface=1200,
     batch_surface=150, batch_points=150, decoder_rate=3e-3,
 )  # fmt: skip
-RADIUS = 0.5
-
-
-def ellipsoid(index: int) -> Surface:
-    sphere = icosphere(3)
-    axes = np.exp(0.25 * np.sin([1.0 + index, 2.0 * index, 3.0 * index + 0.5]))
-    points = sphere.points * axes
-    return Surface(points * RADIUS / np.sqrt((points**2).sum(1).mean()), sphere.triangles)
-
-
-SHAPES = [ellipsoid(index) for index in range(10)]
 
 
 @pytest.fixture(scope="module")

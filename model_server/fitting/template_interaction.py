@@ -8,6 +8,8 @@ match best are what codes and deformation are fitted to; the template itself sta
 
 from __future__ import annotations
 
+import hashlib
+import warnings
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -19,7 +21,7 @@ from model_server.fitting.mask_parts import parts_of_organ
 from model_server.fitting.pose_prior import PosePrior, mirror_points
 from model_server.geometry.labels import surface_from_label
 from model_server.geometry.sampling import sample_surface
-from model_server.observations import Observations
+from model_server.observations import Observations, Volume
 from model_server.priors.card import PriorCard
 from model_server.reconstruction import Surface
 
@@ -31,10 +33,17 @@ MATCHED = 0.5  # share of a mask's places that are fitted, chosen on validation 
 
 
 class HasShape(Protocol):
-    """A prior whose template can be registered to a mask."""
+    """A prior whose template can be registered to a mask.
+
+    Attributes:
+        card, pose_prior: of the prior.
+        confirmed: digest of the last mask, and the places of it that were confirmed: edits beside
+            a mask need no registration anew.
+    """
 
     card: PriorCard
     pose_prior: PosePrior
+    confirmed: tuple[bytes, Array] | None
 
     def registered(self) -> Surface:
         """The shape that is, canonical frame."""
@@ -72,6 +81,21 @@ def interacted(prior: HasShape, observations: Observations) -> Observations:
     observations = parts_of_organ(observations, prior.card)
     label = observations.label_map
     assert label is not None
+    key = _digest(label)
+    if prior.confirmed is None or prior.confirmed[0] != key:
+        prior.confirmed = key, _confirmed(prior, observations, label)
+    return replace(observations, mask_points=prior.confirmed[1])
+
+
+def _digest(label: Volume) -> bytes:
+    found = hashlib.blake2b(np.ascontiguousarray(label.array).tobytes(), digest_size=16)
+    found.update(f"{label.array.shape}{label.array.dtype}".encode())
+    found.update(np.ascontiguousarray(label.ijk_to_ras).tobytes())
+    return found.digest()
+
+
+def _confirmed(prior: HasShape, observations: Observations, label: Volume) -> Array:
+    """(K, 3) RAS mm, the best places; of paired organs by the side that fits better."""
     initial = apart(lambda: surface_from_label(label, whole=True, keep_volume=True))
     shape, found = prior.registered(), []
     for mirrored in (False, True) if prior.card.mirrors else (False,):
@@ -83,8 +107,7 @@ def interacted(prior: HasShape, observations: Observations) -> Observations:
         else:
             surface = Surface(there, shape.triangles)
         found.append(interact(surface, initial))
-    best = min(found, key=lambda each: each.spread_mm)
-    return replace(observations, mask_points=best.best(MATCHED))
+    return min(found, key=lambda each: each.spread_mm).best(MATCHED)
 
 
 def interact(template: Surface, initial: Surface, seed: int = 0) -> Interaction:
@@ -106,7 +129,9 @@ def interact(template: Surface, initial: Surface, seed: int = 0) -> Interaction:
 
 def _registered(target: Array, source: Array) -> tuple[Array, float]:
     """Confidence of each target, and the standard deviation of the match; both of size one."""
-    from pycpd import RigidRegistration
+    with warnings.catch_warnings():  # the library's own, of its spelling, where it is compiled
+        warnings.simplefilter("ignore", SyntaxWarning)
+        from pycpd import RigidRegistration
 
     registration = RigidRegistration(X=target, Y=source, w=OUTLIERS, max_iterations=MOST_ITERATIONS)
     registration.register()

@@ -15,13 +15,8 @@ from numpy.typing import NDArray
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
-RESOLUTION = {
-    "dals": 3,
-    "pca": 1,
-    "atlas": 2,
-    "dissm": 1,
-    "reshapeit": 1,
-}  # coarse: modes are broad
+# Coarse: modes are broad.
+RESOLUTION = {"dals": 3, "pca": 1, "atlas": 2, "dissm": 1, "reshapeit": 1}
 LEAST_STEEPNESS = 0.05
 
 

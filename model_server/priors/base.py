@@ -38,6 +38,7 @@ class LatentPrior(LatentGaussian, ABC):
         finishes: whether more than one surface is yielded, the last one remeshed.
         starts_quickly: whether it is loaded with the organ's PCA prior as ``quick``.
         parts: (templates, ...) part numbers at places of the templates, or None.
+        confirmed: what its shape confirmed of the last mask to repair.
     """
 
     card: PriorCard
@@ -47,6 +48,7 @@ class LatentPrior(LatentGaussian, ABC):
     finishes = True
     starts_quickly = False
     parts: NDArray[np.uint8] | None = None
+    confirmed: tuple[bytes, Array] | None = None
 
     @cached_property
     def leftover(self) -> Leftover:

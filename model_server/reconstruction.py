@@ -30,9 +30,9 @@ class Surface:
         """(V, 3) unit normals, area weighted."""
         corners = self.corners()
         cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-        normals = np.zeros_like(self.points)
-        for corner in range(3):
-            np.add.at(normals, self.triangles[:, corner], cross)
+        where, count = self.triangles.ravel(), len(self.points)
+        summed = np.repeat(cross, 3, axis=0).T
+        normals = np.stack([np.bincount(where, part, count) for part in summed], axis=1)
         return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
 
     def rms_radius(self) -> float:

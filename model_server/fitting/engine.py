@@ -42,7 +42,7 @@ from model_server.threads import few_threads
 
 Array = NDArray[np.float64]
 DENSE_TRIANGLES = 30_000  # of a surface that is told to the voxel
-GUIDE_POINTS = 400  # samples of the quick look's surface
+GUIDE_POINTS = 200  # samples of the quick look's surface
 
 
 def fit(
@@ -279,15 +279,14 @@ class _Run:
         self._enter(found.pose, *self.form.cold(found.latents))
         self.misfit = found.state.misfit
         settled = settle(found.form, found.state, self.evidence, self.settings.uncertainty)
-        coarse = found.form.shape(settled)
+        coarse, coordinates = self.form.coarse(self.state, found.form, settled)
         self._guide_by(coarse, self.state.pose)
         spread = None
         if self.settings.uncertainty:
             spread = found.form.spread(settled, coarse.points)
         self._lap("quick look", found.steps)
-        coordinates = self.form.coarse_coordinates(self.state, coarse.points)
         drawn = Drawn(self._to_patient(coarse), coordinates, spread)
-        latents = self.form.coarse_latents(self.state, found.latents)
+        latents = self.form.latents(self.state)
         return self._answer("quick look", drawn, latents, self.model.quick.card)
 
     def begin_from(self, start: Reconstruction) -> None:
@@ -360,7 +359,8 @@ class _Run:
 
     def final(self) -> Reconstruction:
         """The remeshed surface, its correspondences and doubt, checked against the input."""
-        drawn = self._remeshed() if self.settings.remesh else self._drawn()
+        as_it_is = not self.settings.remesh or self.form.even(self.state)
+        drawn = self._drawn() if as_it_is else self._remeshed()
         points = mirror_points(drawn.surface.points) if self.mirrored else drawn.surface.points
         canonical = self.state.pose.invert(points)
         drawn = replace(drawn, spread=self._spread(canonical))

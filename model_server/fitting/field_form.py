@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from model_server.fitting.leftover import Kriging, Leftover
-from model_server.fitting.model import ROBUST, FitState, Seen
+from model_server.fitting.model import ROBUST, FitState, Form, Seen
 from model_server.fitting.terms import Evidence, Places
+from model_server.geometry.sampling import spread_vertices
 from model_server.pose import Pose
 from model_server.reconstruction import Reconstruction, Surface
 
 Array = NDArray[np.float64]
+ONTO_STEPS, MOST_ONTO = 2, 0.08  # of points onto the zero level; RMS radii of one of them
 
 
 @dataclass(frozen=True)
@@ -294,13 +296,28 @@ class FieldForm:
         """See ``Form``."""
         return self.field.latents(state.latent)
 
-    def coarse_coordinates(self, state: FitState, points: Array) -> Array:
+    def coarse(self, state: FitState, quick: Form, found: FitState) -> tuple[Surface, Array]:
         """See ``Form``."""
-        return self.coordinates(state, points)
+        surface = quick.shape(found)
+        return surface, self.coordinates(state, surface.points)
 
-    def coarse_latents(self, state: FitState, modes: Array) -> Array:
-        """See ``Form``."""
-        return self.latents(state)
+    def onto(self, state: FitState, points: Array) -> Array:
+        """Along the field's slope; see ``Form``."""
+        for _ in range(ONTO_STEPS):
+            reading = self.field.read(state.latent, state.template, points)
+            distance = reading.distance
+            if state.leftover is not None:
+                distance = distance - state.leftover.at(points)
+            steep = np.broadcast_to(reading.steepness, len(points)) ** 2
+            step = -(distance / steep)[:, None] * reading.slope
+            far = np.linalg.norm(step, axis=1, keepdims=True)
+            most = MOST_ONTO * self.rms_radius
+            points = points + step * np.minimum(1.0, most / np.maximum(far, 1e-12))
+        return points
+
+    def even(self, state: FitState) -> bool:
+        """Zero levels have slivers; see ``Form``."""
+        return False
 
     def spread(self, state: FitState, points: Array) -> Array:
         """Laplace, then leftovers; see ``Form``."""
@@ -308,6 +325,10 @@ class FieldForm:
         chosen = points[::step]
         spread = np.sqrt(self._variance(state, chosen)) * state.pose.scale
         return spread if step == 1 else np.asarray(spread[cKDTree(chosen).query(points)[1]])
+
+    def witnesses(self, state: FitState, points: Array, count: int) -> NDArray[np.int64]:
+        """See ``Form``."""
+        return spread_vertices(points, count)
 
     def covariance(self, state: FitState, points: Array) -> Array:
         """See ``Form``."""

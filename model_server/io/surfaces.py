@@ -180,7 +180,7 @@ def read_surface(path: Path) -> tuple[Surface, dict[str, Array]]:
     from vtkmodules.vtkIOPLY import vtkPLYReader
     from vtkmodules.vtkIOXML import vtkXMLPolyDataReader
 
-    readers = {
+    readers: dict[str, Any] = {
         ".stl": vtkSTLReader,
         ".ply": vtkPLYReader,
         ".obj": vtkOBJReader,

@@ -141,19 +141,20 @@ def _obj(surface: Surface) -> bytes:
 
 
 def _vtp(surface: Surface, arrays: dict[str, NDArray[Any]]) -> bytes:
-    import vtk
-    from vtk.util.numpy_support import numpy_to_vtk
+    from vtkmodules.util.numpy_support import numpy_to_vtk
+    from vtkmodules.vtkCommonCore import vtkStringArray
+    from vtkmodules.vtkIOXML import vtkXMLPolyDataWriter
 
     data = to_polydata(surface)
     for name, values in arrays.items():
         array = numpy_to_vtk(np.ascontiguousarray(values, dtype=np.float32), deep=1)
         array.SetName(name)
         data.GetPointData().AddArray(array)
-    space = vtk.vtkStringArray()
+    space = vtkStringArray()
     space.SetName("SPACE")
     space.InsertNextValue("LPS")
     data.GetFieldData().AddArray(space)
-    writer = vtk.vtkXMLPolyDataWriter()
+    writer = vtkXMLPolyDataWriter()
     writer.SetInputData(data)
     # Base64 instead of raw bytes after the XML: a string result holds no zero bytes.
     writer.SetDataModeToBinary()
@@ -174,14 +175,16 @@ def read_surface(path: Path) -> tuple[Surface, dict[str, Array]]:
     Raises:
         ShapePriorError: the file is missing or not a triangle mesh of a known format.
     """
-    import vtk
-    from vtk.util.numpy_support import vtk_to_numpy
+    from vtkmodules.util.numpy_support import vtk_to_numpy
+    from vtkmodules.vtkIOGeometry import vtkOBJReader, vtkSTLReader
+    from vtkmodules.vtkIOPLY import vtkPLYReader
+    from vtkmodules.vtkIOXML import vtkXMLPolyDataReader
 
-    readers = {
-        ".stl": vtk.vtkSTLReader,
-        ".ply": vtk.vtkPLYReader,
-        ".obj": vtk.vtkOBJReader,
-        ".vtp": vtk.vtkXMLPolyDataReader,
+    readers: dict[str, Any] = {
+        ".stl": vtkSTLReader,
+        ".ply": vtkPLYReader,
+        ".obj": vtkOBJReader,
+        ".vtp": vtkXMLPolyDataReader,
     }
     kind = readers.get(path.suffix.lower())
     if kind is None or not path.is_file():

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from model_server.errors import ShapePriorError
@@ -78,6 +77,8 @@ def distanceTo(observations: Observations, points: Array) -> Array:
     spanned = observations.spanning_points(1.0)
     if not len(spanned):
         return np.zeros(len(points))
+    from scipy.spatial import cKDTree  # late: the module is opened without SciPy
+
     return np.asarray(cKDTree(spanned).query(points)[0])
 
 

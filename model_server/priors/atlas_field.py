@@ -219,6 +219,12 @@ class AtlasField(LatentGaussian):
         """(N, 3) p + D(p)."""
         return self.deform(latent, template, points)
 
+    def carried(
+        self, latent: Array, template: int, leftover: Kriging | None
+    ) -> tuple[Surface, Array] | None:
+        """None yet."""
+        return None
+
     def undeform(
         self, latent: Array, template: int, places: Array, steps: int, tolerance: float
     ) -> tuple[Array, Array]:

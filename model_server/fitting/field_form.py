@@ -45,6 +45,8 @@ class FieldSettings:
         guide_noise: its standard deviation, in RMS radii.
         samples: so many places of outlines, and so many of the guide, are looked at in a step: more
             say the same. What is left over is told by all.
+        held: whether the change by the latent is found when it is linearized anew alone, and held
+            until then: of fields where that takes longest.
         spread_points: points at which the uncertainty is found; others take their nearest's.
     """
 
@@ -60,8 +62,9 @@ class FieldSettings:
     latent_weight: float = 1.0
     guide_points: float = 150.0
     guide_noise: float = 0.03
-    samples: int = 120
-    spread_points: int = 600
+    samples: int = 200
+    held: bool = False
+    spread_points: int = 400
 
     def few(self, places: Places) -> Places:
         """Every n-th place of curves, and of what was not drawn, where they are many; each then
@@ -75,7 +78,7 @@ class FieldSettings:
         for same in (places.drawn & places.alike, ~places.drawn):
             order[same] = np.arange(np.count_nonzero(same))
         kept = order % step == 0
-        trust = np.where(places.drawn, places.trust, np.minimum(1.0, step * places.trust))
+        trust = np.where(places.drawn, places.trust, step * places.trust)
         return replace(places, trust=trust).where(kept)
 
     def counts(self, places: Places) -> Array:
@@ -210,6 +213,8 @@ class FieldForm:
         self.leftover = leftover
         self.rms_radius = field.rms_radius
         self.guided = settings.guide_points > 0
+        self._felt: tuple[FitState, Array, Array] | None = None
+        self._held: tuple[Array, Array] | None = None
         self._heard: tuple[Evidence, bool, Places, Array] | None = None
         self._shown: tuple[FitState, Surface, Array | None] | None = None
 
@@ -253,6 +258,7 @@ class FieldForm:
     def renew(self, state: FitState, step: int) -> None:
         """See ``Form``."""
         if step % self.settings.renew == 0:
+            self._held = None
             self.field.renew(state.latent)
 
     def look(self, state: FitState, evidence: Evidence) -> FieldSeen:
@@ -286,8 +292,14 @@ class FieldForm:
     def jacobian(self, state: FitState, seen: FieldSeen) -> Array:
         """See ``Form``."""
         moved = by_pose(state.pose, seen.points, seen.canonical, seen.reading.slope)
-        by_latent = self.field.by_latent(seen.reading, seen.canonical)
-        return np.concatenate([moved, by_latent], axis=1)
+        return np.concatenate([moved, self._by_latent(seen)], axis=1)
+
+    def _by_latent(self, seen: FieldSeen) -> Array:
+        if not self.settings.held:
+            return self.field.by_latent(seen.reading, seen.canonical)
+        if self._held is None or self._held[0] is not seen.points:
+            self._held = seen.points, self.field.by_latent(seen.reading, seen.canonical)
+        return self._held[1]
 
     def apart(self, state: FitState, evidence: Evidence) -> FieldSeen:
         """What it looks at is a distance; see ``Form``."""
@@ -368,7 +380,15 @@ class FieldForm:
 
     def _rows(self, state: FitState, points: Array) -> Array:
         """(N, 7 + K) motion of the surface along its normal, canonical units, at canonical points
-        by pose step and latent."""
+        by pose step and latent; the last are remembered: what is asked of fewer points next are the
+        first of them."""
+        known, count = self._felt, len(points)
+        if known is None or known[0] is not state or not np.array_equal(known[1][:count], points):
+            self._felt = state, points, self._felt_at(state, points)
+        assert self._felt is not None
+        return self._felt[2][:count]
+
+    def _felt_at(self, state: FitState, points: Array) -> Array:
         patient = state.pose.apply(points)
         reading = self.field.read(state.latent, state.template, points)
         moved = by_pose(state.pose, patient, points, reading.slope)

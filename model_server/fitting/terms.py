@@ -99,6 +99,10 @@ class Places:
         rows = zip(*(part.__dict__.values() for part in parts), strict=True)
         return cls(*(np.concatenate(row) for row in rows))
 
+    def where(self, kept: NDArray[np.bool_]) -> Places:
+        """Some of them."""
+        return Places(*(row[kept] for row in self.__dict__.values()))
+
 
 class Dense(Protocol):
     """What tells a surface to the voxel."""

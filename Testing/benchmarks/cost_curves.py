@@ -5,7 +5,8 @@
 One curve, cost_<name>.png, for each; all tables in cost_curves.md, all figures in cost_curves.json.
 Seconds of planes, clicks, vertices and cases are of the CPU, of one thread, so that what else the
 machine does counts little; priors are loaded and used once before. Those of sessions are by the
-clock, as somebody waits for them. Curves that were not asked for keep their figures.
+clock, as somebody waits for them. Curves that were not asked for keep their figures;
+--curves without any draws all of them again.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ def over_clicks(chosen: argparse.Namespace) -> Panels:
 
 
 def of_level(prior: Any, level: int) -> Any:
-    """A mesh prior whose surfaces have the vertices of a sphere subdivided so often; previews, too."""
+    """A mesh prior whose surfaces, also previews, have the vertices of a sphere of that level."""
     mesh_form.SHOWN_LEVEL = level
     prior.solver_settings = replace(prior.solver_settings, local_level=level)
     return prior
@@ -314,7 +315,7 @@ def main() -> None:
     arguments = parser(__doc__ or "", ["dals", "atlas", "pca"])
     arguments.set_defaults(limit=2, threads=1, output=RESULTS)
     arguments.add_argument("--organ", default="hippocampus")
-    arguments.add_argument("--curves", nargs="+", default=list(CURVES), choices=list(CURVES))
+    arguments.add_argument("--curves", nargs="*", default=list(CURVES), choices=list(CURVES))
     arguments.add_argument("--cohort-of", type=int, help="cases; used by the benchmark itself")
     chosen = arguments.parse_args()
     use_threads(chosen.threads)

@@ -110,12 +110,22 @@ def plot_costs(
             axis.errorbar(counts, middle, around, marker="o", markersize=3, capsize=2, label=method)
         axis.set_title(cost)
         axis.set_xlabel(xlabel)
-        axis.set_ylim(bottom=0.0)  # what grows by a tenth should look like it
+        _from_zero(
+            axis, [v for line in by_method.values() for found in line.values() for v in found]
+        )
         axis.grid(alpha=0.3)
         _spread(axis, sorted({n for by_count in by_method.values() for n in by_count}))
     axes[0].legend(fontsize=7)
     figure.suptitle(title, fontsize=8, wrap=True)
     _save(figure, path)
+
+
+def _from_zero(axis: Any, values: Sequence[float]) -> None:
+    """What grows by a tenth looks like it; what grows by far more stands at equal ratios."""
+    if max(values) > WIDE * min(values) > 0.0:
+        axis.set_yscale("log")
+    else:
+        axis.set_ylim(0.0, 1.08 * max(values))
 
 
 def _spread(axis: Any, counts: Sequence[float]) -> None:

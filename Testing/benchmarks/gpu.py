@@ -3,9 +3,9 @@
     python Testing/benchmarks/gpu.py [--device cpu] [--profile]
 
 The bundled case, its three outlines drawn again and again with other jitter. Each device is
-measured in a process of its own, by the clock, after everything was used once; surfaces are compared
-vertex by vertex before they are remeshed. ``--device cpu`` measures the CPU alone; without a GPU
-nothing else can be, and the command says so (exit code 2). Writes gpu.md and gpu.json.
+measured in a process of its own, by the clock, after everything was used once. Surfaces of both are
+compared vertex by vertex, before they are remeshed. ``--device cpu`` measures the CPU alone;
+without a GPU nothing else can be, and the command says so (exit code 2). Writes gpu.md, gpu.json.
 
 Not called cuda.py: of a script's folder, Python would take it for NVIDIA's package of that name.
 """

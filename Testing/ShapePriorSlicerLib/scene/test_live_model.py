@@ -363,6 +363,31 @@ def test_slices_cut_a_surface_in_every_coloring_without_complaint(application, m
     assert not path.exists() or "table range" not in path.read_text()
 
 
+@pytest.mark.skipif(bool(cannotRender()), reason=cannotRender())
+def test_views_follow_a_surface_that_is_written_in_place(application, model):
+    """In 3D and in slices: what is on the graphics card is renewed."""
+    provideColors(application.scene)
+    model.show(reconstruction(), ASKED, CHOSEN)
+    space, view = Space(application), View(application, "Red", "Axial", center=np.zeros(3))
+    seen = []
+    for scale in (10.0, 16.0, 10.0):
+        model.show(reconstruction(scale), ASKED, CHOSEN)
+        seen.append([int((picture.max(axis=2) > 60).sum()) for picture in shown(space, view)])
+    space.close()
+    view.close()
+    (small, thin), (large, long), again = seen
+    assert large > 1.5 * small > 100
+    assert long > 1.2 * thin > 100
+    assert again == [small, thin]
+
+
+def shown(space, view):
+    """What both views show, the background of the 3D view left out."""
+    space.renderer.SetBackground(0.0, 0.0, 0.0)
+    space.renderer.GradientBackgroundOff()
+    return space.picture(), view.picture()
+
+
 def test_unnamed_parts_are_numbered_and_a_part_keeps_its_color(legends):
     parts = np.array([3, 3, 3, 4, 4, 4], dtype=np.uint8)
     tables = []

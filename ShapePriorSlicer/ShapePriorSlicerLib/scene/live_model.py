@@ -269,7 +269,8 @@ def _put(node: Node, surface: Surface, arrays: dict[str, NDArray[Any] | None]) -
     """Put a surface with its arrays into a node.
 
     Into the mesh that it has: another mesh would have every view build its pipelines anew, and
-    Slicer would stand still for as long. Views hear of it once.
+    Slicer would stand still for as long. Where the triangles are the same, points and arrays are
+    written in place, those that changed alone. Views hear of it once, and of no change not at all.
     """
     mesh = node.GetPolyData()
     if mesh is None:
@@ -277,9 +278,12 @@ def _put(node: Node, surface: Surface, arrays: dict[str, NDArray[Any] | None]) -
         _setArrays(mesh, arrays)
         node.SetAndObservePolyData(mesh)
         return
-    if _movePoints(mesh, surface):
-        _setArrays(mesh, arrays)
-        mesh.Modified()
+    if _hasTriangles(mesh, surface):
+        moved = _write(mesh.GetPoints().GetData(), surface.points)
+        if moved:
+            mesh.GetPoints().Modified()  # bounds are computed from it
+        if _setArrays(mesh, arrays) or moved:
+            mesh.Modified()
     else:
         fresh = polyDataOf(surface)
         _setArrays(fresh, arrays)
@@ -288,32 +292,44 @@ def _put(node: Node, surface: Surface, arrays: dict[str, NDArray[Any] | None]) -
         node.EndModify(was)
 
 
-def _movePoints(mesh: Any, surface: Surface) -> bool:
-    """Move the points of a mesh; False where its triangles are others."""
-    if mesh.GetNumberOfPoints() != len(surface.points):
-        return False
+def _hasTriangles(mesh: Any, surface: Surface) -> bool:
+    """Whether a mesh has as many points and the same triangles."""
     known = _trianglesOf(mesh)
-    if known is None or not np.array_equal(known, surface.triangles):
-        return False
-    vtk_to_numpy(mesh.GetPoints().GetData())[:] = surface.points
-    mesh.GetPoints().Modified()
-    return True
+    sameCount = mesh.GetNumberOfPoints() == len(surface.points)
+    return sameCount and known is not None and np.array_equal(known, surface.triangles)
 
 
-def _setArrays(mesh: Any, arrays: dict[str, NDArray[Any] | None]) -> None:
-    """Give a mesh these point arrays, in place where it has them already."""
+def _setArrays(mesh: Any, arrays: dict[str, NDArray[Any] | None]) -> bool:
+    """Give a mesh these point arrays, in place where it has them already; whether any is new."""
     data = mesh.GetPointData()
+    changed = False
     for name, values in arrays.items():
         known = data.GetArray(name)
         if values is None:
+            changed |= known is not None
             data.RemoveArray(name)
         elif known is not None and _isLike(vtk_to_numpy(known), values):
-            vtk_to_numpy(known)[:] = values
-            known.Modified()
+            changed |= _write(known, values)
         else:
             array = numpy_to_vtk(np.ascontiguousarray(values), deep=1)
             array.SetName(name)
             data.AddArray(array)
+            changed = True
+    return changed
+
+
+def _write(array: Any, values: NDArray[Any]) -> bool:
+    """Write values into a VTK array of their shape; whether they are others than before.
+
+    Its time stays where they are not: mappers send what is newer to the graphics card again.
+    """
+    held = vtk_to_numpy(array)
+    given = values.astype(held.dtype, copy=False)
+    if np.array_equal(held, given):
+        return False
+    held[:] = given
+    array.Modified()
+    return True
 
 
 def _isLike(one: NDArray[Any], other: NDArray[Any]) -> bool:

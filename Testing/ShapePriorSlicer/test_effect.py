@@ -191,7 +191,7 @@ def test_a_repair_is_colored_by_what_it_changed(user):
     user.panel.update()
     assert not user.panel.changeCheckBox.enabled  # slices are no mask
     click(user.panel.cancelButton)
-    user.fill(user.truth & (np.arange(user.truth.shape[0]) < 24)[:, None, None])
+    user.fill(user.truth & (np.arange(user.truth.shape[0]) < 35)[:, None, None])
     click(user.panel.previewButton)
     user.settled()
     user.panel.update()
@@ -199,7 +199,8 @@ def test_a_repair_is_colored_by_what_it_changed(user):
     assert "The border moved outward by up to" in user.panel.stateLabel.text
     click(user.panel.changeCheckBox)
     assert session.parameters.coloring == "change"
-    assert session.model.node.GetDisplayNode().GetActiveScalarName() == "ChangeMm"
+    display = session.model.node.GetDisplayNode()
+    user.application.wait(lambda: display.GetActiveScalarName() == "ChangeMm")
     click(user.panel.changeCheckBox)
     assert session.parameters.coloring == "plain"
 

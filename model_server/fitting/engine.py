@@ -183,8 +183,13 @@ def _likely(model: FitModel, observations: Observations, settings: FitSettings) 
     return likely_parts(observations, model.card, judge)
 
 
-def _place(model: FitModel, observations: Observations, settings: FitSettings) -> Placed:
-    evidence = evidence_of(observations)
+def _place(
+    model: FitModel,
+    observations: Observations,
+    settings: FitSettings,
+    evidence: Evidence | None = None,
+) -> Placed:
+    evidence = evidence_of(observations) if evidence is None else evidence
     sides = [False]
     if model.card.mirrors and settings.pose is None:
         sides = [s for s in (False, True) if settings.side in ("auto", ("left", "right")[s])]
@@ -266,7 +271,7 @@ class _Run:
 
     def begin_alone(self) -> None:
         """Start from the annotations, without a quick look."""
-        placed = _place(self.model, self.observations, self.settings)
+        placed = _place(self.model, self.observations, self.settings, self.evidence)
         self.form, self.state, self.mirrored = placed.form, placed.state, placed.mirrored
         self.misfit = placed.state.misfit
         self.evidence = self.evidence.mirrored() if self.mirrored else self.evidence
@@ -275,7 +280,7 @@ class _Run:
     def quick_look(self) -> Reconstruction:
         """The answer of the quick look: the first surface, the start, and weak evidence of the
         whole."""
-        found = _place(self.model.quick, self.observations, self.settings)
+        found = _place(self.model.quick, self.observations, self.settings, self.evidence)
         self._enter(found.pose, *self.form.cold(found.latents))
         self.misfit = found.state.misfit
         settled = settle(found.form, found.state, self.evidence, self.settings.uncertainty)

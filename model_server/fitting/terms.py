@@ -426,9 +426,9 @@ def evidence_of(observations: Observations) -> Evidence:
         label = observations.label_map
         noise = observations.mask_noise
         repairs = noise is not None
-        surface = apart(lambda: surface_from_label(label, whole=True, keep_volume=repairs))
         sampled = observations.mask_points
         if sampled is None:
+            surface = apart(lambda: surface_from_label(label, whole=True, keep_volume=repairs))
             sampled = sample_surface(surface, MASK_SAMPLES, np.random.default_rng(0))
         edges = () if noise is None else noise.edges
         for edge in edges:  # where the scan ends, the organ does not

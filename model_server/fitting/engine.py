@@ -303,7 +303,8 @@ class _Run:
             if found.mirrored == self.mirrored:
                 self.misfit = found.state.misfit
                 settled = settle(found.form, found.state, self.evidence, variance=False)
-                self._guide_by(found.form.shape(settled), found.state.pose)
+                coarse, _ = self.form.coarse(self.state, found.form, settled)
+                self._guide_by(coarse, found.state.pose)
         self._lap("start")
 
     def _enter(self, pose: Pose, latent: Array, templates: Sequence[int]) -> None:

@@ -23,7 +23,7 @@ from model_server.pose import Pose
 from model_server.reconstruction import Reconstruction, Surface
 
 Array = NDArray[np.float64]
-ONTO_STEPS, MOST_ONTO = 2, 0.08  # of points onto the zero level; RMS radii of one of them
+ONTO_STEPS, MOST_ONTO = 1, 0.08  # of points onto the zero level; RMS radii of one of them
 
 
 @dataclass(frozen=True)
@@ -200,6 +200,7 @@ class FieldForm:
 
     guided_globally = True
     local_steps = 0
+    settlings = 1  # distances are known everywhere
 
     def __init__(
         self,

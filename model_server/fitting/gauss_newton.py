@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import linalg
 
 from model_server.fitting.interrupt import check
-from model_server.fitting.leftover import Kriging
+from model_server.fitting.leftover import Kriging, Leftover
 from model_server.fitting.model import ROBUST, FitState, Form, Seen
 from model_server.fitting.terms import Evidence
 
@@ -198,14 +198,29 @@ def settle(
         variance: whether it will be asked how sure the surface is.
         most: residuals that are looked at; of more, some are left out.
     """
-    check()
+    left = form.leftover.between(evidence.plane_gap() / (form.rms_radius * state.pose.scale))
+    for turn in range(form.settlings):
+        check()
+        seen = form.apart(state, evidence)
+        last = turn == form.settlings - 1 or seen.normals is None  # a distance is one at once
+        found = _left_over(form, state, seen, left, variance and last, most)
+        if found is None:
+            return state
+        state = replace(state, leftover=found)
+        if last:
+            break
+    return state
+
+
+def _left_over(
+    form: Form, state: FitState, seen: Seen, left: Leftover, variance: bool, most: int
+) -> Kriging | None:
+    """What is left over of the residuals of annotations; None of none. Arguments as above."""
     radius, unit = form.rms_radius, form.unit(state)
-    left = form.leftover.between(evidence.plane_gap() / (radius * state.pose.scale))
-    seen = form.apart(state, evidence)
     weight = seen.weights(left.noise * unit, left.spread * unit)
     heard = (weight > LEAST_WEIGHT * weight.max(initial=0.0)) & seen.drawn
     if left.spread == 0.0 or not heard.any():
-        return state
+        return None
     every = np.flatnonzero(heard)
     chosen = every[:: -(-len(every) // most)]
     share = radius / unit  # canonical units
@@ -219,4 +234,4 @@ def settle(
         found = Kriging.of(places, values, doubt, spread, length, normals=normals)
         doubt = doubt * (1.0 + (found.missed(doubt) / ROBUST) ** 2 / doubt)
     check()
-    return replace(state, leftover=Kriging.of(places, values, doubt, spread, length, by_shape, normals))
+    return Kriging.of(places, values, doubt, spread, length, by_shape, normals)

@@ -12,7 +12,7 @@ from model_server.fitting.model import FitState, Form
 from model_server.reconstruction import JointSpread, Surface
 
 Array = NDArray[np.float64]
-MOST_POINTS = 400
+MOST_POINTS = 256
 MOST_PARTS = 40  # columns of the root
 HAND_MM = 0.25  # by which a drawn outline is off
 

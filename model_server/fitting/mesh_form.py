@@ -91,8 +91,10 @@ class MeshForm:
         self.is_preview = not chosen.local and not chosen.remesh
         self.local_steps = settings.local_steps if chosen.local else 0
         self.guided_globally = settings.guided_globally
-        self.guided = self.guided_globally or self.local_steps > 0
+        self.guided = not self.is_preview and (self.guided_globally or self.local_steps > 0)
         self.settles = True
+        # The closest point of a thin part may be on its other side: what is moved is seen again.
+        self.settlings = 1 if self.is_preview else 2
         self.detail: Array | None = None  # (nodes, K) of an earlier fit's latents, about their mean
         self.before: tuple[Array, Array] | None = None  # an earlier latent, and its (V, 3) surface
         self.system: VertexLatents | None = None
@@ -168,8 +170,10 @@ class MeshForm:
 
     def mesh(self, state: FitState) -> Surface:
         """As it is decoded, canonical frame."""
-        if self._decode is None or self._decode[0] is not state:
+        last = None if self._decode is None else self._decode[0]
+        if last is None or last.latent is not state.latent or last.local is not state.local:
             self._decode = state, self._decoded(state)
+        assert self._decode is not None
         return self._decode[1]
 
     def _decoded(self, state: FitState) -> Surface:
@@ -245,12 +249,16 @@ class MeshForm:
         """A mesh is displaced; of a folded one the distances are what something is left over of. See
         ``Form``."""
         places, mesh = evidence.places(), self.mesh(state)
-        surface = Surface(state.pose.apply(mesh.points), mesh.triangles)
+        self.grid = self._distances(mesh, state.pose.invert(places.points))
+        before, now = state.pose.apply(mesh.points), state.pose.apply(mesh.points)
+        if self.grid is None and state.leftover is not None:
+            now = state.pose.apply(state.leftover.displaced(mesh.points))
+        surface = Surface(now, mesh.triangles)
         attached = attach_points(surface, places.points)
         length = np.maximum(np.linalg.norm(attached.directions, axis=1), 1e-9)
-        self.grid = self._distances(mesh, state.pose.invert(places.points))
         if self.grid is None:
-            away = -attached.residuals / length
+            moved = (attached.blend(now - before) * attached.directions).sum(axis=1)
+            away = (moved - attached.residuals) / length
         else:
             away = state.pose.scale * self.grid.at(state.pose.invert(places.points))
         distance = away - places.target
@@ -262,7 +270,7 @@ class MeshForm:
             places.own * self.unit(state),
             places.drawn,
             ROBUST,
-            attached.blend(mesh.points),
+            attached.blend(mesh.points) if self.grid is None else state.pose.invert(places.points),
             surface,
             replace(attached, directions=-along),
             self.template.at_nodes(attached.vertices, attached.weights),

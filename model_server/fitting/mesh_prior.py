@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from model_server.fitting.mesh_template import MeshTemplate
 
 Array = NDArray[np.float64]
-TRUSTED = 0.7  # standard deviations of a latent within which a linearized decoder holds
+TRUSTED = 1.2  # standard deviations of a latent within which a linearized decoder holds
 
 
 @dataclass(frozen=True)

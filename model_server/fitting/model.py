@@ -137,7 +137,8 @@ class Form(Protocol):
         device: that computes.
         rms_radius: of canonical shapes.
         leftover: what they leave over.
-        settles: whether that is added at the end.
+        settles: whether that is added at the end ...
+        settlings: ... and how often, each time seen from where the last one put the surface.
         damped: whether steps are shortened until the energy falls.
         guided: whether the quick look's surface is evidence at all ...
         guided_globally: ... and whether in the global stage, too.
@@ -148,6 +149,7 @@ class Form(Protocol):
     rms_radius: float
     leftover: Leftover
     settles: bool
+    settlings: int
     damped: bool
     guided: bool
     guided_globally: bool

@@ -22,7 +22,7 @@ PAGES = [
     REPOSITORY / "README.md",
     *sorted((REPOSITORY / "Resources").glob("*/*.md")),
 ]
-DEVELOPERS = ("how-it-works", "developing", "wire", "measured", "extensions-index")
+DEVELOPERS = ("how-it-works", "developing", "wire", "measured", "speed", "extensions-index")
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
 # Commands of the reader's system; what they do is not ours to test.
 FOREIGN = ("source", "echo", "export", "openssl", "git", "cd")

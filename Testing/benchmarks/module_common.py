@@ -37,12 +37,14 @@ class Sitting:
         colors.AddDefaultColorNodes()
         self.workspace = Workspace(self.scene, lambda: LocalBackend(arguments=arguments))
         self.polls: list[tuple[float, str]] = []  # seconds of each, and what was going on
+        self.cpu: list[float] = []  # seconds that each computed, in this thread alone
         self.doing = ""
 
     def poll(self) -> None:
         """One tick of Slicer's timer."""
-        began = time.perf_counter()
+        began, computed = time.perf_counter(), time.thread_time()
         self.workspace.poll()
+        self.cpu.append(time.thread_time() - computed)
         self.polls.append((time.perf_counter() - began, self.doing))
         time.sleep(TICK)
 

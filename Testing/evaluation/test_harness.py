@@ -15,10 +15,10 @@ from analytic_surfaces import ellipsoid, sphere
 from matplotlib.figure import Figure
 
 from model_server.errors import ShapePriorError
-from model_server.evaluation import harness
+from model_server.evaluation import harness, plots
 from model_server.evaluation.harness import Method, evaluate
 from model_server.evaluation.metrics import Truth
-from model_server.evaluation.plots import _spread, plot_curves, plot_methods
+from model_server.evaluation.plots import _spread, plot_costs, plot_curves, plot_methods
 from model_server.evaluation.protocols import FIXED, find_protocol
 from model_server.evaluation.results import CaseRecord, EvaluationResult
 from model_server.io.volumes import image_from_array
@@ -364,6 +364,23 @@ def test_plots_are_written(tmp_path: Path) -> None:
     for name in ("methods.png", "curve.png"):
         assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
         assert (tmp_path / name).stat().st_size > 5000
+
+
+@pytest.mark.parametrize(("costs", "scale"), [([0.5, 0.6], "linear"), ([0.5, 50.0], "log")])
+def test_costs_start_at_zero_unless_they_are_of_very_different_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, costs: list[float], scale: str
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    line = {2: costs, 3: [0.55]}
+    panels = {"CPU s": {"a": line}, "MB": {"a": {2: [400.0], 3: [401.0]}}}
+    plot_costs(panels, tmp_path / "costs.png", "planes", "a machine")
+    seconds, memory = drawn[0].axes
+    assert seconds.get_yscale() == scale
+    assert seconds.get_title() == "CPU s"
+    assert memory.get_ylim()[0] == 0.0
+    assert memory.get_ylim()[1] > 401.0
+    assert seconds.get_xlabel() == "planes"
 
 
 def test_counts_of_very_different_size_stand_apart() -> None:

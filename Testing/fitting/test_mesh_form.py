@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from model_server.fitting.attachment import Attachment
-from model_server.fitting.field_form import pose_jacobian
+from model_server.fitting.field_form import by_pose
 from model_server.fitting.gauss_newton import Prior, solve
 from model_server.fitting.mesh_form import MeshForm, MeshSettings
 from model_server.fitting.model import FitState
@@ -39,11 +39,13 @@ def form() -> MeshForm:
 def test_canonical_places_follow_a_mirrored_pose_as_the_jacobian_says() -> None:
     pose = replace(POSE, mirrored=True)
     points = np.random.default_rng(0).normal(0.0, 15.0, (20, 3)) + pose.translation
-    jacobian = pose_jacobian(pose, points, pose.invert(points))
+    slope = np.random.default_rng(1).normal(size=(20, 3))
+    jacobian = by_pose(pose, points, pose.invert(points), slope)
     for index in range(7):
         delta = 1e-5 * np.eye(7)[index]
         ahead, behind = (pose.perturbed(d[:3], d[3], d[4:]).invert(points) for d in (delta, -delta))
-        assert jacobian[:, :, index] == pytest.approx((ahead - behind) / 2e-5, abs=1e-7)
+        moved = ((ahead - behind) * slope).sum(axis=1)
+        assert jacobian[:, index] == pytest.approx(moved / 2e-5, abs=1e-7)
 
 
 def test_packed_modes_are_nearly_the_same_and_interpolate_their_grid() -> None:

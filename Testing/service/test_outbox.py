@@ -142,6 +142,20 @@ def test_a_frame_that_was_replaced_does_not_count_as_sent():
     assert asyncio.run(scene())
 
 
+def test_the_surface_that_was_shown_last_does_not_travel_again_as_the_result():
+    async def scene() -> list[bool]:
+        outbox = Outbox(1000.0)
+        shown = frame("progress", 1.0)
+        outbox.show(shown)
+        sent = [await outbox.next()]
+        for found in (shown.reconstruction, reconstruction(1.0)):
+            outbox.put(Frame("result", 1, found, 0.5, ()))
+            sent.append(await outbox.next())
+        return [message["reconstruction"] is not None for message in sent]
+
+    assert asyncio.run(scene()) == [True, False, True]
+
+
 def test_a_client_that_does_not_read_is_told_off():
     async def scene() -> None:
         outbox = Outbox(20.0)

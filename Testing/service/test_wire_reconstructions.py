@@ -10,7 +10,8 @@ from fake_priors import reconstruction
 from refusals import refused
 
 from model_server.errors import ShapePriorError
-from model_server.reconstruction import JointSpread, Likeness, Template
+from model_server.geometry.icosphere import icosphere
+from model_server.reconstruction import JointSpread, Likeness, Surface, Template
 from model_server.service.wire import error_map, pack, unpack
 from model_server.service.wire_surfaces import (
     read_reconstruction,
@@ -114,14 +115,37 @@ def test_templates_of_another_form_are_refused(changes: dict):
         read_template(template_map(Template(surface, surface.points)) | changes)
 
 
-def test_triangles_may_be_those_of_before():
-    sent = reconstruction()
-    message = unpack(pack(reconstruction_map(sent, triangles=False)))
+def test_triangles_and_template_coordinates_may_be_those_of_before():
+    before, sent = reconstruction(), reconstruction(2.0)
+    message = unpack(pack(reconstruction_map(sent, before)))
     assert message["triangles"] is None
-    found = read_reconstruction(message, sent.surface.triangles)
-    np.testing.assert_array_equal(found.surface.triangles, sent.surface.triangles)
+    assert message["template_coordinates"] is None
+    found = read_reconstruction(message, before)
+    assert found.surface.triangles is before.surface.triangles
+    assert found.template_coordinates is before.template_coordinates
+    np.testing.assert_array_equal(found.surface.points, sent.surface.points)
     with refused():
         read_reconstruction(message)
+    with refused():
+        read_reconstruction(message | {"triangles": sent.surface.triangles})
+
+
+def test_template_coordinates_travel_anew_where_they_moved():
+    before = reconstruction()
+    sent = replace(before, template_coordinates=before.template_coordinates[::-1])
+    message = unpack(pack(reconstruction_map(sent, before)))
+    assert message["triangles"] is None
+    found = read_reconstruction(message, before)
+    np.testing.assert_array_equal(found.template_coordinates, sent.template_coordinates)
+
+
+def test_a_surface_that_moved_is_little_more_than_its_points():
+    sphere = icosphere(4)
+    before = replace(reconstruction(), surface=sphere, template_coordinates=sphere.points)
+    before = replace(before, uncertainty_mm=None)
+    moved = replace(before, surface=Surface(1.1 * sphere.points, sphere.triangles.copy()))
+    assert len(sphere.points) == 2562
+    assert len(pack(reconstruction_map(moved, before))) < 4 * sphere.points.size + 2000
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,48 @@ def plot_curves(
     _save(figure, path)
 
 
+def plot_costs(
+    panels: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]],
+    path: Path,
+    xlabel: str,
+    title: str = "",
+) -> None:
+    """Costs over a count, a line for each method: median, from the least to the most.
+
+    Args:
+        panels: what it costs, with its unit -> method -> count -> values of the cases.
+        path: PNG, PDF or SVG.
+        xlabel: what is counted.
+        title: above all panels, e.g. where it was measured.
+    """
+    figure, axes = _figure(len(panels))
+    for axis, (cost, by_method) in zip(axes, panels.items(), strict=True):
+        for method, by_count in by_method.items():
+            counts = [n for n in sorted(by_count) if len(by_count[n])]
+            middle = np.array([np.median(by_count[n]) for n in counts])
+            least, most = (np.array([of(by_count[n]) for n in counts]) for of in (np.min, np.max))
+            around = np.stack([middle - least, most - middle])
+            axis.errorbar(counts, middle, around, marker="o", markersize=3, capsize=2, label=method)
+        axis.set_title(cost)
+        axis.set_xlabel(xlabel)
+        _from_zero(
+            axis, [v for line in by_method.values() for found in line.values() for v in found]
+        )
+        axis.grid(alpha=0.3)
+        _spread(axis, sorted({n for by_count in by_method.values() for n in by_count}))
+    axes[0].legend(fontsize=7)
+    figure.suptitle(title, fontsize=8, wrap=True)
+    _save(figure, path)
+
+
+def _from_zero(axis: Any, values: Sequence[float]) -> None:
+    """What grows by a tenth looks like it; what grows by far more stands at equal ratios."""
+    if max(values) > WIDE * min(values) > 0.0:
+        axis.set_yscale("log")
+    else:
+        axis.set_ylim(0.0, 1.08 * max(values))
+
+
 def _spread(axis: Any, counts: Sequence[float]) -> None:
     """Counts of very different size stand at equal ratios, each with its own tick."""
     if counts and counts[-1] > WIDE * counts[0]:

@@ -26,6 +26,7 @@ HEADER = "ShapePriorSlicer output. SPACE=LPS"
 SURFACE_FORMATS = (".stl", ".ply", ".obj", ".vtp")
 TEMPLATE_ARRAY = "TemplateCoordinates"
 UNCERTAINTY_ARRAY = "UncertaintyMm"
+CHANGE_ARRAY = "ChangeMm"
 TEMPLATE_ID_ARRAY = "TemplateId"
 PART_ARRAY = "Part"
 TABLE_COLUMNS = (
@@ -42,7 +43,7 @@ def surface_bytes(reconstruction: Reconstruction, suffix: str) -> bytes:
 
     Args:
         reconstruction: its surface, RAS mm; VTP also takes template coordinates and number,
-            uncertainty and parts.
+            uncertainty, change by a repair, and parts.
         suffix: one of ``SURFACE_FORMATS``.
     """
     # LPS is RAS turned by half a turn: triangles keep their orientation.
@@ -58,6 +59,8 @@ def surface_bytes(reconstruction: Reconstruction, suffix: str) -> bytes:
         arrays: dict[str, NDArray[Any]] = {TEMPLATE_ARRAY: reconstruction.template_coordinates}
         if reconstruction.uncertainty_mm is not None:
             arrays[UNCERTAINTY_ARRAY] = reconstruction.uncertainty_mm
+        if reconstruction.change_mm is not None:
+            arrays[CHANGE_ARRAY] = reconstruction.change_mm
         arrays[TEMPLATE_ID_ARRAY] = np.full(len(surface.points), reconstruction.template)
         if reconstruction.parts is not None:
             arrays[PART_ARRAY] = reconstruction.parts

@@ -3,6 +3,7 @@ Surfaces for Medical Geometries)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from model_server.fitting.mesh_form import SHOWN_LEVEL, MeshForm, MeshSettings
+from model_server.fitting.mesh_form import MeshForm
+from model_server.fitting.mesh_prior import Linear, MeshSettings
+from model_server.fitting.mesh_template import LEVEL, MeshTemplate
 from model_server.fitting.model import Form
 from model_server.fitting.pose_prior import KINDS, PosePrior
 from model_server.fitting.terms import Evidence
@@ -29,7 +32,8 @@ from model_server.priors.schema import ONE, PARTS, Entry, check_weights, pose_sc
 from model_server.reconstruction import Reconstruction, Surface
 
 Array = NDArray[np.float64]
-TEMPLATE_LEVEL = SHOWN_LEVEL  # subdivisions of the sphere that the mean shape is shown on
+TEMPLATE_LEVEL = LEVEL  # subdivisions of the sphere that the mean shape is shown on
+MODES_POINTS, MODES_STEPS, MODES_NOISE = 320, 3, 0.1  # nodes and steps to the quick look's shape; RMS radii
 
 SCHEMA = {
     "rms_radius": ONE,
@@ -38,6 +42,8 @@ SCHEMA = {
     "decoder.point_layer.weight": Entry(("width", 3)),
     "decoder.latent_layer.weight": Entry(("width", "latents")),
     "parts": PARTS,
+    "template.points": Entry(("vertices", 3), optional=True),
+    "template.triangles": Entry(("triangles", 3), "u", optional=True),
     **pose_schema(KINDS),
 }
 
@@ -53,6 +59,7 @@ class DalsPrior(LatentPrior):
         pose_prior: learned with it.
         quick: PCA prior of the same organ, the start of every fit.
         parts: (1, V) part of each vertex of ``icosphere(TEMPLATE_LEVEL)``, or None.
+        template: arrays of ``MeshTemplate``; made anew where there are none.
     """
 
     starts_quickly = True
@@ -66,6 +73,7 @@ class DalsPrior(LatentPrior):
         pose_prior: PosePrior,
         quick: PcaPrior,
         parts: NDArray[np.uint8] | None = None,
+        template: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
         self.card = card
         self.decoder = decoder
@@ -74,6 +82,7 @@ class DalsPrior(LatentPrior):
         self.pose_prior = pose_prior
         self.quick = quick
         self.parts = parts
+        self._template = dict(template or {})
         self.rms_radius = decoder.radius
         self.solver_settings = MeshSettings(**solver_of(card, MeshSettings))
 
@@ -98,6 +107,7 @@ class DalsPrior(LatentPrior):
             PosePrior.from_arrays(weights),
             quick,
             weights.get("parts"),
+            {name: value for name, value in weights.items() if name.startswith("template.")},
         )
 
     # --- fitting ------------------------------------------------------------------------------
@@ -107,28 +117,53 @@ class DalsPrior(LatentPrior):
         left = self.leftover.under(settings.prior_strength)
         return MeshForm(self, self.solver_settings, settings, left)
 
-    def vertices(self, latents: Array, level: int) -> Array:
-        """(V, 3) canonical vertices of ``icosphere(level)``, of latents (1, d) or (V, d)."""
+    def vertices(self, latents: Array, sphere: Array) -> Array:
+        """(N, 3) canonical vertices, of latents (1, d) or (N, d) at points (N, 3) of the sphere."""
         with torch.no_grad():
-            points = self.decoder.vertices(
-                self._tensor(latents), self._tensor(icosphere(level).points)
-            )
+            points = self.decoder.vertices(self._tensor(latents), self._tensor(sphere))
         return np.asarray(points.cpu().numpy(), dtype=np.float64)
 
-    def vertex_jacobian(self, latents: Array, level: int, vertices: NDArray[np.int64]) -> Array:
-        """(M, 3, K) canonical motion of M vertices by their whitened latents (M, d).
+    def linear(self, latent: Array) -> Linear:
+        """The decoder near a whitened latent (K,).
 
-        The decoder is pointwise, so three backward passes give every vertex its own Jacobian.
+        It is pointwise, so three backward passes give every node its own Jacobian.
         """
-        z = self._tensor(latents).requires_grad_()
-        x = self._tensor(icosphere(level).points[vertices])
+        template = self.mesh_template
+        x = self._tensor(template.sphere[: template.nodes])
+        z = self._tensor(self.latent_mean + self.latent_root @ latent).expand(len(x), -1)
+        z = z.clone().requires_grad_()
         moved = self.decoder.vertices(z, x)
         rows = [
             torch.autograd.grad(moved[:, axis].sum(), z, retain_graph=axis < 2)[0]
             for axis in range(3)
         ]
-        root = self._tensor(self.latent_root)
-        return np.asarray((torch.stack(rows, dim=1) @ root).cpu().numpy(), dtype=np.float64)
+        jacobian = torch.stack(rows, dim=1) @ self._tensor(self.latent_root)
+        points = moved.detach().cpu().numpy().astype(np.float64)
+        return Linear(latent, points, jacobian.cpu().numpy().astype(np.float64))
+
+    @cached_property
+    def mean(self) -> Linear:
+        """The decoder at the mean shape."""
+        return self.linear(np.zeros(self.latent_root.shape[1]))
+
+    @cached_property
+    def mesh_template(self) -> MeshTemplate:
+        """Whose triangles all surfaces have."""
+        return MeshTemplate.from_arrays(
+            self._template, lambda places: self.vertices(self.latent_mean[None], places)
+        )
+
+    def from_modes(self, modes: Array) -> Array:
+        """(K,) the whitened latent whose shape, linear about the mean, is nearest to the zero level
+        of the quick look's modes (Q,)."""
+        latent, noise = np.zeros(self.latent_root.shape[1]), MODES_NOISE * self.rms_radius
+        for _ in range(MODES_STEPS):
+            points = self.mean.at(latent)[:MODES_POINTS]
+            reading = self.quick.read(modes, 0, points)
+            rows = np.einsum("ni,nik->nk", reading.slope, self.mean.jacobian[:MODES_POINTS])
+            normal = rows.T @ rows + noise**2 * np.eye(len(latent))
+            latent = np.linalg.solve(normal, rows.T @ (rows @ latent - reading.distance))
+        return latent
 
     def _tensor(self, array: Array) -> torch.Tensor:
         device = next(self.decoder.parameters()).device
@@ -143,7 +178,7 @@ class DalsPrior(LatentPrior):
 
     def decode(self, latents: Array, resolution: int = TEMPLATE_LEVEL) -> Surface:
         """(d,) one latent, or (V, d) one for each vertex -> surface in the canonical frame."""
-        points = self.vertices(np.atleast_2d(latents), resolution)
+        points = self.vertices(np.atleast_2d(latents), icosphere(resolution).points)
         return oriented(Surface(points, icosphere(resolution).triangles))
 
     def occupancy(self, latents: Array, points: Array) -> Array:
@@ -185,15 +220,6 @@ class DalsPrior(LatentPrior):
         """
         return template_to_surface(reconstruction, _unit(places))
 
-    def near_sphere(self, points: Array) -> Array:
-        """(N, 3) canonical points -> where the mean shape's vertices nearest to them lie on the
-        sphere: a stand-in where a surface was not made from the sphere."""
-        return self.template_coordinates()[self._mean_tree.query(points)[1]]
-
-    @cached_property
-    def _mean_tree(self) -> cKDTree:
-        return cKDTree(self.template().points)
-
     def part_nodes(self) -> Array:
         """(V, 3) points of the template sphere at which parts are kept."""
         return self.template_coordinates()
@@ -211,7 +237,17 @@ class DalsPrior(LatentPrior):
         """
         if self.parts is None:
             return np.zeros(len(places), dtype=np.uint8)
-        return np.asarray(self.parts[template][self._sphere_tree.query(places)[1]], dtype=np.uint8)
+        if places is self.mesh_template.sphere:
+            return self._template_parts
+        return self._part_at(places)
+
+    def _part_at(self, places: Array) -> NDArray[np.uint8]:
+        assert self.parts is not None
+        return np.asarray(self.parts[0][self._sphere_tree.query(places)[1]], dtype=np.uint8)
+
+    @cached_property
+    def _template_parts(self) -> NDArray[np.uint8]:
+        return self._part_at(self.mesh_template.sphere)
 
     @cached_property
     def _sphere_tree(self) -> cKDTree:

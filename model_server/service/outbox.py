@@ -7,9 +7,6 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from model_server.errors import ShapePriorError
 from model_server.reconstruction import Reconstruction
 from model_server.service.wire import Message
@@ -43,7 +40,7 @@ class Outbox:
         self._progress: Frame | None = None
         self._changed = asyncio.Event()
         self._last_frame = 0.0
-        self._triangles: NDArray[np.int32] | None = None
+        self._sent: Frame | None = None  # last
 
     def put(self, answer: Message | Frame) -> None:
         """Queue an answer; a result makes the progress that still waits worthless.
@@ -94,14 +91,15 @@ class Outbox:
                 continue
 
     def _rendered(self, frame: Frame) -> Message:
-        """Triangles travel only when they differ from those sent last."""
-        triangles = frame.reconstruction.surface.triangles
-        known = self._triangles is not None and np.array_equal(self._triangles, triangles)
-        self._triangles = triangles
+        """What the client has from the frame before does not travel: parts of a surface, or all of
+        it, as when the last progress turns out to be the result."""
+        sent, self._sent = self._sent, frame
+        before = None if sent is None else sent.reconstruction
+        new = frame.reconstruction is not before
         return {
             "type": frame.kind,
             "id": frame.request,
             "elapsed_seconds": frame.elapsed,
             "changed": list(frame.changed),
-            "reconstruction": reconstruction_map(frame.reconstruction, not known),
+            "reconstruction": reconstruction_map(frame.reconstruction, before) if new else None,
         }

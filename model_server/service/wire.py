@@ -17,7 +17,7 @@ from model_server.errors import ShapePriorError
 from model_server.observations import Grid, MaskNoise, Observations, PointSet, Volume
 from model_server.pose import checked_place
 
-VERSION = 1
+VERSION = 2
 TOKEN_VARIABLE = "SHAPE_PRIOR_TOKEN"  # how the token reaches the server
 READY = "SHAPE_PRIOR_SERVER "  # starts the line, followed by JSON, that tells where it listens
 DTYPES = ("<f4", "<f8", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8")

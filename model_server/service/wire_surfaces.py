@@ -87,20 +87,25 @@ def _require_inside(indices: NDArray[np.int32], count: int) -> None:
 # --- reconstructions ----------------------------------------------------------------------------
 
 
-def reconstruction_map(reconstruction: Reconstruction, triangles: bool = True) -> Message:
+def reconstruction_map(
+    reconstruction: Reconstruction, before: Reconstruction | None = None
+) -> Message:
     """A reconstruction as a map; latents and names of training cases stay on the server.
 
     Args:
         reconstruction: RAS mm.
-        triangles: False where the receiver has them from the message before.
+        before: what the receiver was sent last; triangles and template coordinates that are still
+            the same travel as null, so that of a moving surface only its points do.
     """
     surface, made, pose = reconstruction.surface, reconstruction.provenance, reconstruction.pose
-    spread = reconstruction.uncertainty_mm
+    spread, places = reconstruction.uncertainty_mm, reconstruction.template_coordinates
+    kept = before is not None and _same(before.surface.triangles, surface.triangles)
+    stay = before is not None and kept and _same(before.template_coordinates, places)
     return {
         "stage": reconstruction.stage,
         "points": surface.points.astype(np.float32),
-        "triangles": surface.triangles.astype(np.int32) if triangles else None,
-        "template_coordinates": reconstruction.template_coordinates.astype(np.float32),
+        "triangles": None if kept else surface.triangles.astype(np.int32),
+        "template_coordinates": None if stay else places.astype(np.float32),
         "uncertainty_mm": None if spread is None else spread.astype(np.float32),
         "template": int(reconstruction.template),
         "parts": None if reconstruction.parts is None else reconstruction.parts.astype(np.uint8),
@@ -127,31 +132,32 @@ def reconstruction_map(reconstruction: Reconstruction, triangles: bool = True) -
     }
 
 
+def _same(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    # Compared, not hashed: that takes a tenth of the time, and cannot be mistaken.
+    return one is other or np.array_equal(one, other)
+
+
 def read_reconstruction(
-    message: Mapping[str, Any], triangles: NDArray[np.int32] | None = None
+    message: Mapping[str, Any], before: Reconstruction | None = None
 ) -> Reconstruction:
     """The inverse of ``reconstruction_map``, with empty latents.
 
     Args:
         message: from the server.
-        triangles: those of the message before, for one that comes without.
+        before: the one that came last; its very arrays become those of one that comes without.
 
     Raises:
         ShapePriorError: (bad-message) not of this form.
     """
     points = shaped(message, "points", (None, 3)).astype(np.float64)
-    if message.get("triangles") is not None:
-        triangles = shaped(message, "triangles", (None, 3)).astype(np.int32)
-    if triangles is None:
-        raise bad_message("A surface came without triangles.")
+    triangles = _read_triangles(message, before)
     _require_inside(triangles, len(points))
     spread = None
     if message.get("uncertainty_mm") is not None:
         spread = shaped(message, "uncertainty_mm", (len(points),)).astype(np.float64)
-    coordinates = shaped(message, "template_coordinates", (len(points), 3))
     return Reconstruction(
         surface=Surface(points, triangles),
-        template_coordinates=coordinates.astype(np.float64),
+        template_coordinates=_read_coordinates(message, before, len(points)),
         pose=_read_pose(field(message, "pose", dict)),
         latents=np.empty(0),
         stage=str(field(message, "stage", str)),
@@ -172,6 +178,24 @@ def read_reconstruction(
         joint_spread=_read_joint(message, len(points)),
         path=_read_path(message),
     )
+
+
+def _read_triangles(message: Mapping[str, Any], before: Reconstruction | None) -> NDArray[np.int32]:
+    if message.get("triangles") is not None:
+        return shaped(message, "triangles", (None, 3)).astype(np.int32)
+    if before is None:
+        raise bad_message("A surface came without triangles.")
+    return before.surface.triangles
+
+
+def _read_coordinates(
+    message: Mapping[str, Any], before: Reconstruction | None, count: int
+) -> NDArray[np.float64]:
+    if message.get("template_coordinates") is not None:
+        return shaped(message, "template_coordinates", (count, 3)).astype(np.float64)
+    if before is None or len(before.template_coordinates) != count:
+        raise bad_message("A surface came without template coordinates.")
+    return before.template_coordinates
 
 
 def _joint_map(joint: JointSpread | None) -> Message | None:

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from model_server.errors import ShapePriorError
+from model_server.geometry.mask_border import MaskBorder
 from model_server.observations import Observations
 from model_server.pose import Pose, place_of_step
 from model_server.reconstruction import Likeness, Provenance, Reconstruction, Surface
 
 from .annotations import fromWorld, toWorld
 from .coloring import (
+    CHANGE,
     CORRESPONDENCE,
     DISTANCE,
     PARTS,
@@ -103,6 +105,7 @@ class LiveModel:
     ) -> None:
         self._structure, self._role, self._suffix = structure, role, suffix
         self._legend, self._plain = legend, plain
+        self._border: MaskBorder | None = None  # of the mask that was mended last
 
     @property
     def node(self) -> Node | None:
@@ -122,10 +125,27 @@ class LiveModel:
         node = self.node or self._made()
         surface = reconstruction.surface
         shown = replace(surface, points=fromWorld(node, surface.points))
-        _put(node, shown, _arrays(reconstruction, observations))
+        arrays = _arrays(reconstruction, observations)
+        _put(node, shown, {**arrays, CHANGE: self._change(observations, surface.points)})
         _describe(node, reconstruction)
         self.display(chosen)
         return node
+
+    @property
+    def change(self) -> Array | None:
+        """(V,) signed mm by which a repair moved the border, outward above zero; None of none."""
+        node = self.node
+        mesh = None if node is None else node.GetPolyData()
+        found = None if mesh is None else mesh.GetPointData().GetArray(CHANGE)
+        return None if found is None else vtk_to_numpy(found).astype(np.float64)
+
+    def _change(self, observations: Observations, points: Array) -> NDArray[np.float32] | None:
+        mask = observations.label_map
+        if mask is None or not np.asarray(mask.array).any():
+            return None
+        if self._border is None or not self._border.is_of(mask):
+            self._border = MaskBorder.of(mask)  # a moment for large masks; previews share it
+        return self._border.distance_to(points).astype(np.float32)
 
     def clear(self) -> None:
         """Empty the node, if there is one."""
@@ -269,7 +289,8 @@ def _put(node: Node, surface: Surface, arrays: dict[str, NDArray[Any] | None]) -
     """Put a surface with its arrays into a node.
 
     Into the mesh that it has: another mesh would have every view build its pipelines anew, and
-    Slicer would stand still for as long. Views hear of it once.
+    Slicer would stand still for as long. Where the triangles are the same, points and arrays are
+    written in place, those that changed alone. Views hear of it once, and of no change not at all.
     """
     mesh = node.GetPolyData()
     if mesh is None:
@@ -277,9 +298,12 @@ def _put(node: Node, surface: Surface, arrays: dict[str, NDArray[Any] | None]) -
         _setArrays(mesh, arrays)
         node.SetAndObservePolyData(mesh)
         return
-    if _movePoints(mesh, surface):
-        _setArrays(mesh, arrays)
-        mesh.Modified()
+    if _hasTriangles(mesh, surface):
+        moved = _write(mesh.GetPoints().GetData(), surface.points)
+        if moved:
+            mesh.GetPoints().Modified()  # bounds are computed from it
+        if _setArrays(mesh, arrays) or moved:
+            mesh.Modified()
     else:
         fresh = polyDataOf(surface)
         _setArrays(fresh, arrays)
@@ -288,32 +312,44 @@ def _put(node: Node, surface: Surface, arrays: dict[str, NDArray[Any] | None]) -
         node.EndModify(was)
 
 
-def _movePoints(mesh: Any, surface: Surface) -> bool:
-    """Move the points of a mesh; False where its triangles are others."""
-    if mesh.GetNumberOfPoints() != len(surface.points):
-        return False
+def _hasTriangles(mesh: Any, surface: Surface) -> bool:
+    """Whether a mesh has as many points and the same triangles."""
     known = _trianglesOf(mesh)
-    if known is None or not np.array_equal(known, surface.triangles):
-        return False
-    vtk_to_numpy(mesh.GetPoints().GetData())[:] = surface.points
-    mesh.GetPoints().Modified()
-    return True
+    sameCount = mesh.GetNumberOfPoints() == len(surface.points)
+    return sameCount and known is not None and np.array_equal(known, surface.triangles)
 
 
-def _setArrays(mesh: Any, arrays: dict[str, NDArray[Any] | None]) -> None:
-    """Give a mesh these point arrays, in place where it has them already."""
+def _setArrays(mesh: Any, arrays: dict[str, NDArray[Any] | None]) -> bool:
+    """Give a mesh these point arrays, in place where it has them already; whether any is new."""
     data = mesh.GetPointData()
+    changed = False
     for name, values in arrays.items():
         known = data.GetArray(name)
         if values is None:
+            changed |= known is not None
             data.RemoveArray(name)
         elif known is not None and _isLike(vtk_to_numpy(known), values):
-            vtk_to_numpy(known)[:] = values
-            known.Modified()
+            changed |= _write(known, values)
         else:
             array = numpy_to_vtk(np.ascontiguousarray(values), deep=1)
             array.SetName(name)
             data.AddArray(array)
+            changed = True
+    return changed
+
+
+def _write(array: Any, values: NDArray[Any]) -> bool:
+    """Write values into a VTK array of their shape; whether they are others than before.
+
+    Its time stays where they are not: mappers send what is newer to the graphics card again.
+    """
+    held = vtk_to_numpy(array)
+    given = values.astype(held.dtype, copy=False)
+    if np.array_equal(held, given):
+        return False
+    held[:] = given
+    array.Modified()
+    return True
 
 
 def _isLike(one: NDArray[Any], other: NDArray[Any]) -> bool:

@@ -19,7 +19,16 @@ from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError
 from model_server.observations import Observations
-from model_server.service.wire import VERSION, Message, error_map, observations_map, pack, unpack
+from model_server.reconstruction import Reconstruction
+from model_server.service.wire import (
+    VERSION,
+    Message,
+    bad_message,
+    error_map,
+    observations_map,
+    pack,
+    unpack,
+)
 from model_server.service.wire_surfaces import read_reconstruction, read_template
 
 from .backend import Backend
@@ -92,7 +101,7 @@ class Connection:
         self._mostBytes = 0  # of a message, as the server said
         self._crashes = 0
         self._stopped = threading.Event()
-        self._triangles: NDArray[np.int32] | None = None
+        self._sent: Reconstruction | None = None  # by the server, last
         self._worker: threading.Thread | None = None
 
     # --- for the caller's thread --------------------------------------------------------------
@@ -173,7 +182,8 @@ class Connection:
         return self._requests.isPending() or bool(self._template)
 
     def drain(self, wait: float = 0.0) -> list[Event]:
-        """Events since the last call, in order; of each kind of progress only the newest.
+        """Events since the last call, in order; of each kind of progress only the newest, and none
+        of a request that has its result.
 
         Args:
             wait: seconds to wait for the first one; also lets the worker run where the caller's
@@ -187,10 +197,14 @@ class Connection:
         except queue.Empty:
             pass
         newest = {type(event): i for i, event in enumerate(found)}
-        passing = (Progressed, Sending)
-        return [
-            e for i, e in enumerate(found) if not isinstance(e, passing) or i == newest[type(e)]
-        ]
+        ended = {event.request for event in found if isinstance(event, Finished)}
+
+        def counts(index: int, event: Event) -> bool:
+            if isinstance(event, Progressed) and event.request in ended:
+                return False
+            return not isinstance(event, Progressed | Sending) or index == newest[type(event)]
+
+        return [event for i, event in enumerate(found) if counts(i, event)]
 
     def close(self, wait: float = 3.0) -> None:
         """End the session, and the server if it is ours."""
@@ -288,7 +302,7 @@ class Connection:
     def _welcome(self, answer: Message) -> None:
         if answer.get("type") != "welcome":
             raise Refused(_failed(answer))
-        self._triangles = None
+        self._sent = None
         with self._lock:
             self._templateNumber = 0
         self._requests.connected()
@@ -369,8 +383,11 @@ class Connection:
                 self._template = None
 
     def _surface(self, message: Message) -> Event:
-        found = read_reconstruction(message["reconstruction"], self._triangles)
-        self._triangles = found.surface.triangles
+        told = message["reconstruction"]
+        found = self._sent if told is None else read_reconstruction(told, self._sent)
+        if found is None:
+            raise bad_message("A surface is said to be the one before, and there is none.")
+        self._sent = found
         sentAs, seconds = message["id"], message["elapsed_seconds"]
         number, found = self._requests.numberOf(sentAs), self._requests.noted(sentAs, found)
         if message["type"] == "progress":

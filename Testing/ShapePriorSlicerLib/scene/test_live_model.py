@@ -77,6 +77,51 @@ def test_the_same_triangles_move_in_place(model):
     assert np.allclose(vtk_to_numpy(mesh.GetPoints().GetData()), 12 * OCTAHEDRON)
 
 
+def times(mesh):
+    """When points, cells and each array were changed last."""
+    data = mesh.GetPointData()
+    arrays = [data.GetArray(i) for i in range(data.GetNumberOfArrays())]
+    found = {array.GetName(): array.GetMTime() for array in arrays}
+    return {
+        **found,
+        "points": mesh.GetPoints().GetData().GetMTime(),
+        "cells": mesh.GetPolys().GetMTime(),
+    }
+
+
+def held(mesh):
+    """The objects that views hold, by their addresses."""
+    data = mesh.GetPointData()
+    parts = [mesh, mesh.GetPoints(), mesh.GetPoints().GetData(), mesh.GetPolys()]
+    parts += [data.GetArray(i) for i in range(data.GetNumberOfArrays())]
+    return [part.GetAddressAsString("") for part in parts]
+
+
+def test_of_a_moving_surface_only_what_moved_is_written(model):
+    """Views keep every object; mappers send to the graphics card only what is newer."""
+    mesh = model.show(reconstruction(), ASKED, CHOSEN).GetPolyData()
+    objects, before = held(mesh), times(mesh)
+    bounds = mesh.GetBounds()
+    for scale in (11.0, 12.0):
+        model.show(reconstruction(scale), ASKED, CHOSEN)
+    assert held(mesh) == objects
+    assert mesh.GetBounds() == tuple(1.2 * edge for edge in bounds)
+    after = times(mesh)
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed == {"points", coloring.DISTANCE}
+
+
+def test_a_saved_mesh_of_double_precision_is_written_in_place(model):
+    mesh = model.show(reconstruction(), ASKED, CHOSEN).GetPolyData()
+    points = vtk.vtkPoints()
+    points.SetDataTypeToDouble()
+    points.DeepCopy(mesh.GetPoints())
+    mesh.SetPoints(points)
+    model.show(reconstruction(12.0), ASKED, CHOSEN)
+    assert mesh.GetPoints() is points
+    assert np.allclose(vtk_to_numpy(points.GetData()), 12 * OCTAHEDRON)
+
+
 def test_other_triangles_keep_the_node_and_its_colors(model):
     node = model.show(reconstruction(), ASKED, UNCERTAIN)
     assert model.show(reconstruction(10.0, FACES[::-1]), ASKED, UNCERTAIN) is node
@@ -115,6 +160,13 @@ def test_views_hear_of_a_surface_once(model, faces):
     assert mesh.GetNumberOfPolys() == len(faces)
     assert np.allclose(array(node, coloring.UNCERTAINTY), np.linspace(0.1, 0.6, 6))
     assert (events.mesh, events.display) == (1, 0)
+
+
+def test_views_do_not_hear_of_the_same_surface_again(model):
+    """As when the last surface that was shown turns out to be the result."""
+    events = Events(model.show(reconstruction(), ASKED, UNCERTAIN))
+    model.show(reconstruction(), ASKED, UNCERTAIN)
+    assert (events.mesh, events.display) == (0, 0)
 
 
 def test_a_cleared_model_is_filled_again(model):
@@ -311,6 +363,31 @@ def test_slices_cut_a_surface_in_every_coloring_without_complaint(application, m
     assert not path.exists() or "table range" not in path.read_text()
 
 
+@pytest.mark.skipif(bool(cannotRender()), reason=cannotRender())
+def test_views_follow_a_surface_that_is_written_in_place(application, model):
+    """In 3D and in slices: what is on the graphics card is renewed."""
+    provideColors(application.scene)
+    model.show(reconstruction(), ASKED, CHOSEN)
+    space, view = Space(application), View(application, "Red", "Axial", center=np.zeros(3))
+    seen = []
+    for scale in (10.0, 16.0, 10.0):
+        model.show(reconstruction(scale), ASKED, CHOSEN)
+        seen.append([int((picture.max(axis=2) > 60).sum()) for picture in shown(space, view)])
+    space.close()
+    view.close()
+    (small, thin), (large, long), again = seen
+    assert large > 1.5 * small > 100
+    assert long > 1.2 * thin > 100
+    assert again == [small, thin]
+
+
+def shown(space, view):
+    """What both views show, the background of the 3D view left out."""
+    space.renderer.SetBackground(0.0, 0.0, 0.0)
+    space.renderer.GradientBackgroundOff()
+    return space.picture(), view.picture()
+
+
 def test_unnamed_parts_are_numbered_and_a_part_keeps_its_color(legends):
     parts = np.array([3, 3, 3, 4, 4, 4], dtype=np.uint8)
     tables = []
@@ -337,5 +414,5 @@ def test_what_a_surface_can_be_colored_by():
     bare = replace(reconstruction(), uncertainty_mm=None)
     assert coloring.coloringsOf(bare) == ("plain", "correspondence", "distance")
     parts = replace(reconstruction(), parts=np.ones(6, np.uint8))
-    assert set(coloring.coloringsOf(parts)) == set(COLORINGS)
-    assert coloring.coloringsOf(None) == coloring.coloringsOf(parts)
+    assert set(coloring.coloringsOf(parts, isRepair=True)) == set(COLORINGS)
+    assert coloring.coloringsOf(None) == coloring.coloringsOf(parts, isRepair=True)

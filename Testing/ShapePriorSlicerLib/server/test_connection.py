@@ -364,23 +364,22 @@ def test_who_does_not_welcome_us_is_not_asked_again(greeting: Message, code: str
     assert script.connections == 1
 
 
-def test_progress_is_drained_newest_first_and_ends_in_order(drawn: Observations):
+@pytest.mark.parametrize("ends", [False, True], ids=["goes on", "ends"])
+def test_of_what_was_shown_only_the_newest_is_drained(drawn: Observations, ends: bool):
+    """And none of it, once there is the result; that may be the surface shown last."""
     (surface,) = RbfBaseline().fit(drawn)
+    moved = replace(surface, surface=replace(surface.surface, points=surface.surface.points + 1))
 
     def talk(socket: ServerConnection, before: int) -> None:
         from model_server.service.wire_surfaces import reconstruction_map
 
         say(socket, **WELCOME)
         number = script.hear(socket, "fit")["id"]
-        for kind in ("progress", "progress", "result"):
-            say(
-                socket,
-                type=kind,
-                id=number,
-                elapsed_seconds=0.5,
-                changed=[],
-                reconstruction=reconstruction_map(surface, kind != "result"),
-            )
+        told = [reconstruction_map(surface), reconstruction_map(moved, surface), None]
+        kinds = ["progress", "progress", "result"]
+        for kind, found in list(zip(kinds, told, strict=True))[: 3 if ends else 2]:
+            more = {"elapsed_seconds": 0.5, "changed": [], "reconstruction": found}
+            say(socket, type=kind, id=number, **more)
         sent.set()
         script.hear(socket, "close")
 
@@ -389,10 +388,28 @@ def test_progress_is_drained_newest_first_and_ends_in_order(drawn: Observations)
     with script.connection() as connection:
         connection.fit("rbf", drawn)
         assert sent.wait(SECONDS)
-        wait_until(lambda: not connection.isBusy())
-        wait_until(lambda: connection._events.qsize() >= 4)
-        kinds = [type(e) for e in connection.drain()]
-        assert kinds == [Connected, Progressed, Finished]
+        wait_until(lambda: connection._events.qsize() >= (4 if ends else 3))
+        first, found = connection.drain()
+        assert isinstance(first, Connected)
+        assert isinstance(found, Finished if ends else Progressed)
+        points = found.reconstruction.surface.points
+        np.testing.assert_allclose(points, moved.surface.points, atol=1e-4)
+        assert connection.isBusy() is not ends
+
+
+def test_a_result_that_is_no_surface_is_an_error(drawn: Observations):
+    def talk(socket: ServerConnection, before: int) -> None:
+        say(socket, **WELCOME)
+        number = script.hear(socket, "fit")["id"]
+        told = {"elapsed_seconds": 0.5, "changed": [], "reconstruction": None}
+        say(socket, type="result", id=number, **told)
+        script.hear(socket, "close")
+
+    script = Scripted(talk)
+    with script.connection() as connection:
+        found = end_of(connection, connection.fit("rbf", drawn))
+        assert isinstance(found, Failed)
+        assert found.code == "bad-message"
 
 
 def test_the_annotations_arrive_unchanged(drawn: Observations):

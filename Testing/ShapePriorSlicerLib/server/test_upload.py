@@ -104,7 +104,7 @@ class ImageServer(Scripted):
             id=number,
             elapsed_seconds=0.1,
             changed=[],
-            reconstruction=reconstruction_map(self.found, True),
+            reconstruction=reconstruction_map(self.found),
         )
 
 

@@ -97,7 +97,7 @@ class MeshForm:
         self.before: tuple[Array, Array] | None = None  # an earlier latent, and its (V, 3) surface
         self.system: VertexLatents | None = None
         self.grid: DistanceGrid | None = None  # of a folded mesh to which leftovers are added
-        self.linear = prior.mean
+        self.linear = prior.mean_linear
         self._decode: tuple[FitState, Surface] | None = None
         self._level: tuple[FitState, Surface] | None = None
 
@@ -181,7 +181,7 @@ class MeshForm:
             nodes = self.linear.at(state.latent)
         else:
             nodes = self.prior.vertices(self.latents(state), self._sphere())
-        return self.template.moved(nodes - self.prior.mean.points)
+        return self.template.moved(nodes - self.prior.mean_linear.points)
 
     def _sphere(self) -> Array:
         return self.template.sphere[: self.template.nodes]
@@ -388,6 +388,7 @@ class MeshForm:
         nodes = np.arange(self.template.nodes)
         variance = np.maximum(self._variance(state, nodes), 0.0)
         carried = np.sqrt(np.maximum(self.template.carry @ variance, 0.0))
+        carried[nodes] = np.sqrt(variance)
         if self.even(state) and len(points) == len(carried):
             return carried
         return carry_over(self.mesh(state), carried[:, None], points)[:, 0]

@@ -98,7 +98,7 @@ class MeshPrior(Protocol):
         ...
 
     @property
-    def mean(self) -> Linear:
+    def mean_linear(self) -> Linear:
         """The decoder at the mean shape."""
         ...
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
+from scipy import ndimage, sparse
 from scipy.spatial import cKDTree
 
 from model_server.geometry.distance_grid import DistanceGrid
@@ -30,6 +30,7 @@ NEAREST = 16  # nodes that a vertex moves with
 TRIANGLES = 5100  # about
 LEVEL = 4  # subdivisions of the sphere on which a vertex' place is looked up
 GRID, CLAMP = 96, 0.3  # nodes along the mean shape, and its largest distance, when it is remeshed
+BLURS = (0.0, 1.0, 2.0, 3.0)  # nodes; the least that leaves no handle
 FOLDED = 0.25  # cosine between the normals of a triangle and of its corners
 MOST_FOLDED = 0.01  # of a mesh's triangles, for them to be smoothed away
 UNFOLD_ROUNDS = 12
@@ -79,7 +80,11 @@ class MeshTemplate:
         grid = DistanceGrid.of(
             oriented(Surface(mean, ball.triangles)), GRID, CLAMP, np.empty((0, 3))
         )
-        even = remesh(zero_level(grid.values, grid.start, grid.step), 8, TRIANGLES)
+        for blur in BLURS:
+            smooth = ndimage.gaussian_filter(grid.values, blur)
+            even = remesh(zero_level(smooth, grid.start, grid.step), 8, TRIANGLES)
+            if 2 * len(even.points) - len(even.triangles) == 4:  # no handle, as folds leave
+                break
         return cls.of(_nodes_first(even), mean)
 
     def arrays(self) -> dict[str, NDArray[Any]]:

@@ -6,10 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
@@ -24,16 +23,27 @@ from model_server.geometry.icosphere import icosphere
 from model_server.geometry.labels import oriented
 from model_server.priors.base import LatentPrior
 from model_server.priors.card import PriorCard, read_weights
-from model_server.priors.dals_decoder import DalsDecoder
-from model_server.priors.device import choose_device
+from model_server.priors.dals_arrays import ArrayDecoder, decoder_of
 from model_server.priors.pca import PcaPrior
 from model_server.priors.protocol import FitSettings
-from model_server.priors.schema import ONE, PARTS, Entry, check_weights, pose_schema, solver_of
+from model_server.priors.schema import (
+    ONE,
+    PARTS,
+    Entry,
+    bad_prior,
+    check_weights,
+    pose_schema,
+    solver_of,
+)
 from model_server.reconstruction import Reconstruction, Surface
+
+if TYPE_CHECKING:
+    from model_server.priors.dals_decoder import DalsDecoder, DeviceDecoder
 
 Array = NDArray[np.float64]
 TEMPLATE_LEVEL = LEVEL  # subdivisions of the sphere that the mean shape is shown on
-MODES_POINTS, MODES_STEPS, MODES_NOISE = 320, 3, 0.1  # nodes and steps to the quick look's shape; RMS radii
+MODES_POINTS, MODES_STEPS = 320, 3  # nodes of the quick look's shape, and steps to it
+MODES_NOISE = 0.1  # RMS radii
 
 SCHEMA = {
     "rms_radius": ONE,
@@ -67,7 +77,7 @@ class DalsPrior(LatentPrior):
     def __init__(
         self,
         card: PriorCard,
-        decoder: DalsDecoder,
+        decoder: ArrayDecoder | DeviceDecoder,
         latent_mean: Array,
         latent_root: Array,
         pose_prior: PosePrior,
@@ -91,23 +101,28 @@ class DalsPrior(LatentPrior):
         """Read ``weights.safetensors``."""
         weights = read_weights(folder, card)
         check_weights(card, weights, SCHEMA)
-        state = {
-            name.removeprefix("decoder."): torch.from_numpy(value.astype(np.float32))
+        arrays = {
+            name.removeprefix("decoder."): value
             for name, value in weights.items()
             if name.startswith("decoder.")
         }
-        size, radius = int(weights["latent_mean"].shape[0]), float(weights["rms_radius"][0])
-        decoder = DalsDecoder(size, tuple(card.hyperparameters["hidden"]), radius)
-        decoder.load_state_dict(state)
+        hidden, radius = card.hyperparameters["hidden"], float(weights["rms_radius"][0])
+        try:
+            decoder = decoder_of(arrays, hidden, radius, device)
+        except ValueError as error:
+            raise bad_prior(card, str(error)) from error
+        template = {n: value for n, value in weights.items() if n.startswith("template.")}
+        if template and template["template.triangles"].max() >= len(template["template.points"]):
+            raise bad_prior(card, "its template has triangles without corners")
         return cls(
             card,
-            decoder.eval().to(choose_device(device)),
+            decoder,
             weights["latent_mean"].astype(np.float64),
             weights["latent_root"].astype(np.float64),
             PosePrior.from_arrays(weights),
             quick,
             weights.get("parts"),
-            {name: value for name, value in weights.items() if name.startswith("template.")},
+            template,
         )
 
     # --- fitting ------------------------------------------------------------------------------
@@ -119,30 +134,17 @@ class DalsPrior(LatentPrior):
 
     def vertices(self, latents: Array, sphere: Array) -> Array:
         """(N, 3) canonical vertices, of latents (1, d) or (N, d) at points (N, 3) of the sphere."""
-        with torch.no_grad():
-            points = self.decoder.vertices(self._tensor(latents), self._tensor(sphere))
-        return np.asarray(points.cpu().numpy(), dtype=np.float64)
+        return self.decoder.vertices(latents, sphere)
 
     def linear(self, latent: Array) -> Linear:
-        """The decoder near a whitened latent (K,).
-
-        It is pointwise, so three backward passes give every node its own Jacobian.
-        """
+        """The decoder near a whitened latent (K,)."""
         template = self.mesh_template
-        x = self._tensor(template.sphere[: template.nodes])
-        z = self._tensor(self.latent_mean + self.latent_root @ latent).expand(len(x), -1)
-        z = z.clone().requires_grad_()
-        moved = self.decoder.vertices(z, x)
-        rows = [
-            torch.autograd.grad(moved[:, axis].sum(), z, retain_graph=axis < 2)[0]
-            for axis in range(3)
-        ]
-        jacobian = torch.stack(rows, dim=1) @ self._tensor(self.latent_root)
-        points = moved.detach().cpu().numpy().astype(np.float64)
-        return Linear(latent, points, jacobian.cpu().numpy().astype(np.float64))
+        whole = (self.latent_mean + self.latent_root @ latent)[None]
+        places = template.sphere[: template.nodes]
+        return Linear(latent, *self.decoder.linear(whole, places, self.latent_root))
 
     @cached_property
-    def mean(self) -> Linear:
+    def mean_linear(self) -> Linear:
         """The decoder at the mean shape."""
         return self.linear(np.zeros(self.latent_root.shape[1]))
 
@@ -158,21 +160,17 @@ class DalsPrior(LatentPrior):
         of the quick look's modes (Q,)."""
         latent, noise = np.zeros(self.latent_root.shape[1]), MODES_NOISE * self.rms_radius
         for _ in range(MODES_STEPS):
-            points = self.mean.at(latent)[:MODES_POINTS]
+            points = self.mean_linear.at(latent)[:MODES_POINTS]
             reading = self.quick.read(modes, 0, points)
-            rows = np.einsum("ni,nik->nk", reading.slope, self.mean.jacobian[:MODES_POINTS])
+            rows = np.einsum("ni,nik->nk", reading.slope, self.mean_linear.jacobian[:MODES_POINTS])
             normal = rows.T @ rows + noise**2 * np.eye(len(latent))
             latent = np.linalg.solve(normal, rows.T @ (rows @ latent - reading.distance))
         return latent
 
-    def _tensor(self, array: Array) -> torch.Tensor:
-        device = next(self.decoder.parameters()).device
-        return torch.as_tensor(array, dtype=torch.float32, device=device)
-
     @property
     def device(self) -> str:
         """That decodes."""
-        return str(next(self.decoder.parameters()).device)
+        return self.decoder.device
 
     # --- the latent space ---------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ from model_server.reconstruction import Reconstruction, Surface
 
 Array = NDArray[np.float64]
 MOST_NODES = 512  # along an edge of the grid
+MANY = 1000  # places, for which the whole field is mixed sooner than at each of them
 LEAST_SLOPE = 0.2  # of the field at its surface; 1 is a distance
 SETTINGS = FieldSettings(
     steps=8, noise_start=0.20, noise=0.03, pool_clicks=True, gentle_sides=True, damped=False,
@@ -174,12 +175,18 @@ class PcaPrior(FieldPrior):
 
     def read(self, latent: Array, template: int, points: Array) -> Reading:
         """The mixed field; not quite a distance where modes are mixed."""
-        value, slope, by_latent = self.modes.at(latent, points)
+        by_latent = None
+        if len(points) > MANY:
+            value, slope = self.modes.near(self.modes.field(latent), points)
+        else:
+            value, slope, by_latent = self.modes.at(latent, points)
         steepness = np.maximum(np.linalg.norm(slope, axis=1), LEAST_SLOPE)
         return Reading(value, slope, steepness, by_latent)
 
     def by_latent(self, reading: Reading, points: Array) -> Array:
         """(N, K) the modes themselves."""
+        if reading.more is None:
+            return self.modes.at(np.zeros(self.modes.count), points)[2]
         return np.asarray(reading.more)
 
     def level(self, latent: Array, template: int, leftover: Kriging | None) -> Surface:

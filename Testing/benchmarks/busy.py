@@ -6,6 +6,11 @@ Three drawn outlines of validation hippocampi are fitted on a quiet machine, and
 benchmark has two processes count without end: by the command line (the whole command, with all it
 loads), by a server on loopback, and by a plain call in a Python whose environment says nothing of
 threads. Server and call have fitted once before.
+
+Linux may share the processor out to sessions first (``sched_autogroup_enabled``): a command and a
+call then share that of the busy processes, as in one terminal, while the server has its own. On a
+machine that others use too this makes more of a difference than threads. ``--sessions`` gives each
+busy process a session, as programs of others have; the two ways are not to be compared.
 """
 
 from __future__ import annotations
@@ -78,9 +83,10 @@ def plain() -> dict[str, str]:
 
 
 @contextmanager
-def busy(count: int) -> Iterator[None]:
-    """Beside so many processes that count without end."""
-    processes = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
+def busy(count: int, sessions: bool) -> Iterator[None]:
+    """Beside so many processes that count without end, in this session or in others."""
+    words = [sys.executable, "-c", BUSY]
+    processes = [subprocess.Popen(words, start_new_session=sessions) for _ in range(count)]
     try:
         yield
     finally:
@@ -180,6 +186,7 @@ def main() -> None:
     arguments.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     arguments.add_argument("--cases", type=int, default=3, help="validation cases")
     arguments.add_argument("--busy", type=int, default=2, help="processes beside the fit")
+    arguments.add_argument("--sessions", action="store_true", help="busy ones have their own")
     chosen = arguments.parse_args()
     rows, checks, data = [], [], []
     total = len(chosen.methods) * len(chosen.ways)
@@ -189,7 +196,7 @@ def main() -> None:
             prior = f"{chosen.prior.split('-')[0]}-{method}"
             for way in chosen.ways:
                 quiet = WAYS[way](prior, chosen.device, folders)
-                with busy(chosen.busy):
+                with busy(chosen.busy, chosen.sessions):
                     beside = WAYS[way](prior, chosen.device, folders)
                 ratio = median(beside, "wall") / median(quiet, "wall")
                 checks.append(Check(f"{prior}, {way}: busy over quiet", ratio, "≤", BAR))
@@ -198,8 +205,15 @@ def main() -> None:
                 data.append({"prior": prior, "way": way, "quiet": [vars(f) for f in quiet],
                              "busy": [vars(f) for f in beside]})  # fmt: skip
                 tell(len(data), total, f"{prior} {way}: {ratio:.2f}")
-    title = f"Beside {chosen.busy} busy processes, {chosen.cases} cases"
-    report(chosen, "busy", title, checks, {"busy": chosen.busy, "fits": data})
+    where = "sessions of their own" if chosen.sessions else "the session of the fits"
+    title = f"Beside {chosen.busy} busy processes in {where}, {chosen.cases} cases"
+    report(
+        chosen,
+        "busy",
+        title,
+        checks,
+        {"busy": chosen.busy, "sessions": chosen.sessions, "fits": data},
+    )
     header = ["prior", "by", "quiet s", "its CPU s", "busy s", "its CPU s"]
     show("Medians", header, rows, chosen.output / "busy.md")
 

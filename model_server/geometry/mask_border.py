@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from model_server.geometry.closest import closest_on_mesh
 from model_server.observations import Volume
@@ -30,14 +29,15 @@ class MaskBorder:
     @classmethod
     def of(cls, mask: Volume) -> MaskBorder:
         """Of a mask that is not empty; where the volume ends, it is closed."""
-        import vtk
-        from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
+        from vtkmodules.util.numpy_support import numpy_to_vtk, vtk_to_numpy
+        from vtkmodules.vtkCommonDataModel import vtkImageData
+        from vtkmodules.vtkFiltersCore import vtkFlyingEdges3D
 
         inside = np.pad(np.asarray(mask.array) > 0, 1)
-        image = vtk.vtkImageData()
+        image = vtkImageData()
         image.SetDimensions(*inside.shape[::-1])
         image.GetPointData().SetScalars(numpy_to_vtk(inside.astype(np.uint8).ravel(), deep=1))
-        edges = vtk.vtkFlyingEdges3D()
+        edges = vtkFlyingEdges3D()
         edges.SetInputData(image)
         edges.SetValue(0, 0.5)
         edges.ComputeNormalsOff()
@@ -57,6 +57,8 @@ class MaskBorder:
 
     def distance_to(self, points: Array) -> Array:
         """(V,) signed mm from the border to places (V, 3), RAS mm; outside above zero."""
+        from scipy import ndimage  # late: 3D Slicer's module is opened without it
+
         away = closest_on_mesh(self.surface, points)[2]
         inside = (np.asarray(self.mask.array) > 0).view(np.uint8)
         order = self.mask.to_ijk(points)[:, ::-1].T

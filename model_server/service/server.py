@@ -207,6 +207,8 @@ def warm_up() -> None:
 
     The server answers meanwhile: people draw before they fit.
     """
+    import gpytoolbox  # noqa: F401  which remeshing imports late
+
     import model_server.priors.dals
     import model_server.priors.pca  # noqa: F401
 

@@ -216,7 +216,7 @@ class FieldForm:
         self.rms_radius = field.rms_radius
         self.guided = settings.guide_points > 0
         self._felt: tuple[FitState, Array, Array] | None = None
-        self._held: tuple[Array, Array] | None = None
+        self._held: tuple[int, Array, Array] | None = None
         self._heard: tuple[Evidence, bool, Places, Array] | None = None
         self._shown: tuple[FitState, Surface, Array | None] | None = None
 
@@ -294,14 +294,16 @@ class FieldForm:
     def jacobian(self, state: FitState, seen: FieldSeen) -> Array:
         """See ``Form``."""
         moved = by_pose(state.pose, seen.points, seen.canonical, seen.reading.slope)
-        return np.concatenate([moved, self._by_latent(seen)], axis=1)
+        return np.concatenate([moved, self._by_latent(state.template, seen)], axis=1)
 
-    def _by_latent(self, seen: FieldSeen) -> Array:
+    def _by_latent(self, template: int, seen: FieldSeen) -> Array:
         if not self.settings.held:
             return self.field.by_latent(seen.reading, seen.canonical)
-        if self._held is None or self._held[0] is not seen.points:
-            self._held = seen.points, self.field.by_latent(seen.reading, seen.canonical)
-        return self._held[1]
+        held = self._held
+        if held is None or held[0] != template or held[1] is not seen.points:
+            found = self.field.by_latent(seen.reading, seen.canonical)
+            held = self._held = template, seen.points, found
+        return held[2]
 
     def apart(self, state: FitState, evidence: Evidence) -> FieldSeen:
         """What it looks at is a distance; see ``Form``."""

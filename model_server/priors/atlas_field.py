@@ -37,6 +37,7 @@ PREVIEW_GRID = 28
 EVEN_GRID = 28  # nodes along the shortest edge of the box, for them
 TRIANGLES = 6000  # about, of a template that is carried to shapes
 CARRY_STEPS, CARRY_LEFT = 3, 2e-3  # of the fixed point that carries it, and what may be left
+CARRY_ROUNDS = 4  # of unfolding and finding the zero level again
 FAR = 0.06  # canonical units: vertices that are farther before the last step do not find it
 
 
@@ -204,11 +205,15 @@ class AtlasField(LatentGaussian):
                 parts.append(self.decoder.template_logit(maps, moved[None])[0])
         return torch.cat(parts).double().cpu().numpy()
 
-    def slopes(
+    def slopes(self, latent: Array, template: int, points: Array) -> tuple[Array, Array, Tensor]:
+        """Logits (N,), their gradient (N, 3) by place, and by features: (N, hidden), or three more
+        with D's linear part."""
+        return self._slopes(latent, template, points)[:3]
+
+    def _slopes(
         self, latent: Array, template: int, points: Array
     ) -> tuple[Array, Array, Tensor, Array]:
-        """Logits (N,), their gradient (N, 3) by place, and by features: (N, hidden), or three more
-        with D's linear part; and (N, 3) p + D(p)."""
+        """With (N, 3) p + D(p)."""
         place = self._tensor(points).requires_grad_()
         features = self._features(latent, template, place)(place / self.decoder.box)
         moved = place + self.decoder.finish(features)
@@ -235,7 +240,7 @@ class AtlasField(LatentGaussian):
 
     def _read(self, latent: Array, template: int, points: Array) -> tuple[Reading, Array]:
         """With (N, 3) p + D(p)."""
-        logit, slope, by_features, moved = self.slopes(latent, template, points)
+        logit, slope, by_features, moved = self._slopes(latent, template, points)
         length = np.maximum(np.linalg.norm(slope, axis=1), self.least_slope)
         found = Reading(-logit / length, -slope / length[:, None], 1.0, (length, by_features))
         return found, moved
@@ -272,16 +277,27 @@ class AtlasField(LatentGaussian):
         template (V, 3); None where some do not find it. Those of the last shape are remembered."""
         key = latent.tobytes() + bytes([template])
         if self._vertices is None or self._vertices[0] != key:
-            even = self.evens(template)
-            points, _ = self.undeform(
-                latent, template, even.surface.points, CARRY_STEPS, CARRY_LEFT
-            )
-            points = even.evened(points, Surface(points, even.surface.triangles).vertex_normals())
-            reading, places = self._read(latent, template, points)
-            found = points - reading.distance[:, None] * reading.slope
-            lost = np.abs(reading.distance).max() > FAR
-            self._vertices = key, None if lost else (found, reading.slope, places)
+            self._vertices = key, self._carried_anew(latent, template)
         return self._vertices[1]
+
+    def _carried_anew(self, latent: Array, template: int) -> tuple[Array, Array, Array] | None:
+        """Where the deformation folds, vertices are drawn to their neighbors and sent to the zero
+        level again."""
+        even = self.evens(template)
+        points, _ = self.undeform(latent, template, even.surface.points, CARRY_STEPS, CARRY_LEFT)
+        normals = Surface(points, even.surface.triangles).vertex_normals()
+        for _ in range(CARRY_ROUNDS):
+            points = even.evened(points, normals)
+            reading, places = self._read(latent, template, points)
+            step, normals = np.clip(reading.distance, -FAR, FAR)[:, None], reading.slope
+            points = points - step * normals
+            surface = even.unfolded(points, normals)
+            if surface is None:
+                return None
+            if surface.points is points and np.abs(reading.distance).max() <= FAR:
+                return points, normals, places
+            points = surface.points
+        return None
 
     def undeform(
         self, latent: Array, template: int, places: Array, steps: int, tolerance: float
@@ -328,7 +344,7 @@ class AtlasField(LatentGaussian):
             field[close] += slope[close] * leftover.at(_mesh(axes)[close.ravel()])
         surface = level_set(field, axes)
         # Marching cubes is linear between nodes, logits are not: one Newton step.
-        logit, slope, _, _ = self.slopes(latent, template, surface.points)
+        logit, slope, _ = self.slopes(latent, template, surface.points)
         length = np.maximum(np.linalg.norm(slope, axis=1), self.least_slope)
         distance = -logit / length
         if leftover is not None:

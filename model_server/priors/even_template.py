@@ -13,7 +13,7 @@ from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
 EVENED = 0.5  # of the way to the mean of the neighbors
-UNFOLDED = 5  # rounds in which the corners of folded triangles go to the mean of their neighbors
+UNFOLDED = 5  # rounds in which vertices around folded triangles go to the mean of their neighbors
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,22 @@ class EvenTemplate:
         return np.asarray(points + EVENED * (moved - along * normals))
 
     def unfolded(self, points: Array, outward: Array) -> Surface | None:
-        """Where single triangles are folded, their corners give way."""
-        for _ in range(UNFOLDED):
+        """The template with vertices at (V, 3) points, of which ``outward`` (V, 3) directions are
+        known. Where triangles are folded, ever larger patches are drawn smooth; None where that is
+        in vain."""
+        for rings in range(UNFOLDED):
             found = Surface(points, self.surface.triangles)
             bad = folded(found, outward)
             if not bad.any():
                 return found
-            corners = np.unique(found.triangles[bad])
-            points = points.copy()
-            points[corners] = self.neighbors[corners] @ found.points
+            patch = np.zeros(len(points))
+            patch[found.triangles[bad]] = 1.0
+            for _ in range(rings):
+                patch = self.neighbors @ patch
+            inside = patch > 0.0
+            rows, points = self.neighbors[inside], points.copy()
+            for _ in range(1 + 2 * rings):
+                points[inside] = rows @ points
         return None
 
 

@@ -48,6 +48,7 @@ SESSIONS = (1, 2, 4, 8, 16, 32)
 CASES = (1, 3, 10, 30, 100, 300, 1_000)
 EXAMPLE = HERE.parent.parent / "Resources" / "example"
 OUTLINES = ("axial", "coronal", "sagittal")
+PATIENCE = 3600.0  # seconds: the last of many sessions waits for all others
 PREVIEW = FitSettings(local=False, remesh=False, uncertainty=False)
 
 Line = dict[int, list[float]]  # count -> values
@@ -203,7 +204,8 @@ def together(
 
     def ask(client: Client, observations: Observations) -> None:
         ready.wait()
-        first, final, _ = fitted(client, f"{chosen.organ}-{chosen.methods[0]}", observations)
+        prior = f"{chosen.organ}-{chosen.methods[0]}"
+        first, final, _ = fitted(client, prior, observations, PATIENCE)
         found.append((first, final))
 
     try:

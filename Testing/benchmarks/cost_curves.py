@@ -30,6 +30,7 @@ from common import HERE, RESULTS, console, load, number, parser, show
 from model_server.cohort.case import Settings
 from model_server.cohort.run import run_cohort
 from model_server.cohort.table import Case, Outcome
+from model_server.errors import counted
 from model_server.evaluation.harness import cases_of, use_threads
 from model_server.evaluation.metrics import Truth
 from model_server.evaluation.plots import plot_costs
@@ -333,7 +334,7 @@ def main() -> None:
         of = {
             "cohort": f"{chosen.organ}-pca, the bundled case again and again",
             "sessions": f"{chosen.organ}-{chosen.methods[0]}, three outlines",
-        }.get(name, f"{chosen.organ}, {chosen.limit} validation cases")
+        }.get(name, f"{chosen.organ}, {counted(chosen.limit, 'validation case')}")
         found[name] = {"machine": machine(chosen.device, chosen.threads), "of": of}
         found[name]["panels"] = panels
         write_text(path, json.dumps(found, indent=1) + "\n")

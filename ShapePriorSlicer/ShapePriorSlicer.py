@@ -102,6 +102,7 @@ class Coloring(enum.Enum):
     parts = "parts"
     uncertainty = "uncertainty"
     distance = "distance"
+    change = "change"
 
     def label(self):
         """As the list shows it."""
@@ -111,6 +112,7 @@ class Coloring(enum.Enum):
             "parts": _("Parts"),
             "uncertainty": _("Uncertainty (mm)"),
             "distance": _("Distance to the annotations (mm)"),
+            "change": _("Change by the repair (mm)"),
         }[self.value]
 
 

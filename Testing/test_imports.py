@@ -48,12 +48,43 @@ def test_backend_imports_nothing_of_slicer(path: Path):
     ],
 )
 def test_nouns_and_command_line_pull_in_no_torch(modules: str):
-    heavy = "[m for m in ('torch', 'vtk', 'slicer', 'pymeshlab') if m in sys.modules]"
+    heavy = "[m for m in ('torch', 'vtk', 'vtkmodules', 'slicer', 'pymeshlab') if m in sys.modules]"
     code = f"import sys, {modules}; sys.exit(str({heavy}) if {heavy} else 0)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
+
+
+# Each takes a tenth of a second and more, and tens of megabytes.
+UNUSED = {"torch", "vtk", "SimpleITK", "trimesh", "networkx", "matplotlib", "pydicom", "highdicom"}
+
+
+@pytest.mark.parametrize(
+    ("prior", "needed"), [("hippocampus-pca", set()), ("hippocampus-dals", {"torch"})]
+)
+def test_a_fit_of_outlines_loads_no_library_it_does_not_use(
+    tmp_path: Path, prior: str, needed: set[str]
+):
+    code = """
+import sys
+from model_server.commands.main import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+print(*sys.modules)
+"""
+    example = sorted((REPOSITORY / "Resources" / "example").glob("*.mrk.json"))
+    words = ["fit", "--prior", prior, "--quiet", "--device", "cpu"]
+    words += ["--output", str(tmp_path / "organ.stl"), "--annotations", *map(str, example)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "organ.stl").stat().st_size > 10_000
+    assert not set(done.stdout.split()) & (UNUSED - needed)
 
 
 # What the client takes from the backend, and what those modules need themselves.
@@ -62,6 +93,7 @@ SHARED = {"errors", "observations", "pose", "reconstruction", "service"}
 SHARED |= {"service.wire", "service.wire_surfaces"}
 HEAVY = {
     "torch",
+    "scipy",
     "vtk",
     "vtkmodules",
     "fastapi",

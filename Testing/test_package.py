@@ -34,6 +34,7 @@ PACKAGE_OF = {
     "igl": "libigl",
     "itk": "itk-morphologicalcontourinterpolation",
     "skimage": "scikit-image",
+    "vtkmodules": "vtk",
 }
 CMAKE = (REPOSITORY / "CMakeLists.txt").read_text()
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 
 from model_server.errors import ShapePriorError
 
@@ -53,6 +52,10 @@ class Pose:
 
     def perturbed(self, translation: Array, log_scale: float, rotation_vector: Array) -> Pose:
         """The pose after a small world-frame step (translation in mm, rotation in radians)."""
+        from scipy.spatial.transform import (
+            Rotation,
+        )  # late: the module in 3D Slicer needs none of it
+
         turn = Rotation.from_rotvec(rotation_vector).as_matrix()
         return Pose(
             self.translation + translation,
@@ -63,6 +66,8 @@ class Pose:
 
     def as_dict(self) -> dict[str, object]:
         """Plain numbers for reports: mm, mm per canonical unit, rotation vector in degrees."""
+        from scipy.spatial.transform import Rotation
+
         vector = Rotation.from_matrix(self.rotation).as_rotvec(degrees=True)
         return {
             "translation_mm": [round(float(v), 4) for v in self.translation],

@@ -30,9 +30,9 @@ class Surface:
         """(V, 3) unit normals, area weighted."""
         corners = self.corners()
         cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-        normals = np.zeros_like(self.points)
-        for corner in range(3):
-            np.add.at(normals, self.triangles[:, corner], cross)
+        where, count = self.triangles.ravel(), len(self.points)
+        summed = np.repeat(cross, 3, axis=0).T
+        normals = np.stack([np.bincount(where, part, count) for part in summed], axis=1)
         return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
 
     def rms_radius(self) -> float:
@@ -147,6 +147,8 @@ class Reconstruction:
             prior does not know them.
         joint_spread: of the last surface of a fit with uncertainty, or None.
         path: states on the way of an agent that found it in an image, in plain numbers; else empty.
+        change_mm: (V,) mm from the border of the mask that was repaired, outside it above zero;
+            None of other fits.
         misfit: root mean square distance of the annotations from the nearest shape that the quick
             look's principal components know, in RMS radii: how unusual the organ is.
     """
@@ -166,4 +168,5 @@ class Reconstruction:
     nearest_training: tuple[Likeness, ...] = ()
     joint_spread: JointSpread | None = None
     misfit: float = 0.0
+    change_mm: Array | None = None
     path: tuple[Mapping[str, Any], ...] = ()

@@ -25,6 +25,7 @@ COLORINGS = [
     {"value": "parts", "title": "Parts"},
     {"value": "uncertainty", "title": "Uncertainty (mm)"},
     {"value": "distance", "title": "Distance to annotations (mm)"},
+    {"value": "change", "title": "Change by the repair (mm)"},
 ]
 NO_STEP = -1  # value of the choice to show none
 UNLIKENESS = (

@@ -68,6 +68,10 @@ class User:
         middle = np.argwhere(self.truth).mean(axis=0).astype(int)
         for axis in axes:
             np.moveaxis(values, axis, 0)[middle[axis]] |= self.truth.take(middle[axis], axis)
+        self.fill(values)
+
+    def fill(self, values) -> None:
+        """These voxels of the whole volume."""
         image, matrix = slicer.vtkOrientedImageData(), vtk.vtkMatrix4x4()
         image.SetDimensions(*values.shape[::-1])
         image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
@@ -178,6 +182,27 @@ def test_check_boxes_priors_and_sliders_do_what_they_say(user):
     click(user.panel.cancelButton)
     assert previewOf(user.node) is None
     assert not user.panel.applyButton.enabled
+
+
+def test_a_repair_is_colored_by_what_it_changed(user):
+    user.paint(0, 1, 2)
+    click(user.panel.previewButton)
+    session = drawnSettings(user)
+    user.panel.update()
+    assert not user.panel.changeCheckBox.enabled  # slices are no mask
+    click(user.panel.cancelButton)
+    user.fill(user.truth & (np.arange(user.truth.shape[0]) < 35)[:, None, None])
+    click(user.panel.previewButton)
+    user.settled()
+    user.panel.update()
+    assert user.panel.changeCheckBox.enabled
+    assert "The border moved outward by up to" in user.panel.stateLabel.text
+    click(user.panel.changeCheckBox)
+    assert session.parameters.coloring == "change"
+    display = session.model.node.GetDisplayNode()
+    user.application.wait(lambda: display.GetActiveScalarName() == "ChangeMm")
+    click(user.panel.changeCheckBox)
+    assert session.parameters.coloring == "plain"
 
 
 def test_a_prior_that_is_picked_before_is_taken(user):

@@ -33,6 +33,7 @@ NOUNS = {f"model_server.{name}" for name in ("errors", "observations", "pose", "
 MORE = {
     LIBRARY: {"model_server"},
     f"{LIBRARY}.scene.annotations": {"model_server.geometry.curves"},
+    f"{LIBRARY}.scene.live_model": {"model_server.geometry.mask_border"},
     f"{LIBRARY}.scene.slice_views": {"model_server.geometry.next_plane"},
     f"{LIBRARY}.session.session": {"model_server.geometry.next_plane"},
     f"{LIBRARY}.scene.segmentations": {"model_server.io.terminology"},

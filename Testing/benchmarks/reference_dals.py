@@ -26,6 +26,7 @@ from model_server.geometry.remesh import carry_over, remesh
 from model_server.observations import Observations
 from model_server.pose import Pose
 from model_server.priors.dals import DalsPrior
+from model_server.priors.dals_decoder import DalsDecoder
 from model_server.priors.protocol import FitSettings
 from model_server.reconstruction import Provenance, Reconstruction, Surface
 
@@ -117,6 +118,7 @@ class ReferenceDals:
         x = torch.tensor(sphere.points, dtype=torch.float32)
         laplacian = _sparse(chosen.level)
         mean = torch.tensor(self.prior.latent_mean, dtype=torch.float32)
+        decoder = DalsDecoder.from_arrays(self.prior.decoder.weights, self.prior.decoder.radius)
         root = torch.tensor(self.prior.latent_root, dtype=torch.float32)
         whitened = torch.zeros(root.shape[1], requires_grad=True)
         own = torch.zeros(len(x), len(mean), requires_grad=True)
@@ -134,7 +136,7 @@ class ReferenceDals:
             optimizer.zero_grad()
             shared = mean + root @ whitened
             z = shared + own if settings.local and number >= chosen.tied_steps else shared[None]
-            canonical = self.prior.decoder.vertices(z, x)
+            canonical = decoder.vertices(z, x)
             placed = _place(canonical, pose, step)
             task = self._task(placed, triangles, evidence, pose.scale)
             loss = (

@@ -45,15 +45,31 @@ def test_a_mask_becomes_a_surface_a_label_map_and_a_report(
     drawn = find_protocol("network-mask").observations(truth, "c").label_map
     assert drawn is not None
     mask = written(tmp_path / "m.nii.gz", drawn)
-    files = [tmp_path / name for name in ("a.stl", "a.nii.gz", "report.json")]
+    files = [tmp_path / name for name in ("a.stl", "a.nii.gz", "report.json", "a.vtp")]
     options = ("--output", files[0], "--output", files[1], "--report", files[2])
+    options = (*options, "--output", files[3])
     done = shape_prior("repair", "--prior", "hippocampus-pca", "--mask", mask, *options)
     assert done.returncode == 0, done.stderr
     told = json.loads(files[2].read_text())["repair"]
     assert told["volume_before_ml"] > 0
     assert told["added_ml"] + told["removed_ml"] > 0
     assert 0.5 < told["dice"] < 1.0
-    assert told["largest_distance_mm"] > told["mean_distance_mm"] > 0
+    far = [told[f"{name}_mm"] for name in ("largest_distance", "percentile_95", "mean_distance")]
+    assert far[0] > far[1] > far[2] > 0
+    assert f"at most by {far[0]:.1f} mm" in done.stderr.replace("\n", " ")
+    surface, arrays = read_surface(files[3])
+    moved = arrays["ChangeMm"]
+    assert moved.shape == (len(surface.points),)
+    assert moved.max() == pytest.approx(told["largest_outward_mm"], abs=0.001)
+    assert -moved.min() == pytest.approx(told["largest_inward_mm"], abs=0.001)
+    # Its sign is that of the mask's own voxels.
+    index = np.round(drawn.to_ijk(surface.points)).astype(int)[:, ::-1]
+    known = ((index >= 0) & (index < drawn.shape)).all(axis=1)
+    inside = np.zeros(len(index), dtype=bool)
+    inside[known] = np.asarray(drawn.array)[tuple(index[known].T)] > 0
+    clear = np.abs(moved) > 0.7
+    assert clear.sum() > 20
+    assert np.mean(inside[clear] == (moved[clear] < 0)) > 0.95
     assert told["beyond_repair"] is False
     assert dice(read_surface(files[0])[0], truth.label) > 0.8
     # The label map lies on the mask's own grid.

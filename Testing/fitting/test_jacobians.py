@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from model_server.fitting.field_form import pose_jacobian
+from model_server.fitting.field_form import by_pose
 from model_server.fitting.mask import MaskField
-from model_server.fitting.mesh_form import MeshForm, MeshSettings
+from model_server.fitting.mesh_form import MeshForm
+from model_server.fitting.mesh_prior import MeshSettings
 from model_server.fitting.model import FitState
 from model_server.geometry.icosphere import icosphere
 from model_server.geometry.quality import quality_gradient
@@ -23,14 +24,15 @@ TURN = Rotation.from_rotvec([0.3, -0.2, 0.1]).as_matrix()
 
 
 @pytest.mark.parametrize("axis", range(7))
-def test_pose_jacobian(axis):
+def test_places_follow_the_pose(axis):
     rng = np.random.default_rng(0)
     pose, points = Pose(rng.normal(size=3), 12.0, TURN), 10 * rng.normal(size=(5, 3))
     step = np.zeros(7)
     step[axis] = 1e-6
-    moved = pose.perturbed(step[:3], step[3], step[4:]).invert(points)
-    found = pose_jacobian(pose, points, pose.invert(points))[..., axis]
-    assert np.allclose(found, (moved - pose.invert(points)) / 1e-6, atol=1e-5)
+    moved = pose.perturbed(step[:3], step[3], step[4:]).invert(points) - pose.invert(points)
+    for along in np.eye(3):
+        found = by_pose(pose, points, pose.invert(points), np.tile(along, (5, 1)))[:, axis]
+        assert np.allclose(found, moved @ along / 1e-6, atol=1e-5)
 
 
 def test_field_gradients_of_the_pca():
@@ -49,15 +51,16 @@ def test_field_gradients_of_the_pca():
 
 def test_vertex_jacobian_of_dals():
     prior = load_prior("hippocampus-dals", "cpu")
-    form = MeshForm(prior, MeshSettings(global_level=2))
+    form = MeshForm(prior, MeshSettings())
     state = FitState(Pose(np.zeros(3), 28.0), np.full(prior.size, 0.1), np.zeros(7))
-    vertices = np.arange(0, 160, 20)
-    found = form.jacobian_of(state, vertices)[:, :, 0]
+    template, some = form.template, slice(0, 160, 20)
+    found = prior.linear(state.latent).jacobian[some, :, 0]
 
     def at(first: float):
         latent = state.latent.copy()
         latent[0] += first
-        return form.shape(replace(state, latent=latent)).points[vertices]
+        whole = (prior.latent_mean + prior.latent_root @ latent)[None]
+        return prior.vertices(whole, template.sphere[some])
 
     numeric = (at(0.02) - at(-0.02)) / 0.04
     assert np.abs(found - numeric).max() < 0.1 * np.abs(numeric).max()

@@ -69,9 +69,9 @@ def test_a_mesh_is_as_uncertain_alone_as_together(drawn):
     form, evidence = placed.form, evidence_of(drawn)
     state = form.refine(placed.state, evidence, 1.0)
     points = form.shape(state).points
-    alone, some = form.spread(state, points), np.arange(0, len(points), 25)
+    alone, some = form.spread(state, points), form.witnesses(state, points, 100)
     covariance = form.covariance(state, points[some])
-    # The kernel's variance is one in the mean of the vertices only.
+    # What lies between nodes is a little less than at them.
     assert np.sqrt(np.diag(covariance)) == pytest.approx(alone[some], rel=0.1)
     assert np.linalg.eigvalsh(covariance).min() > -1e-4 * covariance.max()
 

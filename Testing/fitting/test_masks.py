@@ -140,7 +140,10 @@ def test_one_part_is_left_alone() -> None:
     def judge(label: Volume) -> Judged:
         raise AssertionError("there is nothing to judge")
 
-    assert likely_parts(given, card, judge) is given
+    found = likely_parts(given, card, judge)
+    assert found.label_map is not None and given.label_map is not None
+    assert np.count_nonzero(found.label_map.array) == np.count_nonzero(given.label_map.array)
+    assert not found.left_out
     assert largest_part(Observations()) == Observations()
 
 

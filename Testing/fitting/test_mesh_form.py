@@ -10,14 +10,17 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from model_server.fitting.attachment import Attachment
-from model_server.fitting.field_form import pose_jacobian
+from model_server.fitting.field_form import by_pose
 from model_server.fitting.gauss_newton import Prior, solve
-from model_server.fitting.mesh_form import MeshForm, MeshSettings
+from model_server.fitting.leftover import Kriging
+from model_server.fitting.mesh_form import MeshForm
+from model_server.fitting.mesh_prior import MeshSettings
+from model_server.fitting.mesh_template import MeshTemplate
 from model_server.fitting.model import FitState
 from model_server.fitting.pose_prior import pose_step
 from model_server.fitting.terms import ClickTerm, Evidence
-from model_server.fitting.vertex_latents import dirichlet_kernel
-from model_server.geometry.icosphere import icosphere
+from model_server.fitting.vertex_latents import Harmonics
+from model_server.geometry.icosphere import icosphere, uniform_laplacian
 from model_server.pose import Pose
 from model_server.priors.dals import DalsPrior
 from model_server.priors.pca import PcaPrior, pack_modes, unpack_modes
@@ -30,20 +33,22 @@ POSE = Pose(np.array([10.0, -20.0, 30.0]), 25.0, TURN)
 
 @pytest.fixture(scope="module")
 def form() -> MeshForm:
-    """Hippocampi, on a sphere of few vertices."""
+    """Hippocampi."""
     prior = load_prior("hippocampus-dals", "cpu")
     assert isinstance(prior, DalsPrior)
-    return MeshForm(prior, MeshSettings(global_level=2, local_level=2))
+    return MeshForm(prior, MeshSettings())
 
 
 def test_canonical_places_follow_a_mirrored_pose_as_the_jacobian_says() -> None:
     pose = replace(POSE, mirrored=True)
     points = np.random.default_rng(0).normal(0.0, 15.0, (20, 3)) + pose.translation
-    jacobian = pose_jacobian(pose, points, pose.invert(points))
+    slope = np.random.default_rng(1).normal(size=(20, 3))
+    jacobian = by_pose(pose, points, pose.invert(points), slope)
     for index in range(7):
         delta = 1e-5 * np.eye(7)[index]
         ahead, behind = (pose.perturbed(d[:3], d[3], d[4:]).invert(points) for d in (delta, -delta))
-        assert jacobian[:, :, index] == pytest.approx((ahead - behind) / 2e-5, abs=1e-7)
+        moved = ((ahead - behind) * slope).sum(axis=1)
+        assert jacobian[:, index] == pytest.approx(moved / 2e-5, abs=1e-7)
 
 
 def test_packed_modes_are_nearly_the_same_and_interpolate_their_grid() -> None:
@@ -62,14 +67,14 @@ def some_state(form: MeshForm, local: bool) -> FitState:
     """A state away from every mean."""
     rng = np.random.default_rng(3)
     size = form.prior.latent_root.shape[1]
-    spread = rng.normal(0.0, 0.3, (len(icosphere(2).points), size)) if local else None
+    spread = rng.normal(0.0, 0.3, (form.template.nodes, size)) if local else None
     return FitState(POSE, rng.normal(0.0, 0.5, size), np.zeros(7), local=spread)
 
 
 @pytest.fixture(scope="module")
-def attached() -> Attachment:
+def attached(form: MeshForm) -> Attachment:
     """Residuals at random places of the template's triangles, in random directions."""
-    rng, count, triangles = np.random.default_rng(4), 30, icosphere(2).triangles
+    rng, count, triangles = np.random.default_rng(4), 30, form.template.surface.triangles
     vertices = triangles[rng.integers(len(triangles), size=count)].astype(np.int64)
     weights, directions = rng.dirichlet(np.ones(3), count), rng.normal(size=(count, 3))
     return Attachment.of(vertices, weights, directions, np.zeros(count))
@@ -96,8 +101,13 @@ def test_residuals_follow_the_pose(form: MeshForm, attached: Attachment) -> None
 
 @pytest.mark.parametrize("local", [False, True])
 def test_residuals_follow_the_latents(form: MeshForm, attached: Attachment, local: bool) -> None:
+    """Of one latent while the decoder is linear, exactly; of single nodes' latents as decoded."""
     state = some_state(form, local)
-    found = form._by_latent(state, attached)
+    hold = form.template.at_nodes(attached.vertices, attached.weights)
+    linear = form.linear if not local else form.prior.linear(state.latent)
+    if local:
+        state = replace(state, local=np.zeros_like(state.local))
+    found = form._by_latent(state, attached.directions, hold, linear.jacobian)
     step = 2e-3  # the decoder computes in single precision
     for index in (0, 3, found.shape[1] - 1):
         shift = step * np.eye(found.shape[1])[index]
@@ -110,30 +120,87 @@ def test_residuals_follow_the_latents(form: MeshForm, attached: Attachment, loca
         assert np.corrcoef(found[:, index], slope)[0, 1] > 0.98
 
 
-def test_a_local_latent_moves_its_own_vertex_only(form: MeshForm) -> None:
+def test_a_local_latent_moves_the_vertices_near_its_node_only(form: MeshForm) -> None:
     state = some_state(form, True)
     assert state.local is not None
     moved = state.local.copy()
     moved[17, 0] += 2.0
-    before, after = (form.shape(s).points for s in (state, replace(state, local=moved)))
-    assert np.flatnonzero(np.abs(after - before).max(axis=1) > 1e-5).tolist() == [17]
+    before, after = (form.mesh(s).points for s in (state, replace(state, local=moved)))
+    told = np.flatnonzero(np.abs(after - before).max(axis=1) > 1e-5)
+    assert set(told) <= set(form.template.carry[:, 17].nonzero()[0])
+    assert 17 in told
 
 
-def test_the_dirichlet_kernel_couples_near_vertices_more_than_far_ones() -> None:
-    kernel, points = dirichlet_kernel(3, 2, 0.1), icosphere(3).points
-    assert np.abs(kernel - kernel.T).max() < 1e-4
-    assert np.diag(kernel).mean() == pytest.approx(1.0, abs=1e-3)
-    assert np.linalg.eigvalsh(kernel.astype(np.float64)).min() > 0
-    angle = np.arccos(np.clip(points @ points[0], -1, 1))
-    near, far = kernel[0][(angle > 0.01) & (angle < 0.3)], kernel[0][angle > 2.0]
-    assert near.min() > far.max()
+def test_harmonics_are_eigenvectors_of_the_laplacian_of_a_sphere() -> None:
+    ball = icosphere(4).points
+    harmonics = Harmonics.at(ball, 2, 0.1)
+    values, count = harmonics.values, len(ball)
+    assert np.abs(values.T @ values / count - np.eye(values.shape[1])).max() < 0.1
+    assert harmonics.variance.sum() == pytest.approx(1.0)
+    energy = 1.0 / harmonics.variance
+    laplacian = uniform_laplacian(4)
+    rayleigh = ((laplacian @ values) * values).sum(axis=0) / (values**2).sum(axis=0)
+    assert np.corrcoef(rayleigh**2, energy)[0, 1] > 0.99
 
 
 def test_a_smaller_epsilon_couples_wider() -> None:
-    angle = np.arccos(np.clip(icosphere(3).points @ icosphere(3).points[0], -1, 1))
+    ball = icosphere(3).points
+    angle = np.arccos(np.clip(ball @ ball[0], -1, 1))
     ring = (angle > 0.4) & (angle < 0.6)
-    wide, narrow = (dirichlet_kernel(3, 2, e)[0][ring].mean() for e in (0.036, 3.6))
+    found = [Harmonics.at(ball, 2, epsilon) for epsilon in (0.036, 3.6)]
+    wide, narrow = (((h.values * h.variance) @ h.values[0])[ring].mean() for h in found)
     assert wide > narrow + 0.1
+
+
+def test_the_template_is_closed_even_and_unfolded(form: MeshForm) -> None:
+    template = form.template
+    surface = template.surface
+    edges = np.sort(surface.triangles[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2), axis=1)
+    assert (np.unique(edges, axis=0, return_counts=True)[1] == 2).all()
+    assert not template.folded(surface.points).any()
+    assert np.abs(np.linalg.norm(template.sphere, axis=1) - 1.0).max() < 1e-9
+    # Motion that is linear in space is carried as it is.
+    turn = np.array([[1.1, 0.2, 0.0], [0.0, 0.9, 0.1], [0.3, 0.0, 1.0]])
+    moved = template.moved((surface.points @ turn)[: template.nodes])
+    assert moved.points - surface.points == pytest.approx(surface.points @ turn, abs=2e-3)
+
+
+def test_folds_are_smoothed_away_and_nothing_else_moves(form: MeshForm) -> None:
+    template = form.template
+    points = template.surface.points.copy()
+    corner = template.surface.triangles[100]
+    points[corner[0]] += 1.5 * (points[corner[1:]].mean(axis=0) - points[corner[0]])
+    assert template.folded(points).any()
+    found = template.unfolded(points)
+    assert not template.folded(found).any()
+    assert (np.abs(found - points).max(axis=1) > 0).sum() < 60
+
+
+def test_a_displacement_passes_through_what_it_was_told(form: MeshForm) -> None:
+    surface = form.template.surface
+    at = np.array([3, 200, 700])
+    normals = surface.vertex_normals()
+    tiny = np.full(3, 1e-8)
+    values = np.array([0.02, -0.01, 0.015])
+    left = Kriging.of(surface.points[at], values, tiny, 0.05, 0.2, normals=normals[at])
+    moved = left.displaced(surface.points) - surface.points
+    assert (moved[at] * normals[at]).sum(axis=1) == pytest.approx(values, abs=1e-5)
+    variance = left.variance(surface.points, normals)
+    assert variance[at] == pytest.approx(0.0, abs=1e-6)
+    assert variance.max() <= 0.05**2 + 1e-12
+    whole = left.covariance(surface.points[:50], normals[:50])
+    assert np.diag(whole) == pytest.approx(variance[:50], abs=1e-9)
+    assert np.linalg.eigvalsh(whole).min() > -1e-9
+
+
+def test_a_template_comes_back_from_its_file(form: MeshForm) -> None:
+    prior = form.prior
+    again = MeshTemplate.from_arrays(
+        form.template.arrays(), lambda places: prior.vertices(prior.latent_mean[None], places)
+    )
+    assert np.array_equal(again.surface.triangles, form.template.surface.triangles)
+    assert again.surface.points == pytest.approx(form.template.surface.points, abs=1e-3)
+    assert again.nodes == form.template.nodes
 
 
 def test_global_steps_find_a_shift_and_remember_it(form: MeshForm) -> None:

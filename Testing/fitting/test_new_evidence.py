@@ -4,6 +4,7 @@ known, with a standard deviation of their own. Both forms heed it as they heed t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from model_server.fitting.attachment import Attachment, attach_points
 from model_server.fitting.field_form import FieldForm, FieldSettings, Reading
 from model_server.fitting.gauss_newton import Prior, settle, solve
 from model_server.fitting.leftover import Leftover
-from model_server.fitting.mesh_form import MeshForm, MeshSettings
+from model_server.fitting.mesh_form import MeshForm
+from model_server.fitting.mesh_prior import Linear, MeshSettings
+from model_server.fitting.mesh_template import MeshTemplate
 from model_server.fitting.model import FitState, Form
 from model_server.fitting.terms import ClickTerm, Evidence, Places
 from model_server.geometry.icosphere import icosphere
@@ -60,11 +63,20 @@ class Ball:
     def by_latent(self, reading, points):
         return np.zeros((len(points), 1))
 
-    def vertices(self, latents, level):
-        return 0.5 * icosphere(level).points
+    def vertices(self, latents, sphere):
+        return 0.5 * sphere
 
-    def vertex_jacobian(self, latents, level, vertices):
-        return np.zeros((len(vertices), 3, 1))
+    def linear(self, latent):
+        nodes = self.mesh_template.sphere[: self.mesh_template.nodes]
+        return Linear(latent, 0.5 * nodes, np.zeros((len(nodes), 3, 1)))
+
+    @cached_property
+    def mesh_template(self):
+        return MeshTemplate.made(lambda places: 0.5 * places)
+
+    @property
+    def mean_linear(self):
+        return self.linear(np.zeros(1))
 
 
 FORMS = {

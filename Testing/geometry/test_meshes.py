@@ -186,6 +186,14 @@ def test_the_icosphere_is_a_unit_sphere_turned_outward() -> None:
     assert icosphere(4).volume() == pytest.approx(4 / 3 * np.pi, rel=0.01)
 
 
+@pytest.mark.parametrize("level", [0, 1, 4])
+def test_the_icosphere_is_numbered_as_that_of_trimesh(level: int) -> None:
+    """The vertices of trained priors are: their parts and templates go by these numbers."""
+    ours, theirs = icosphere(level), trimesh.creation.icosphere(subdivisions=level)
+    assert np.array_equal(ours.triangles, theirs.faces)
+    assert ours.points == pytest.approx(np.array(theirs.vertices), abs=1e-12)
+
+
 def test_the_laplacian_is_symmetric_and_positive_semidefinite() -> None:
     laplacian = uniform_laplacian(2).toarray()
     assert np.abs(laplacian - laplacian.T).max() < 1e-12

@@ -54,8 +54,8 @@ class Running:
         prior: "fake" in its zoo.
     """
 
-    def __init__(self) -> None:
-        self.app = create_app(ServerSettings(TOKEN, "cpu"))
+    def __init__(self, warm_up: Callable[[], None] = lambda: None) -> None:
+        self.app = create_app(ServerSettings(TOKEN, "cpu"), warm_up)
         self.prior = FakePrior(2)
         self.state.priors = FakePriors(fake=self.prior)
         self.socket = bound_socket("127.0.0.1", 0)
@@ -166,6 +166,25 @@ def test_health_needs_no_token_and_tells_no_secret(server: Running):
         found = server.get("/health")
     assert (found["status"], found["protocol"], found["sessions"]) == ("ok", VERSION, 1)
     assert TOKEN not in json.dumps(found)
+
+
+def test_clients_are_welcomed_while_libraries_are_still_loaded():
+    warm, loading = threading.Event(), threading.Event()
+
+    def warm_up() -> None:
+        loading.set()
+        warm.wait(SECONDS)
+
+    server = Running(warm_up)
+    try:
+        assert loading.wait(SECONDS)
+        with server.welcomed():
+            assert server.get("/health")["sessions"] == 1
+            assert server.get("/priors", TOKEN)["priors"]
+        assert not warm.is_set()
+    finally:
+        warm.set()
+        server.stop()
 
 
 @pytest.mark.parametrize("token", [None, "", "wrong", TOKEN + "x", "Ä"])

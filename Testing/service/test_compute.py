@@ -271,6 +271,32 @@ def test_jobs_are_forgotten_when_they_end(compute: ComputeThread):
     assert compute.waiting() == 0
 
 
+def test_jobs_wait_until_the_thread_is_warm():
+    warm, log = threading.Event(), Log()
+
+    def warming() -> None:
+        assert warm.wait(SECONDS)
+        log.told.put(("thread", "warm"))
+
+    thread = ComputeThread("warming up", warming)
+    try:
+        thread.submit(log.job("a", 1, surfaces(1)))
+        assert thread.waiting() == 1
+        warm.set()
+        assert log.next(3) == [("thread", "warm"), ("a", "final"), ("a", "result")]
+    finally:
+        thread.close()
+
+
+def test_a_warm_up_that_fails_stops_no_job():
+    log, thread = Log(), ComputeThread("not to be warmed", lambda: 1 // 0)
+    try:
+        thread.submit(log.job("a", 1, surfaces(1)))
+        assert log.next(2)[-1] == ("a", "result")
+    finally:
+        thread.close()
+
+
 def test_closing_ends_the_thread():
     log, thread = Log(), ComputeThread("to be closed")
     blocker = Blocker(thread, log)

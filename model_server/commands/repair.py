@@ -92,7 +92,9 @@ def repair(
         did = told["repair"]
         errors.print(
             f"{did['volume_before_ml']:.4g} ml became {did['volume_after_ml']:.4g} ml: "
-            f"{did['added_ml']:.3g} ml added, {did['removed_ml']:.3g} ml removed."
+            f"{did['added_ml']:.3g} ml added, {did['removed_ml']:.3g} ml removed; the border moved "
+            f"by {did['mean_distance_mm']:.1f} mm on average, 95 % of it by up to "
+            f"{did['percentile_95_mm']:.1f} mm, at most by {did['largest_distance_mm']:.1f} mm."
         )
     tell_fitted(result, paths, quiet)
 

@@ -47,7 +47,7 @@ def network_mask(label: Volume, rng: np.random.Generator) -> Volume:
         mask |= away < depth * rng.uniform(*ISLAND_RADIUS)
     geometry = label.ijk_to_ras.copy()
     geometry[:3, 3] = label.to_ras(np.full(3, -8.0))
-    thick = _thick(Volume(mask, geometry), float(rng.uniform(*SLICES_MM)))
+    thick = thicker(Volume(mask, geometry), float(rng.uniform(*SLICES_MM)))
     array = _without_slices(np.asarray(thick.array).copy(), rng)
     return Volume(array.astype(np.uint8), thick.ijk_to_ras, f"{label.name} (as of a network)")
 
@@ -77,7 +77,7 @@ def _end(truth: NDArray[np.bool_], sampling: Array, rng: np.random.Generator) ->
     return np.asarray((places @ axis > end).reshape(truth.shape))
 
 
-def _thick(mask: Volume, thickness: float) -> Volume:
+def thicker(mask: Volume, thickness: float) -> Volume:
     """The middle one of every few slices; as it is where slices are thick already."""
     step = round(thickness / float(mask.spacing[2]))
     if step < 2:

@@ -61,9 +61,9 @@ class Attachment:
         rows = zip(*(part.__dict__.values() for part in parts), strict=True)
         return cls(*(np.concatenate(row) for row in rows))
 
-    def kept(self, keep: Indices) -> Attachment:
-        """Those with the numbers ``keep``."""
-        return Attachment(*(values[keep] for values in self.__dict__.values()))
+    def blend(self, values: Array) -> Array:
+        """(N, k) what the vertices have of (V, k), where the residuals are attached."""
+        return _blend(values, self.vertices, self.weights)
 
 
 def _blend(values: Array, vertices: Indices, weights: Array) -> Array:
@@ -110,11 +110,12 @@ def attach_plane(surface: Surface, normals: Array, points: Array, normal: Array)
     segment, share, _ = nearest_on_segments(points, section.ends)
     there = _on_section(surface, normals, section, segment, share, points, normal)
     # Back: where the section lies far from the drawn curve, the mesh has to leave the plane.
-    middle = np.arange(len(section.triangles))
+    every = -(-len(section.triangles) // len(points))
+    middle = np.arange(0, len(section.triangles), every)
     half = np.full(len(middle), 0.5)
-    places = section.ends.mean(axis=1)
+    places = section.ends[middle].mean(axis=1)
     nearest = points[np.linalg.norm(places[:, None] - points[None], axis=2).argmin(axis=1)]
-    length = np.linalg.norm(section.ends[:, 1] - section.ends[:, 0], axis=1)
+    length = np.linalg.norm(section.ends[middle, 1] - section.ends[middle, 0], axis=1)
     trust = length * (len(points) / max(length.sum(), 1e-9))
     back = _on_section(surface, normals, section, middle, half, nearest, normal, trust)
     return Attachment.joined([there, back])

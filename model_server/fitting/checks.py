@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 from scipy.spatial import cKDTree
 
 from model_server.errors import ShapePriorError
@@ -237,6 +236,8 @@ def _bare_surface(observations: Observations, surface: Surface, radius: float) -
 def _one_sided(clicks: Array, center: Array, radius: float) -> bool:
     """Whether a plane through the center (3,) has all (N, 3) clicks on one side: the center is no
     weighted mean of them."""
+    from scipy.optimize import nnls  # late: of clicks alone it is asked
+
     rows = np.vstack([(clicks - center).T / radius, np.ones(len(clicks))])
     return bool(nnls(rows, np.array([0.0, 0.0, 0.0, 1.0]))[1] > ONE_SIDED)
 

@@ -42,7 +42,7 @@ from model_server.threads import few_threads
 
 Array = NDArray[np.float64]
 DENSE_TRIANGLES = 30_000  # of a surface that is told to the voxel
-GUIDE_POINTS = 400  # samples of the quick look's surface
+GUIDE_POINTS = 200  # samples of the quick look's surface
 
 
 def fit(
@@ -183,8 +183,13 @@ def _likely(model: FitModel, observations: Observations, settings: FitSettings) 
     return likely_parts(observations, model.card, judge)
 
 
-def _place(model: FitModel, observations: Observations, settings: FitSettings) -> Placed:
-    evidence = evidence_of(observations)
+def _place(
+    model: FitModel,
+    observations: Observations,
+    settings: FitSettings,
+    evidence: Evidence | None = None,
+) -> Placed:
+    evidence = evidence_of(observations) if evidence is None else evidence
     sides = [False]
     if model.card.mirrors and settings.pose is None:
         sides = [s for s in (False, True) if settings.side in ("auto", ("left", "right")[s])]
@@ -266,7 +271,7 @@ class _Run:
 
     def begin_alone(self) -> None:
         """Start from the annotations, without a quick look."""
-        placed = _place(self.model, self.observations, self.settings)
+        placed = _place(self.model, self.observations, self.settings, self.evidence)
         self.form, self.state, self.mirrored = placed.form, placed.state, placed.mirrored
         self.misfit = placed.state.misfit
         self.evidence = self.evidence.mirrored() if self.mirrored else self.evidence
@@ -275,19 +280,18 @@ class _Run:
     def quick_look(self) -> Reconstruction:
         """The answer of the quick look: the first surface, the start, and weak evidence of the
         whole."""
-        found = _place(self.model.quick, self.observations, self.settings)
+        found = _place(self.model.quick, self.observations, self.settings, self.evidence)
         self._enter(found.pose, *self.form.cold(found.latents))
         self.misfit = found.state.misfit
         settled = settle(found.form, found.state, self.evidence, self.settings.uncertainty)
-        coarse = found.form.shape(settled)
+        coarse, coordinates = self.form.coarse(self.state, found.form, settled)
         self._guide_by(coarse, self.state.pose)
         spread = None
         if self.settings.uncertainty:
             spread = found.form.spread(settled, coarse.points)
         self._lap("quick look", found.steps)
-        coordinates = self.form.coarse_coordinates(self.state, coarse.points)
         drawn = Drawn(self._to_patient(coarse), coordinates, spread)
-        latents = self.form.coarse_latents(self.state, found.latents)
+        latents = self.form.latents(self.state)
         return self._answer("quick look", drawn, latents, self.model.quick.card)
 
     def begin_from(self, start: Reconstruction) -> None:
@@ -360,7 +364,8 @@ class _Run:
 
     def final(self) -> Reconstruction:
         """The remeshed surface, its correspondences and doubt, checked against the input."""
-        drawn = self._remeshed() if self.settings.remesh else self._drawn()
+        as_it_is = not self.settings.remesh or self.form.even(self.state)
+        drawn = self._drawn() if as_it_is else self._remeshed()
         points = mirror_points(drawn.surface.points) if self.mirrored else drawn.surface.points
         canonical = self.state.pose.invert(points)
         drawn = replace(drawn, spread=self._spread(canonical))

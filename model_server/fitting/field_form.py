@@ -8,7 +8,7 @@ the surface near the annotations only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from model_server.fitting.leftover import Kriging, Leftover
-from model_server.fitting.model import ROBUST, FitState, Seen
+from model_server.fitting.model import ROBUST, FitState, Form, Seen
 from model_server.fitting.terms import Evidence, Places
+from model_server.geometry.sampling import spread_vertices
 from model_server.pose import Pose
 from model_server.reconstruction import Reconstruction, Surface
 
 Array = NDArray[np.float64]
+ONTO_STEPS, MOST_ONTO = 2, 0.08  # of points onto the zero level; RMS radii of one of them
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,10 @@ class FieldSettings:
         latent_weight: weight of the latents' Gaussian.
         guide_points: so many independent points does the quick look's surface count as.
         guide_noise: its standard deviation, in RMS radii.
+        samples: so many places of outlines, and so many of the guide, are looked at in a step: more
+            say the same. What is left over is told by all.
+        held: whether the change by the latent is found when it is linearized anew alone, and held
+            until then: of fields where that takes longest.
         spread_points: points at which the uncertainty is found; others take their nearest's.
     """
 
@@ -57,7 +63,24 @@ class FieldSettings:
     latent_weight: float = 1.0
     guide_points: float = 150.0
     guide_noise: float = 0.03
-    spread_points: int = 600
+    samples: int = 200
+    held: bool = False
+    spread_points: int = 400
+
+    def few(self, places: Places) -> Places:
+        """Every n-th place of curves, and of what was not drawn, where they are many; each then
+        stands for n."""
+        step = np.ones(len(places.points), dtype=np.int64)
+        for same in (places.drawn & places.alike, ~places.drawn):
+            step[same] = max(1, -(-np.count_nonzero(same) // self.samples))
+        if (step == 1).all():
+            return places
+        order = np.zeros_like(step)
+        for same in (places.drawn & places.alike, ~places.drawn):
+            order[same] = np.arange(np.count_nonzero(same))
+        kept = order % step == 0
+        trust = np.where(places.drawn, places.trust, step * places.trust)
+        return replace(places, trust=trust).where(kept)
 
     def counts(self, places: Places) -> Array:
         """(N,) how many independent measurements each place stands for."""
@@ -127,6 +150,13 @@ class Field(Protocol):
         """The closed surface where the distance is zero, or what is left over of it."""
         ...
 
+    def carried(
+        self, latent: Array, template: int, leftover: Kriging | None
+    ) -> tuple[Surface, Array] | None:
+        """The same surface with the triangles that all shapes share, and (V, 3) its vertices on the
+        template; None where they would fold."""
+        ...
+
     def coordinates(self, latent: Array, template: int, points: Array) -> Array:
         """(N, 3) template coordinates of canonical points."""
         ...
@@ -140,17 +170,14 @@ class Field(Protocol):
         ...
 
 
-def pose_jacobian(pose: Pose, points: Array, canonical: Array) -> Array:
-    """(N, 3, 7): canonical place of RAS ``points`` by (translation, log scale, rotation)."""
-    inverse = np.linalg.inv(pose.linear())
-    arm = points - pose.translation
-    jacobian = np.empty((len(points), 3, 7))
-    jacobian[:, :, :3] = -inverse
-    jacobian[:, :, 3] = -canonical
-    for axis in range(3):
-        unit = np.eye(3)[axis]
-        jacobian[:, :, 4 + axis] = -np.cross(unit, arm) @ inverse.T
-    return jacobian
+def by_pose(pose: Pose, points: Array, canonical: Array, slope: Array) -> Array:
+    """(N, 7) change of a field with ``slope`` (N, 3) at the canonical place of RAS ``points`` by
+    (translation, log scale, rotation)."""
+    felt = slope @ np.linalg.inv(pose.linear())
+    x, y, z = (points - pose.translation).T
+    a, b, c = felt.T
+    turned = np.stack([z * b - y * c, x * c - z * a, y * a - x * b], axis=1)
+    return np.column_stack([-felt, -(slope * canonical).sum(axis=1), turned])
 
 
 @dataclass(frozen=True)
@@ -187,8 +214,10 @@ class FieldForm:
         self.leftover = leftover
         self.rms_radius = field.rms_radius
         self.guided = settings.guide_points > 0
-        self._heard: tuple[Evidence, Places, Array] | None = None
-        self._level: tuple[FitState, Surface] | None = None
+        self._felt: tuple[FitState, Array, Array] | None = None
+        self._held: tuple[Array, Array] | None = None
+        self._heard: tuple[Evidence, bool, Places, Array] | None = None
+        self._shown: tuple[FitState, Surface, Array | None] | None = None
 
     # --- starts -------------------------------------------------------------------------------
 
@@ -230,11 +259,14 @@ class FieldForm:
     def renew(self, state: FitState, step: int) -> None:
         """See ``Form``."""
         if step % self.settings.renew == 0:
+            self._held = None
             self.field.renew(state.latent)
 
     def look(self, state: FitState, evidence: Evidence) -> FieldSeen:
         """See ``Form``."""
-        places, counts = self._places(evidence)
+        return self._look(state, *self._places(evidence, few=True))
+
+    def _look(self, state: FitState, places: Places, counts: Array) -> FieldSeen:
         canonical = state.pose.invert(places.points)
         reading = self.field.read(state.latent, state.template, canonical)
         distance = reading.distance - places.target / state.pose.scale
@@ -251,22 +283,28 @@ class FieldForm:
             reading,
         )
 
-    def _places(self, evidence: Evidence) -> tuple[Places, Array]:
-        if self._heard is None or self._heard[0] is not evidence:
+    def _places(self, evidence: Evidence, few: bool) -> tuple[Places, Array]:
+        if self._heard is None or self._heard[0] is not evidence or self._heard[1] is not few:
             places = evidence.places()
-            self._heard = (evidence, places, self.settings.counts(places))
-        return self._heard[1:]
+            places = self.settings.few(places) if few else places
+            self._heard = (evidence, few, places, self.settings.counts(places))
+        return self._heard[2:]
 
     def jacobian(self, state: FitState, seen: FieldSeen) -> Array:
         """See ``Form``."""
-        turned = pose_jacobian(state.pose, seen.points, seen.canonical)
-        by_pose = np.einsum("ni,nip->np", seen.reading.slope, turned)
-        by_latent = self.field.by_latent(seen.reading, seen.canonical)
-        return np.concatenate([by_pose, by_latent], axis=1)
+        moved = by_pose(state.pose, seen.points, seen.canonical, seen.reading.slope)
+        return np.concatenate([moved, self._by_latent(seen)], axis=1)
+
+    def _by_latent(self, seen: FieldSeen) -> Array:
+        if not self.settings.held:
+            return self.field.by_latent(seen.reading, seen.canonical)
+        if self._held is None or self._held[0] is not seen.points:
+            self._held = seen.points, self.field.by_latent(seen.reading, seen.canonical)
+        return self._held[1]
 
     def apart(self, state: FitState, evidence: Evidence) -> FieldSeen:
         """What it looks at is a distance; see ``Form``."""
-        return self.look(state, evidence)
+        return self._look(state, *self._places(evidence, few=False))
 
     def refine(self, state: FitState, evidence: Evidence, strength: float) -> FitState:
         """One latent is all there is; see ``Form``."""
@@ -276,38 +314,72 @@ class FieldForm:
 
     def shape(self, state: FitState) -> Surface:
         """See ``Form``."""
-        if self._level is None or self._level[0] is not state:
-            surface = self.field.level(state.latent, state.template, state.leftover)
-            self._level = state, state.followed(surface)
-        return self._level[1]
+        return self._surface(state)[0]
 
     def surface(self, state: FitState) -> tuple[Surface, Array]:
         """See ``Form``."""
-        surface = self.shape(state)
+        surface, _ = self._surface(state)
         return surface, self.coordinates(state, surface.points)
+
+    def _surface(self, state: FitState) -> tuple[Surface, Array | None]:
+        """Of the last state it is remembered, with (V, 3) template coordinates where its vertices
+        are those of the template."""
+        if self._shown is None or self._shown[0] is not state:
+            given = (state.latent, state.template, state.leftover)
+            found = self.field.carried(*given)
+            surface, coordinates = (self.field.level(*given), None) if found is None else found
+            followed = state.followed(surface)
+            if followed.triangles is not surface.triangles:
+                coordinates = None
+            self._shown = state, followed, coordinates
+        return self._shown[1:]
 
     def coordinates(self, state: FitState, points: Array) -> Array:
         """See ``Form``."""
+        if self._shown is not None and self._shown[0] is state and self._shown[1].points is points:
+            known = self._shown[2]
+            if known is not None:
+                return known
         return self.field.coordinates(state.latent, state.template, points)
 
     def latents(self, state: FitState) -> Array:
         """See ``Form``."""
         return self.field.latents(state.latent)
 
-    def coarse_coordinates(self, state: FitState, points: Array) -> Array:
+    def coarse(self, state: FitState, quick: Form, found: FitState) -> tuple[Surface, Array]:
         """See ``Form``."""
-        return self.coordinates(state, points)
+        surface = quick.shape(found)
+        return surface, self.coordinates(state, surface.points)
 
-    def coarse_latents(self, state: FitState, modes: Array) -> Array:
-        """See ``Form``."""
-        return self.latents(state)
+    def onto(self, state: FitState, points: Array) -> Array:
+        """Along the field's slope; see ``Form``."""
+        for _ in range(ONTO_STEPS):
+            reading = self.field.read(state.latent, state.template, points)
+            distance = reading.distance
+            if state.leftover is not None:
+                distance = distance - state.leftover.at(points)
+            steep = np.broadcast_to(reading.steepness, len(points)) ** 2
+            step = -(distance / steep)[:, None] * reading.slope
+            far = np.linalg.norm(step, axis=1, keepdims=True)
+            most = MOST_ONTO * self.rms_radius
+            points = points + step * np.minimum(1.0, most / np.maximum(far, 1e-12))
+        return points
+
+    def even(self, state: FitState) -> bool:
+        """Zero levels have slivers; see ``Form``."""
+        return False
 
     def spread(self, state: FitState, points: Array) -> Array:
         """Laplace, then leftovers; see ``Form``."""
-        step = max(1, len(points) // self.settings.spread_points)
-        chosen = points[::step]
+        chosen = points[spread_vertices(points, self.settings.spread_points)]
         spread = np.sqrt(self._variance(state, chosen)) * state.pose.scale
-        return spread if step == 1 else np.asarray(spread[cKDTree(chosen).query(points)[1]])
+        if len(chosen) == len(points):
+            return spread
+        return np.asarray(spread[cKDTree(chosen).query(points)[1]])
+
+    def witnesses(self, state: FitState, points: Array, count: int) -> NDArray[np.int64]:
+        """See ``Form``."""
+        return spread_vertices(points, count)
 
     def covariance(self, state: FitState, points: Array) -> Array:
         """See ``Form``."""
@@ -328,12 +400,19 @@ class FieldForm:
 
     def _rows(self, state: FitState, points: Array) -> Array:
         """(N, 7 + K) motion of the surface along its normal, canonical units, at canonical points
-        by pose step and latent."""
+        by pose step and latent; the last are remembered: what is asked of fewer points next are the
+        first of them."""
+        known, count = self._felt, len(points)
+        if known is None or known[0] is not state or not np.array_equal(known[1][:count], points):
+            self._felt = state, points, self._felt_at(state, points)
+        assert self._felt is not None
+        return self._felt[2][:count]
+
+    def _felt_at(self, state: FitState, points: Array) -> Array:
         patient = state.pose.apply(points)
         reading = self.field.read(state.latent, state.template, points)
-        turned = pose_jacobian(state.pose, patient, points)
-        by_pose = np.einsum("ni,nip->np", reading.slope, turned)
-        rows = np.concatenate([by_pose, self.field.by_latent(reading, points)], axis=1)
+        moved = by_pose(state.pose, patient, points, reading.slope)
+        rows = np.concatenate([moved, self.field.by_latent(reading, points)], axis=1)
         if state.leftover is not None:
             rows = state.leftover.rows(points, rows)
         return np.asarray(rows / np.broadcast_to(reading.steepness, len(points))[:, None])

@@ -16,7 +16,7 @@ from model_server.fitting.terms import Evidence
 
 Array = NDArray[np.float64]
 LEAST_WEIGHT = 1e-6  # of the largest, to be heard
-MOST_SHARED = 1500  # residuals of annotations that are heard; their factor grows with their cube
+MOST_SHARED = 500  # residuals of annotations that are heard; their factor grows with their cube
 MOST_SETTLED = 2500
 CONTRADICTED = 2  # rounds in which annotations that contradict their neighbors lose trust
 STEP_SHARES = (1.0, 0.5, 0.2)  # of a step, tried in turn until the energy falls
@@ -213,9 +213,10 @@ def settle(
     by_shape = share * form.jacobian(state, seen)[chosen] if variance else None
     doubt = share**2 / weight[chosen]
     spread, length = left.spread * radius, left.length * radius
+    normals = None if seen.normals is None else seen.normals[chosen]
     for _ in range(CONTRADICTED):
         check()
-        found = Kriging.of(places, values, doubt, spread, length)
+        found = Kriging.of(places, values, doubt, spread, length, normals=normals)
         doubt = doubt * (1.0 + (found.missed(doubt) / ROBUST) ** 2 / doubt)
     check()
-    return replace(state, leftover=Kriging.of(places, values, doubt, spread, length, by_shape))
+    return replace(state, leftover=Kriging.of(places, values, doubt, spread, length, by_shape, normals))

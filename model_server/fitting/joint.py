@@ -9,7 +9,6 @@ from scipy import linalg
 from model_server.fitting.image_surface import FollowedImage
 from model_server.fitting.interrupt import check
 from model_server.fitting.model import FitState, Form
-from model_server.geometry.sampling import spread_vertices
 from model_server.reconstruction import JointSpread, Surface
 
 Array = NDArray[np.float64]
@@ -39,7 +38,7 @@ def joint_spread(
         scale: true standard deviation for each computed one (``Calibration.factor``).
         image: that the surface follows.
     """
-    vertices = spread_vertices(canonical, MOST_POINTS)
+    vertices = form.witnesses(state, canonical, MOST_POINTS)
     check()
     covariance = form.covariance(state, canonical[vertices])
     if image is not None:

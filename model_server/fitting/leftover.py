@@ -64,6 +64,10 @@ class Leftover:
 class Kriging:
     """A Gaussian process in the canonical frame, given its values at some places.
 
+    Of a field it is a distance. Of a mesh it is a displacement, alike in every direction, of which
+    the part along the surface's normals is known at the places; a mesh moved by it stays smooth and
+    does not fold as it would along its own normals.
+
     Attributes:
         places: (N, 3).
         solved: (N,) weights of the kernel at the places.
@@ -72,6 +76,7 @@ class Kriging:
         length: of the kernel.
         by_shape: (N, P) as ``solved``, of the values' change by what else explains them (pose and
             latent); None where that is not asked for.
+        normals: (N, 3) along which a displacement is known; None of a distance.
     """
 
     places: Array
@@ -80,6 +85,7 @@ class Kriging:
     spread: float
     length: float
     by_shape: Array | None = None
+    normals: Array | None = None
 
     @classmethod
     def of(
@@ -90,17 +96,22 @@ class Kriging:
         spread: float,
         length: float,
         jacobian: Array | None = None,
+        normals: Array | None = None,
     ) -> Kriging:
         """Given (N,) values at (N, 3) places, each with a variance of its own (N,).
 
-        ``jacobian`` (N, P) says how the values change by what else explains them.
+        ``jacobian`` (N, P) says how the values change by what else explains them; of a
+        displacement, ``normals`` (N, 3) are unit vectors along which it was measured.
         """
-        covariance = spread**2 * matern(places, places, length) + np.diag(variance)
+        covariance = spread**2 * matern(places, places, length)
+        if normals is not None:
+            covariance *= normals @ normals.T
+        covariance[np.diag_indices(len(places))] += variance
         check()
         factor = linalg.cholesky(covariance, lower=True)
         by_shape = None if jacobian is None else linalg.cho_solve((factor, True), jacobian)
         solved = linalg.cho_solve((factor, True), values)
-        return cls(places, solved, factor, spread, length, by_shape)
+        return cls(places, solved, factor, spread, length, by_shape, normals)
 
     def reach(self) -> float:
         """The most it moves anything, about."""
@@ -119,36 +130,63 @@ class Kriging:
         """(N,) by how much it does not reach the values, whose variances (N,) these were."""
         return variance * self.solved
 
-    def rows(self, points: Array, jacobian: Array) -> Array:
+    def displaced(self, points: Array) -> Array:
+        """(M, 3) points, moved."""
+        assert self.normals is not None
+        moved = self.kernel(points) @ (self.solved[:, None] * self.normals)
+        return np.asarray(points + moved)
+
+    def kernel(self, points: Array, normals: Array | None = None) -> Array:
+        """(M, N) covariances of points (M, 3), along ``normals`` (M, 3) of a displacement, and the
+        places."""
+        found = self.spread**2 * matern(points, self.places, self.length)
+        if normals is not None and self.normals is not None:
+            found *= normals @ self.normals.T
+        return np.asarray(found)
+
+    def rows(self, points: Array, jacobian: Array, normals: Array | None = None) -> Array:
         """(M, P) how the value that is left at (M, 3) points changes by pose and latent, given how
-        it changes without this process (universal kriging)."""
+        it changes without this process (universal kriging); of a displacement, along ``normals``
+        (M, 3)."""
         if self.by_shape is None:
             return jacobian
-        return jacobian - self.spread**2 * matern(points, self.places, self.length) @ self.by_shape
+        return jacobian - self.kernel(points, normals) @ self.by_shape
 
-    def variance(self, points: Array) -> Array:
-        """(M,) variances at (M, 3) points."""
+    def variance(self, points: Array, normals: Array | None = None) -> Array:
+        """(M,) variances at (M, 3) points, of a displacement along ``normals`` (M, 3)."""
         told = []
-        for part in np.array_split(points, max(1, len(points) * len(self.places) // MOST_PAIRS)):
+        parts = max(1, len(points) * len(self.places) // MOST_PAIRS)
+        for part in np.array_split(np.arange(len(points)), parts):
             check()
-            told.append((self._known(part) ** 2).sum(axis=0))
+            along = None if normals is None else normals[part]
+            told.append((self._known(points[part], along) ** 2).sum(axis=0))
         return np.maximum(self.spread**2 - np.concatenate(told), 0.0)
 
-    def covariance(self, points: Array) -> Array:
-        """(M, M) covariances of the values at (M, 3) points."""
-        known = self._known(points)
-        return np.asarray(self.spread**2 * matern(points, points, self.length) - known.T @ known)
+    def covariance(self, points: Array, normals: Array | None = None) -> Array:
+        """(M, M) covariances of the values at (M, 3) points, of a displacement along ``normals``
+        (M, 3)."""
+        known = self._known(points, normals)
+        among = self.spread**2 * matern(points, points, self.length)
+        if normals is not None:
+            among *= normals @ normals.T
+        return np.asarray(among - known.T @ known)
 
-    def _known(self, points: Array) -> Array:
+    def _known(self, points: Array, normals: Array | None = None) -> Array:
         """(N, M) whose squares are what the values tell of each of (M, 3) points."""
-        across = self.spread**2 * matern(points, self.places, self.length)
-        return np.asarray(linalg.solve_triangular(self.factor, across.T, lower=True))
+        across = self.kernel(points, normals)
+        return np.asarray(
+            linalg.solve_triangular(self.factor, across.T, lower=True, check_finite=False)
+        )
 
 
 def matern(first: Array, second: Array, length: float) -> Array:
     """(N, M) correlations of (N, 3) and (M, 3) places (Matern 3/2)."""
-    gap = cdist(first, second) * (np.sqrt(3.0) / length)
-    return np.asarray((1.0 + gap) * np.exp(-gap))
+    gap = cdist(first, second)
+    gap *= np.sqrt(3.0) / length
+    found = np.exp(-gap)
+    gap += 1.0
+    found *= gap
+    return np.asarray(found)
 
 
 def moved_by(surface: Surface, leftover: Kriging | None) -> Surface:

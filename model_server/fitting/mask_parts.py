@@ -53,6 +53,7 @@ def parts_of_organ(observations: Observations, card: PriorCard) -> Observations:
     Where the largest part is as large as organs are, small ones are islands: so it was with the
     masks of four networks. Where it is smaller, it is a piece, and what lies near it is another.
     """
+    observations = _without_border(observations)
     label = observations.label_map
     if label is None:
         return observations
@@ -142,6 +143,14 @@ def _cut(label: Volume) -> Volume:
     return replace(label, array=label.array[box[0]], ijk_to_ras=geometry)
 
 
+def _without_border(observations: Observations) -> Observations:
+    """With the label map cut to what is labeled: of a whole scan, most of the time went by in empty
+    voxels."""
+    if observations.label_map is None:
+        return observations
+    return replace(observations, label_map=_cut(observations.label_map))
+
+
 def largest_part(observations: Observations) -> Observations:
     """With the largest part of the label map alone: for methods that know no organ."""
     if observations.label_map is None:
@@ -157,9 +166,10 @@ def likely_parts(observations: Observations, card: PriorCard, judge: Judge) -> O
         card: of the prior.
         judge: fits a label map by the quick look.
     """
-    if observations.label_map is None:
-        return observations
+    observations = _without_border(observations)
     label = observations.label_map
+    if label is None:
+        return observations
     parts = apart(lambda: Parts.of(label))
     if len(parts.order) < 2:
         return observations
@@ -170,7 +180,7 @@ def likely_parts(observations: Observations, card: PriorCard, judge: Judge) -> O
     left = np.setdiff1d(np.arange(len(parts.order)), chosen)
     if not len(left):
         return observations
-    note = _note(observations.label_map.name, card.organ, parts.volumes, off, left)
+    note = _note(label.name, card.organ, parts.volumes, off, left)
     return replace(
         observations, label_map=parts.kept(chosen), left_out=(*observations.left_out, note)
     )

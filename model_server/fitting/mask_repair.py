@@ -3,9 +3,9 @@
 A network's mask errs by a millimeter or two nearly everywhere, and by much in few places: leaks,
 missing ends, islands, slices left out. Measured on four networks' masks, a mask that lies far
 outside the fitted shape is still right more often than not, and the shape far outside the mask is
-seldom right in all its width. So the mask is followed; what it leaves out is filled where it lies
-between parts of it, or deep inside the shape; what belongs to the organ is joined; and what was
-drawn counts most.
+seldom right in all its width. So the mask is followed, but for leaks that reach far; what it leaves
+out is filled where it lies between parts of it, or deep inside the shape; what belongs to the organ
+is joined; and what was drawn counts most.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from model_server.observations import MaskNoise, ScanEdge
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
-BELIEVED = 5.0  # robust standard deviations of the gap within which the mask is followed
+FARTHEST = 0.3  # RMS radii outside the shape: the mask is followed no farther
 CORE = 2.5  # spreads inside the shape: filled ...
 MOST_FILLED = 0.08  # ... but no more of the mask's volume than the deepest so much
 MOST_SPREAD = 0.04  # RMS radii: of small organs masks are less wrong
@@ -58,7 +58,8 @@ class RepairedMask:
     def followed(self, surface: Surface) -> Surface:
         """One closed surface, RAS mm; the given one where nothing is left of it."""
         together = Together.of(self.mask, surface).holding(self.mask.volume)
-        field = together.believed(BELIEVED)
+        # A bound by the usual gap between both cuts off what networks see and priors do not know.
+        field = np.maximum(together.wanted, together.fitted - FARTHEST * surface.rms_radius())
         check()
         spread = min(self.noise.spread_mm, MOST_SPREAD * surface.rms_radius())
         field = np.minimum(field, _filled(together, spread))

@@ -93,6 +93,12 @@ class Seen:
     limits: Array | float
     canonical: Array
 
+    @property
+    def normals(self) -> Array | None:
+        """(N, 3) unit normals of the surface where residuals are felt, canonical frame, of forms
+        whose leftovers are displacements; None of those whose leftovers are distances."""
+        return None
+
     def sigma(self, noise: float) -> Array:
         """(N,) standard deviations, given the noise of annotations."""
         return np.asarray(np.hypot(noise, self.own))
@@ -224,16 +230,25 @@ class Form(Protocol):
         """(N, 3) template coordinates of canonical points of the surface."""
         ...
 
-    def coarse_coordinates(self, state: FitState, points: Array) -> Array:
-        """(N, 3) template coordinates of canonical points of the quick look's surface."""
+    def coarse(self, state: FitState, quick: Form, found: FitState) -> tuple[Surface, Array]:
+        """The surface of the quick look, which ``found`` is its state, canonical frame, and (V, 3)
+        template coordinates of its vertices."""
         ...
 
-    def coarse_latents(self, state: FitState, modes: Array) -> Array:
-        """What a reconstruction of the quick look keeps as latents; ``modes`` are its own."""
+    def onto(self, state: FitState, points: Array) -> Array:
+        """Canonical points (N, 3) near the surface of a state, moved onto it."""
+        ...
+
+    def even(self, state: FitState) -> bool:
+        """Whether the surface of a state has even triangles already."""
         ...
 
     def spread(self, state: FitState, points: Array) -> Array:
         """(N,) standard deviation along the normal, mm, at canonical points of the surface."""
+        ...
+
+    def witnesses(self, state: FitState, points: Array, count: int) -> NDArray[np.int64]:
+        """(count,) of canonical points (N, 3) of the surface, spread evenly."""
         ...
 
     def covariance(self, state: FitState, points: Array) -> Array:

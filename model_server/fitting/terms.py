@@ -99,6 +99,10 @@ class Places:
         rows = zip(*(part.__dict__.values() for part in parts), strict=True)
         return cls(*(np.concatenate(row) for row in rows))
 
+    def where(self, kept: NDArray[np.bool_]) -> Places:
+        """Some of them."""
+        return Places(*(row[kept] for row in self.__dict__.values()))
+
 
 class Dense(Protocol):
     """What tells a surface to the voxel."""
@@ -422,9 +426,9 @@ def evidence_of(observations: Observations) -> Evidence:
         label = observations.label_map
         noise = observations.mask_noise
         repairs = noise is not None
-        surface = apart(lambda: surface_from_label(label, whole=True, keep_volume=repairs))
         sampled = observations.mask_points
         if sampled is None:
+            surface = apart(lambda: surface_from_label(label, whole=True, keep_volume=repairs))
             sampled = sample_surface(surface, MASK_SAMPLES, np.random.default_rng(0))
         edges = () if noise is None else noise.edges
         for edge in edges:  # where the scan ends, the organ does not

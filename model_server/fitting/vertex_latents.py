@@ -1,33 +1,66 @@
 """A latent for each vertex of the sphere: a Gaussian process (DALS, Eq. 3 and 4).
 
-The Dirichlet energy Tr(Z'L^pZ) is the precision of the process, so its minimizer given N
-linearized residuals is a linear system of N unknowns with the inverted energy as kernel.
+The Dirichlet energy Tr(Z'L^pZ) is the precision of the process. On the sphere its eigenvectors are
+the spherical harmonics, of which the lowest carry nearly all of its variance; in this basis nothing
+has to be factored but the residuals' own covariance, which is small (Woodbury).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, sparse
 
-from model_server.fitting.attachment import Attachment
 from model_server.fitting.interrupt import check
-from model_server.geometry.icosphere import uniform_laplacian
 
-PARTS = 4  # in which many vertices are solved for
 Array = NDArray[np.float64]
+DEGREE = 15  # of the harmonics
+EIGENVALUE = 0.0083  # of the uniform Laplacian of a sphere of 2562 vertices, over l (l + 1)
 
 
-@lru_cache(maxsize=4)
-def dirichlet_kernel(level: int, power: int, smoothness: float) -> NDArray[np.float32]:
-    """(V, V) inverse of L^p + epsilon on the template, scaled to unit mean variance (Eq. 4)."""
-    laplacian = uniform_laplacian(level).toarray()
-    energy = np.linalg.matrix_power(laplacian, power) + smoothness * np.eye(len(laplacian))
-    kernel = np.linalg.inv(energy)
-    return np.asarray(kernel / np.diag(kernel).mean(), dtype=np.float32)
+@dataclass(frozen=True)
+class Harmonics:
+    """Spherical harmonics at N places of the sphere, and the process' variance along each.
+
+    Attributes:
+        values: (N, M) of mean square one over the sphere.
+        variance: (M,) sums to one: a latent has unit variance.
+    """
+
+    values: Array
+    variance: Array
+
+    @classmethod
+    def at(cls, places: Array, power: int, smoothness: float) -> Harmonics:
+        """At unit vectors (N, 3); (L^p + epsilon)^-1 of Eq. 4, scaled to unit variance."""
+        around = np.arctan2(places[:, 1], places[:, 0])
+        columns, variance = [], []
+        for order in range(DEGREE + 1):
+            turns = [np.cos(order * around)] + ([np.sin(order * around)] if order else [])
+            for degree, part in _legendre(places[:, 2], order):
+                energy = (EIGENVALUE * degree * (degree + 1)) ** power + smoothness
+                columns += [part * turn for turn in turns]
+                variance += [1.0 / energy] * len(turns)
+        found = np.array(variance)
+        return cls(np.column_stack(columns), found / found.sum())
+
+
+def _legendre(height: Array, order: int) -> Iterator[tuple[int, Array]]:
+    """(degree, (N,) associated Legendre functions at heights on the sphere) of all degrees, scaled
+    so that harmonics have mean square one; the usual recurrence by degree."""
+    before, here = np.zeros_like(height), np.ones_like(height)
+    for m in range(1, order + 1):
+        share = 3.0 if m == 1 else (2.0 * m + 1.0) / (2.0 * m)
+        here = np.sqrt(share * np.maximum(1.0 - height**2, 0.0)) * here
+    yield order, here
+    for n in range(order + 1, DEGREE + 1):
+        ahead = (4.0 * n**2 - 1.0) / (n**2 - order**2)
+        back = ((n - 1.0) ** 2 - order**2) / (4.0 * (n - 1.0) ** 2 - 1.0)
+        before, here = here, np.sqrt(ahead) * (height * here - np.sqrt(back) * before)
+        yield n, here
 
 
 @dataclass(frozen=True)
@@ -35,14 +68,16 @@ class VertexLatents:
     """The process, given residuals that are linear in it.
 
     Attributes:
-        across: (V, N) covariance of the process at vertices and residuals, per latent component.
+        harmonics: at the nodes.
+        felt: (N, M) the harmonics where the residuals are.
         by_latent: (N, K) change of residuals by their latents.
         factor: (N, N) lower Cholesky factor of the residuals' covariance, noise included.
         spread: variance of a latent component.
-        jacobian: (V, 3, K) canonical motion of every vertex by its whitened latent.
+        jacobian: (nodes, 3, K) canonical motion of every node by its whitened latent.
     """
 
-    across: Array
+    harmonics: Harmonics
+    felt: Array
     by_latent: Array
     factor: Array
     spread: float
@@ -51,68 +86,54 @@ class VertexLatents:
     @classmethod
     def of(
         cls,
-        attached: Attachment,
+        harmonics: Harmonics,
+        hold: sparse.csr_matrix,
         by_latent: Array,
         jacobian: Array,
-        kernel: NDArray[np.float32],
         spread: float,
         noise: Array,
     ) -> VertexLatents:
-        """Given residuals with (N, N) covariance ``noise`` about what the process makes of them."""
+        """Given residuals with (N, N) covariance ``noise`` about what the process makes of them;
+        ``hold`` (N, nodes) says at which nodes they are."""
+        felt = np.asarray(hold @ harmonics.values)
         check()
-        across, between = _covariances(attached, kernel, spread)
+        gram = spread * ((felt * harmonics.variance) @ felt.T)
+        gram *= by_latent @ by_latent.T
         check()
-        gram = between * (by_latent @ by_latent.T)
-        check()
-        factor = linalg.cholesky(gram + noise, lower=True)
-        return cls(across, by_latent, factor, spread, jacobian)
+        gram += noise
+        factor = linalg.cholesky(gram, lower=True, overwrite_a=True, check_finite=False)
+        return cls(harmonics, felt, by_latent, factor, spread, jacobian)
 
     def moved(self, start: Array, target: Array) -> Array:
-        """(V, K) latents, expected at ``start`` (V, K), where residuals shall be ``target`` (N,)
-        apart from there."""
-        solved = linalg.cho_solve((self.factor, True), target)
-        return start + self.across @ (self.by_latent * solved[:, None]).astype(np.float32)
+        """(nodes, K) latents, expected at ``start`` (nodes, K), where residuals shall be ``target``
+        (N,) apart from there."""
+        solved = linalg.cho_solve((self.factor, True), target, check_finite=False)
+        pulled = self.felt.T @ (self.by_latent * solved[:, None])
+        part = self.spread * self.harmonics.variance[:, None] * pulled
+        return np.asarray(start + self.harmonics.values @ part)
 
     def variance(self, by_latent: Array) -> Array:
-        """(V,) along the normal, mm^2, that residuals leave; ``by_latent`` (V, K)."""
+        """(nodes,) along the normal, mm^2, that residuals leave; ``by_latent`` (nodes, K)."""
         prior = self.spread * (by_latent**2).sum(axis=1)
+        known = self._known(np.arange(len(by_latent)), by_latent)
+        return np.maximum(prior - (known**2).sum(axis=0), 0.0)
+
+    def covariance(self, nodes: NDArray[np.int64], by_latent: Array) -> Array:
+        """(M, M) the same between M nodes; ``by_latent`` (M, K) is theirs."""
+        values = self.harmonics.values[nodes]
+        among = self.spread * ((values * self.harmonics.variance) @ values.T)
+        known = self._known(nodes, by_latent)
+        return np.asarray(among * (by_latent @ by_latent.T) - known.T @ known)
+
+    def _known(self, nodes: NDArray[np.int64], by_latent: Array) -> Array:
+        """(N, M) whose squares are what residuals tell of M nodes."""
         check()
-        shared = self.across * (by_latent @ self.by_latent.T)
+        weighted = self.spread * self.harmonics.values[nodes] * self.harmonics.variance
+        shared = (weighted @ self.felt.T) * (by_latent @ self.by_latent.T)
         check()
         # Single precision is enough for a variance, and twice as fast.
         factor = self.factor.astype(np.float32)
-        told = []
-        for part in np.array_split(shared.astype(np.float32), PARTS):
-            check()
-            known = linalg.solve_triangular(factor, part.T, lower=True)
-            told.append((known**2).sum(axis=0))
-        return np.maximum(prior - np.concatenate(told), 0.0)
-
-    def covariance(
-        self, kernel: NDArray[np.float32], vertices: NDArray[np.int64], by_latent: Array
-    ) -> Array:
-        """(M, M) the same between M vertices; ``by_latent`` (M, K) is theirs."""
-        among = self.spread * kernel[np.ix_(vertices, vertices)]
-        shared = self.across[vertices] * (by_latent @ self.by_latent.T)
-        known = linalg.solve_triangular(self.factor, shared.T, lower=True)
-        return np.asarray(among * (by_latent @ by_latent.T) - known.T @ known)
-
-
-def _covariances(
-    attached: Attachment, kernel: NDArray[np.float32], spread: float
-) -> tuple[Array, Array]:
-    """Covariance of a latent component at vertices and residuals (V, N), and among the residuals
-    (N, N)."""
-    count = len(attached.weights)
-    rows = np.repeat(np.arange(count), 3)
-    at = (rows, attached.vertices.ravel())
-    hold = sparse.csr_matrix((attached.weights.ravel(), at), shape=(count, len(kernel)))
-    hold = hold.astype(np.float32)
-    # The kernel is symmetric: rows of it, which lie together in memory, are its columns.
-    across = np.ascontiguousarray((spread * (hold @ kernel)).T)
-    return across, np.asarray(hold @ across, dtype=np.float64)
-
-
-def felt_at(field: Array, attached: Attachment) -> Array:
-    """(N, K) a vertex field (V, K) where the residuals are attached."""
-    return np.asarray((attached.weights[..., None] * field[attached.vertices]).sum(axis=1))
+        right = np.asfortranarray(shared.T, dtype=np.float32)
+        return np.asarray(
+            linalg.solve_triangular(factor, right, lower=True, check_finite=False), dtype=np.float64
+        )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from model_server.reconstruction import Surface
 
@@ -55,6 +54,8 @@ def closest_on_mesh(surface: Surface, points: Array) -> tuple[Indices, Array, Ar
     Returns:
         triangle (N,), barycentric coordinates (N, 3), distance (N,).
     """
+    from scipy.spatial import cKDTree  # late: 3D Slicer's module is opened without it
+
     corners = surface.corners()
     count = min(CANDIDATES, len(corners))
     _, near = cKDTree(corners.mean(axis=1)).query(points, k=count)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from model_server.geometry.closest import closest_on_mesh
 from model_server.reconstruction import Reconstruction, Surface
@@ -58,4 +57,6 @@ def inside_parts(surface: Surface, parts: NDArray[np.uint8], points: Array) -> N
         parts: (V,) part of each.
         points: (N, 3), in the frame of the surface.
     """
+    from scipy.spatial import cKDTree  # late: 3D Slicer's module is opened without it
+
     return np.asarray(parts[cKDTree(surface.points).query(points)[1]])

@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import CubicSpline
 
 from model_server.errors import counted
 
 Array = NDArray[np.float64]
 POINTS_PER_SEGMENT = 10  # Slicer's default for every curve
-MOST_IN_MATRIX = 64  # control points; the matrix grows with their square
 # Two clicks are one place below what a hand means, and below a voxel; but on a curve of many points
 # (traced, or tiny) only where they are much nearer than its points are on average.
 SAME_PLACE_MM = 0.5
 SAME_PLACE_GAP = 0.25
 
 
-@lru_cache(maxsize=64)
-def _spline_matrix(count: int, samples: int) -> Array:
-    """(count * samples, count): control points -> points of the closed cubic spline.
-
-    Slicer interpolates closed curves so: parameters 0, 1, 2, ..., periodic ends. The spline is
-    linear in its control points, so one matrix serves every curve of as many points.
-    """
-    return _through(np.eye(count), samples)
-
-
-def _through(control_points: Array, samples: int) -> Array:
-    count = len(control_points)
-    closed = np.vstack([control_points, control_points[:1]])
-    spline = CubicSpline(np.arange(count + 1), closed, bc_type="periodic")
-    return np.asarray(spline(np.arange(count * samples) / samples))
-
-
 def closed_spline(control_points: Array, samples: int = POINTS_PER_SEGMENT) -> Array:
-    """The dense loop that Slicer draws by default through the points of a closed curve.
+    """The dense loop that Slicer draws by default through the points of a closed curve: the cubic
+    spline with parameters 0, 1, 2, ... and periodic ends.
 
     Args:
         control_points: (N, 3), N >= 3.
@@ -46,10 +26,30 @@ def closed_spline(control_points: Array, samples: int = POINTS_PER_SEGMENT) -> A
     Returns:
         (N * samples, 3), beginning at the first control point, which is not repeated.
     """
+    bend = _second_derivatives(control_points)
+    t = (np.arange(samples) / samples)[:, None]
+    rest = 1.0 - t
+    here, there = (each[:, None] for each in (control_points, _next(control_points)))
+    bent, bends = (each[:, None] for each in (bend, _next(bend)))
+    loop = here * rest + there * t + (bent * (rest**3 - rest) + bends * (t**3 - t)) / 6.0
+    return np.asarray(loop.reshape(-1, control_points.shape[1]))
+
+
+def _next(points: Array) -> Array:
+    """After each point of a closed curve that which follows."""
+    return np.roll(points, -1, axis=0)
+
+
+def _second_derivatives(control_points: Array) -> Array:
+    """(N, 3) of the closed spline at its control points.
+
+    They solve m[i - 1] + 4 m[i] + m[i + 1] = 6 (y[i - 1] - 2 y[i] + y[i + 1]), all around: two
+    convolutions, which are products of frequencies.
+    """
     count = len(control_points)
-    if count > MOST_IN_MATRIX:
-        return _through(control_points, samples)
-    return np.asarray(_spline_matrix(count, samples) @ control_points)
+    waves = 2.0 * np.cos(2.0 * np.pi * np.arange(count // 2 + 1) / count)[:, None]
+    found = np.fft.rfft(control_points, axis=0) * 6.0 * (waves - 2.0) / (4.0 + waves)
+    return np.asarray(np.fft.irfft(found, count, axis=0))
 
 
 def closed_polygon(control_points: Array, samples: int = POINTS_PER_SEGMENT) -> Array:

@@ -12,6 +12,8 @@ from scipy.spatial import cKDTree
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
+CORNERS = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])  # of a cell
+SIGNS = 2.0 * CORNERS - 1.0
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,25 @@ class Grid:
     def to_index(self, points: Array) -> Array:
         """(..., 3) coordinates -> continuous indices."""
         return (points + self.reach) / self.spacing
+
+    def around(self, points: Array) -> tuple[NDArray[np.int64], Array, Array]:
+        """What a trilinear value reads at (N, 3) coordinates; beyond the grid, its border.
+
+        Returns:
+            (N, 8) flat indices of the corners, (N, 8) their weights, and (N, 8, 3) the gradients
+            of those by the coordinates.
+        """
+        n = self.count
+        index = np.clip(self.to_index(points), 0.0, n - 1.000001)
+        base = index.astype(np.int64)
+        share = index - base
+        flat = base @ np.array([n * n, n, 1])
+        corners = flat[:, None] + (CORNERS @ np.array([n * n, n, 1]))
+        along = np.stack([1.0 - share, share], axis=1)  # (N, 2, 3)
+        x, y, z = (along[:, CORNERS[:, axis], axis] for axis in range(3))
+        i, j, k = SIGNS.T / self.spacing
+        yz = y * z
+        return corners, x * yz, np.stack([i * yz, j * x * z, k * x * y], axis=2)
 
     def signed_distance(self, surface: Surface, clamp: float) -> Array:
         """(count, count, count) signed distance, negative inside, clamped to +-``clamp``.

@@ -146,16 +146,16 @@ def voxelize(surface: Surface, ijk_to_ras: Array, shape: tuple[int, ...]) -> NDA
         ijk_to_ras: (4, 4) geometry of the target.
         shape: (K, J, I) of the target.
     """
-    import vtk
-    from vtk.util.numpy_support import vtk_to_numpy
+    from vtkmodules.util.numpy_support import vtk_to_numpy
+    from vtkmodules.vtkImagingStencil import vtkImageStencilToImage, vtkPolyDataToImageStencil
 
     inverse = np.linalg.inv(ijk_to_ras)
     ijk = surface.points @ inverse[:3, :3].T + inverse[:3, 3]
-    stencil = vtk.vtkPolyDataToImageStencil()
+    stencil = vtkPolyDataToImageStencil()
     stencil.SetInputData(to_polydata(oriented(Surface(ijk, surface.triangles))))
     stencil.SetOutputWholeExtent(0, shape[2] - 1, 0, shape[1] - 1, 0, shape[0] - 1)
     stencil.SetTolerance(0.0)
-    image = vtk.vtkImageStencilToImage()
+    image = vtkImageStencilToImage()
     image.SetInputConnection(stencil.GetOutputPort())
     image.SetOutsideValue(0)
     image.SetInsideValue(1)

@@ -26,11 +26,10 @@ def zero_level(field: Array, start: Array, step: Array | float) -> Surface:
     Raises:
         ValueError: no node is inside.
     """
-    far = float(np.abs(field).max())
-    field = np.pad(field, 1, constant_values=far)
+    far = max(float(field.max()), -float(field.min()))
+    box = inside_box(field < 0)
+    field = np.pad(field[box], 1, constant_values=far)
     inside, parts = ndimage.label(field < 0)
-    if parts == 0:
-        raise ValueError("no node is inside")
     if parts > 1:
         keep = 1 + int(np.argmax(np.bincount(inside.ravel())[1:]))
         field = np.where((inside > 0) & (inside != keep), far, field)
@@ -38,5 +37,20 @@ def zero_level(field: Array, start: Array, step: Array | float) -> Surface:
     if parts > 1:
         field = np.where((outside > 0) & (outside != outside[0, 0, 0]), -far, field)
     verts, faces, _, _ = measure.marching_cubes(field, 0.0)
-    points = start + step * (verts - 1.0)
+    points = start + step * (verts - 1.0 + [part.start for part in box])
     return oriented(Surface(points.astype(np.float64), faces.astype(np.int32)))
+
+
+def inside_box(inside: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
+    """The nodes around those inside, one more on every side: the rest says nothing of the surface.
+
+    Raises:
+        ValueError: no node is inside.
+    """
+    found = []
+    for others in ((1, 2), (0, 2), (0, 1)):
+        along = np.flatnonzero(inside.any(axis=others))
+        if not len(along):
+            raise ValueError("no node is inside")
+        found.append(slice(max(int(along[0]) - 1, 0), int(along[-1]) + 2))
+    return found[0], found[1], found[2]

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from model_server.observations import Grid, Volume
 from model_server.reconstruction import JointSpread, Reconstruction, Surface
@@ -113,6 +112,8 @@ class Samples:
         corners = surface.corners()
         cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
         area = 0.5 * np.linalg.norm(cross, axis=1)
+        from scipy.spatial import cKDTree  # late: 3D Slicer's module is opened without it
+
         owner = cKDTree(points).query(corners.mean(axis=1))[1]
         owned = np.bincount(owner, area, len(points))
         rest = spread[joint.vertices] ** 2 - (joint.root**2).sum(axis=1)

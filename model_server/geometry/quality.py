@@ -19,10 +19,12 @@ def quality_gradient(surface: Surface) -> Array:
     normal = cross / doubled[:, None]
     edges = ((q - p) ** 2 + (r - q) ** 2 + (p - r) ** 2).sum(axis=1)
     share = 4.0 * np.sqrt(3.0) / len(corners)
-    gradient = np.zeros_like(surface.points)
-    for a, b, c, index in ((p, q, r, 0), (q, r, p, 1), (r, p, q, 2)):
+    pulled = []
+    for a, b, c in ((p, q, r), (q, r, p), (r, p, q)):
         by_area = 0.5 * np.cross(normal, c - b)
         by_edges = 2.0 * (2.0 * a - b - c)
         slope = by_area / edges[:, None] - (0.5 * doubled / edges**2)[:, None] * by_edges
-        np.add.at(gradient, surface.triangles[:, index], -share * slope)
-    return gradient
+        pulled.append(-share * slope)
+    where, count = surface.triangles.T.ravel(), len(surface.points)
+    summed = np.concatenate(pulled).T
+    return np.stack([np.bincount(where, part, count) for part in summed], axis=1)

@@ -44,7 +44,9 @@ def spread_vertices(points: Array, count: int) -> NDArray[np.int64]:
         return np.arange(len(points))
     gap = np.full(len(points), np.inf)
     chosen = np.zeros(count, dtype=np.int64)
+    x, y, z = np.ascontiguousarray(points.T)
     for index in range(count):
-        np.minimum(gap, ((points - points[chosen[index - 1]]) ** 2).sum(axis=1), out=gap)
+        a, b, c = points[chosen[index - 1]]
+        np.minimum(gap, (x - a) ** 2 + (y - b) ** 2 + (z - c) ** 2, out=gap)
         chosen[index] = int(gap.argmax())
     return chosen

@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError, counted
 from model_server.io.headers import LPS_TO_RAS, straightened, unreadable
 from model_server.io.quiet import quiet_libraries
 from model_server.observations import Grid, Volume
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk  # late: a fit of outlines needs none of it
 
 Array = NDArray[np.float64]
 MARK, MARK_AT = b"DICM", 128
@@ -86,6 +89,8 @@ class Series:
         Raises:
             ShapePriorError: a file cannot be read.
         """
+        import SimpleITK as sitk
+
         names = [str(path) for path in self.files]
         try:
             image = sitk.ReadImage(names if len(names) > 1 else names[0])
@@ -214,6 +219,8 @@ def _only_series(folder: Path) -> list[Slice]:
 
 def _slice_of(path: Path) -> Slice | None:
     """What the header of a DICOM file says; None of one without an image."""
+    import SimpleITK as sitk
+
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.LoadPrivateTagsOff()

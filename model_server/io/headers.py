@@ -15,14 +15,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError
 from model_server.observations import Grid
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk  # late: a fit of outlines needs none of it
 
 Array = NDArray[np.float64]
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -66,6 +68,8 @@ def read_header(path: Path) -> Header:
         ShapePriorError: (unreadable) missing or of no known format, (bad-geometry) axes that are
             no grid, (too-large) more voxels than the file can hold or a fit can use, (not-3d).
     """
+    import SimpleITK as sitk
+
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     _by_itk(path, reader.ReadImageInformation)
@@ -126,6 +130,8 @@ def read_image(path: Path, header: Header) -> sitk.Image:
     Raises:
         ShapePriorError: its voxels cannot be read, or are not all there.
     """
+    import SimpleITK as sitk
+
     _require_whole(path, header)
     return _by_itk(path, lambda: sitk.ReadImage(str(path)))
 
@@ -302,6 +308,8 @@ def _cut_off(path: Path) -> tuple[str, str]:
 
 def _bytes_of(pixel: int) -> int:
     """Of one value."""
+    import SimpleITK as sitk
+
     bits = re.search(r"(\d+)-bit", sitk.GetPixelIDValueAsString(pixel))
     return int(bits.group(1)) // 8 if bits else 1
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError
@@ -63,6 +62,8 @@ def read_label_file(path: Path) -> LabelFile:
         ShapePriorError: as of ``io.volumes.read_volume``; voxels of several values that are no
             layers of segments.
     """
+    from SimpleITK import GetArrayFromImage  # late: a fit of outlines needs none of it
+
     if is_segmentation(path):
         return _of_dicom(path)
     with quiet_libraries():
@@ -78,7 +79,7 @@ def read_label_file(path: Path) -> LabelFile:
                 "Export one segment as a labelmap.",
                 "not-3d",
             )
-        array = sitk.GetArrayFromImage(read_image(path, header))
+        array = GetArrayFromImage(read_image(path, header))
     layers = np.moveaxis(array.reshape(*header.grid.shape, header.components), -1, 0)
     return LabelFile(layers, header.grid, segments)
 

@@ -26,6 +26,7 @@ HEADER = "ShapePriorSlicer output. SPACE=LPS"
 SURFACE_FORMATS = (".stl", ".ply", ".obj", ".vtp")
 TEMPLATE_ARRAY = "TemplateCoordinates"
 UNCERTAINTY_ARRAY = "UncertaintyMm"
+CHANGE_ARRAY = "ChangeMm"
 TEMPLATE_ID_ARRAY = "TemplateId"
 PART_ARRAY = "Part"
 TABLE_COLUMNS = (
@@ -42,7 +43,7 @@ def surface_bytes(reconstruction: Reconstruction, suffix: str) -> bytes:
 
     Args:
         reconstruction: its surface, RAS mm; VTP also takes template coordinates and number,
-            uncertainty and parts.
+            uncertainty, change by a repair, and parts.
         suffix: one of ``SURFACE_FORMATS``.
     """
     # LPS is RAS turned by half a turn: triangles keep their orientation.
@@ -58,6 +59,8 @@ def surface_bytes(reconstruction: Reconstruction, suffix: str) -> bytes:
         arrays: dict[str, NDArray[Any]] = {TEMPLATE_ARRAY: reconstruction.template_coordinates}
         if reconstruction.uncertainty_mm is not None:
             arrays[UNCERTAINTY_ARRAY] = reconstruction.uncertainty_mm
+        if reconstruction.change_mm is not None:
+            arrays[CHANGE_ARRAY] = reconstruction.change_mm
         arrays[TEMPLATE_ID_ARRAY] = np.full(len(surface.points), reconstruction.template)
         if reconstruction.parts is not None:
             arrays[PART_ARRAY] = reconstruction.parts
@@ -141,19 +144,20 @@ def _obj(surface: Surface) -> bytes:
 
 
 def _vtp(surface: Surface, arrays: dict[str, NDArray[Any]]) -> bytes:
-    import vtk
-    from vtk.util.numpy_support import numpy_to_vtk
+    from vtkmodules.util.numpy_support import numpy_to_vtk
+    from vtkmodules.vtkCommonCore import vtkStringArray
+    from vtkmodules.vtkIOXML import vtkXMLPolyDataWriter
 
     data = to_polydata(surface)
     for name, values in arrays.items():
         array = numpy_to_vtk(np.ascontiguousarray(values, dtype=np.float32), deep=1)
         array.SetName(name)
         data.GetPointData().AddArray(array)
-    space = vtk.vtkStringArray()
+    space = vtkStringArray()
     space.SetName("SPACE")
     space.InsertNextValue("LPS")
     data.GetFieldData().AddArray(space)
-    writer = vtk.vtkXMLPolyDataWriter()
+    writer = vtkXMLPolyDataWriter()
     writer.SetInputData(data)
     # Base64 instead of raw bytes after the XML: a string result holds no zero bytes.
     writer.SetDataModeToBinary()
@@ -174,14 +178,16 @@ def read_surface(path: Path) -> tuple[Surface, dict[str, Array]]:
     Raises:
         ShapePriorError: the file is missing or not a triangle mesh of a known format.
     """
-    import vtk
-    from vtk.util.numpy_support import vtk_to_numpy
+    from vtkmodules.util.numpy_support import vtk_to_numpy
+    from vtkmodules.vtkIOGeometry import vtkOBJReader, vtkSTLReader
+    from vtkmodules.vtkIOPLY import vtkPLYReader
+    from vtkmodules.vtkIOXML import vtkXMLPolyDataReader
 
-    readers = {
-        ".stl": vtk.vtkSTLReader,
-        ".ply": vtk.vtkPLYReader,
-        ".obj": vtk.vtkOBJReader,
-        ".vtp": vtk.vtkXMLPolyDataReader,
+    readers: dict[str, Any] = {
+        ".stl": vtkSTLReader,
+        ".ply": vtkPLYReader,
+        ".obj": vtkOBJReader,
+        ".vtp": vtkXMLPolyDataReader,
     }
     kind = readers.get(path.suffix.lower())
     if kind is None or not path.is_file():

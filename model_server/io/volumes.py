@@ -7,9 +7,9 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from model_server.errors import ShapePriorError
@@ -22,6 +22,9 @@ from model_server.io.quiet import quiet_libraries
 from model_server.io.terminology import TISSUE, TISSUE_COLOR, term_of
 from model_server.observations import Grid, Volume
 from model_server.reconstruction import Surface
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk  # late: a fit of outlines needs none of it
 
 Array = NDArray[np.float64]
 VOLUME_FORMATS = (".seg.nrrd", ".nrrd", ".nii.gz")
@@ -42,6 +45,8 @@ PART_COLORS = (
 
 def volume_from_image(image: sitk.Image, name: str) -> Volume:
     """A SimpleITK image (LPS) as a Volume (RAS)."""
+    import SimpleITK as sitk
+
     direction = np.array(image.GetDirection()).reshape(3, 3)
     matrix = np.eye(4)
     matrix[:3, :3] = direction * np.array(image.GetSpacing())
@@ -51,6 +56,8 @@ def volume_from_image(image: sitk.Image, name: str) -> Volume:
 
 def image_from_array(array: NDArray[np.generic], ijk_to_ras: NDArray[np.float64]) -> sitk.Image:
     """(K, J, I) array and its RAS geometry as a SimpleITK image (LPS)."""
+    import SimpleITK as sitk
+
     matrix = LPS_TO_RAS @ ijk_to_ras
     spacing = np.linalg.norm(matrix[:3, :3], axis=0)
     image = sitk.GetImageFromArray(array)
@@ -67,6 +74,8 @@ def read_volume(path: Path) -> Volume:
         ShapePriorError: missing, not an image, not 3-D, cut off, sheared, or too large.
     """
     path = Path(path)
+    import SimpleITK as sitk
+
     with quiet_libraries():
         series = dicom_series(path)
         if series is not None:
@@ -223,6 +232,8 @@ def write_image(path: Path, image: sitk.Image) -> None:
     Raises:
         OSError: the file cannot be written.
     """
+    import SimpleITK as sitk
+
     sitk.ProcessObject.GlobalWarningDisplayOff()
     try:
         sitk.WriteImage(image, str(path), True)

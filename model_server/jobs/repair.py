@@ -33,7 +33,9 @@ class Changes:
         volume_before_ml, volume_after_ml: of the mask with all its parts, and of the surface.
         added_ml, removed_ml: of the mask's voxels.
         dice: of the mask with the surface.
-        mean_distance_mm, largest_distance_mm: between the surfaces of both, each way.
+        mean_distance_mm, percentile_95_mm, largest_distance_mm: between the surfaces of both, each
+            way: parts that were left out count.
+        largest_outward_mm, largest_inward_mm: of the repaired surface, off the mask's.
         extended_beyond: sides on which the scan cuts the mask; the surface goes on there.
         beyond_repair: whether so little of the mask was believed that another should be made.
     """
@@ -44,7 +46,10 @@ class Changes:
     removed_ml: float
     dice: float
     mean_distance_mm: float
+    percentile_95_mm: float
     largest_distance_mm: float
+    largest_outward_mm: float
+    largest_inward_mm: float
     extended_beyond: tuple[str, ...]
     beyond_repair: bool
 
@@ -95,38 +100,47 @@ def repair(
     noise = replace(noise or MaskNoise(), edges=edges)
     session.observations = replace(session.observations, mask_noise=noise)
     result = session.fit(side, progress, strength)
-    changes = changes_of(mask, result.surface, tuple(edge.name for edge in edges))
+    changes, moved = changes_of(mask, result.surface, tuple(edge.name for edge in edges))
     warnings = tuple(w for w in result.warnings if "look where they differ" not in w)
-    result = replace(result, warnings=(*changes.warnings(mask.name), *warnings))
+    result = replace(result, change_mm=moved, warnings=(*changes.warnings(mask.name), *warnings))
     left = [note for note in result.warnings if "separate parts" in note]
     told = {**asdict(changes), "left_out": left, "source": noise.source or None}
     return result, {"repair": told}
 
 
-def changes_of(mask: Volume, surface: Surface, cut: Sequence[str] = ()) -> Changes:
-    """What became of a mask.
+def changes_of(mask: Volume, surface: Surface, cut: Sequence[str] = ()) -> tuple[Changes, Array]:
+    """What became of a mask; and (V,) signed mm of the surface's vertices off its border, outside
+    above zero.
 
     Args:
         mask: any non-zero voxel, all parts.
         surface: closed, RAS mm.
         cut: sides on which the scan ends.
     """
+    from model_server.geometry.labels import surface_from_label
+    from model_server.geometry.mask_border import MaskBorder
+
     before, after, voxel = _both(mask, surface)
     both, added = np.count_nonzero(before & after), np.count_nonzero(after & ~before)
     removed = np.count_nonzero(before & ~after)
     dice = 2.0 * both / max(2 * both + added + removed, 1)
-    gaps = _gaps(mask, surface)
-    return Changes(
+    border = surface_from_label(mask, whole=True, keep_volume=True)
+    gaps, moved = _gaps(border, surface), MaskBorder.of(mask).distance_to(surface.points)
+    changes = Changes(
         volume_before_ml=round((both + removed) * voxel, 3),
         volume_after_ml=round(surface.volume() / 1000.0, 3),
         added_ml=round(added * voxel, 3),
         removed_ml=round(removed * voxel, 3),
         dice=round(float(dice), 4),
         mean_distance_mm=round(float(gaps.mean()), 3),
+        percentile_95_mm=round(float(np.percentile(gaps, 95)), 3),
         largest_distance_mm=round(float(gaps.max()), 3),
+        largest_outward_mm=round(max(float(moved.max()), 0.0), 3),
+        largest_inward_mm=round(max(-float(moved.min()), 0.0), 3),
         extended_beyond=tuple(cut),
         beyond_repair=bool(dice < BEYOND_REPAIR),
     )
+    return changes, moved
 
 
 def _both(mask: Volume, surface: Surface) -> tuple[NDArray[np.bool_], NDArray[np.bool_], float]:
@@ -144,13 +158,11 @@ def _both(mask: Volume, surface: Surface) -> tuple[NDArray[np.bool_], NDArray[np
     return before, voxelize(surface, geometry, before.shape), voxel
 
 
-def _gaps(mask: Volume, surface: Surface) -> Array:
+def _gaps(border: Surface, surface: Surface) -> Array:
     """Distances, mm, of samples of both surfaces to the other."""
     from model_server.evaluation.metrics import distances_to
-    from model_server.geometry.labels import surface_from_label
     from model_server.geometry.sampling import sample_surface
 
-    border = surface_from_label(mask, whole=True, keep_volume=True)
     there = distances_to(surface, sample_surface(border, SAMPLES, np.random.default_rng(0)))
     back = distances_to(border, sample_surface(surface, SAMPLES, np.random.default_rng(1)))
     return np.concatenate([there, back])

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model_server.geometry.icosphere import icosphere
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
@@ -42,7 +43,7 @@ def shape_modes(prior: Any, count: int) -> ShapeModes:
     """
     level = RESOLUTION[prior.card.method]
     surface = prior.decode(prior.latent_mean, level)
-    if hasattr(prior, "vertex_jacobian"):
+    if prior.card.method == "dals":
         motion = _of_mesh(prior, surface, level)
     else:
         motion = _of_field(prior, surface.points)
@@ -59,9 +60,8 @@ def shape_modes(prior: Any, count: int) -> ShapeModes:
 
 def _of_mesh(prior: Any, surface: Surface, level: int) -> Array:
     """(V, K) motion of each vertex along its normal."""
-    vertices = np.arange(len(surface.points))
-    latents = np.tile(prior.latent_mean, (len(vertices), 1))
-    moved = prior.vertex_jacobian(latents, level, vertices)
+    ball = icosphere(level).points
+    moved = prior.decoder.linear(prior.latent_mean[None], ball, prior.latent_root)[1]
     return np.asarray(np.einsum("vck,vc->vk", moved, surface.vertex_normals()))
 
 

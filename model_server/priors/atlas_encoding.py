@@ -34,7 +34,8 @@ FINE_GRID = 64  # nodes along the shortest edge of the box for the surface of a 
 # A few latents too many, and D carries places far from the surface into the template: hence their
 # weight.
 DENSE = AtlasSettings(
-    steps=6, renew=2, noise_start=0.04, noise=0.02, latent_weight=10.0, grid=FINE_GRID
+    steps=6, renew=2, noise_start=0.04, noise=0.02, latent_weight=10.0, grid=FINE_GRID,
+    samples=DENSE_POINTS, held=False, at_mean=False,
 )  # fmt: skip
 LEFTOVER = Leftover(0.03, 0.06, 0.005)  # dense data tell finer detail
 # A label volume tells center and size: so far may they be off (mm in RMS radii, log, radians).

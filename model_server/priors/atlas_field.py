@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from model_server.fitting.leftover import Kriging
 from model_server.geometry.level_set import zero_level
 from model_server.priors.atlas_features import Decoded, FeatureChanges, features_at, finest_map
 from model_server.priors.displacement import undisplaced
+from model_server.priors.even_template import EvenTemplate
 from model_server.priors.implicit_atlas_decoder import AtlasDecoder, sample
 from model_server.priors.latent_gaussian import LatentGaussian
 from model_server.reconstruction import Surface
@@ -27,11 +29,15 @@ Array = NDArray[np.float64]
 MOST_LOGIT = 10.0
 LEAST_SLOPE = 0.3  # of a logit, in units of the slope a soft occupancy has at its surface
 POINTS_AT_ONCE = 60_000
-FEW_POINTS = 6_000  # read at every scale; for more, one map on the finest nodes is faster
+FEW_POINTS = 1_000  # read at every scale; for more, one map on the finest nodes is faster
 KEPT = 3  # decoded latents that a field remembers
 GRID = 40  # nodes along the shortest edge of the box for a surface
 PREVIEW_MODES = 12
 PREVIEW_GRID = 28
+EVEN_GRID = 28  # nodes along the shortest edge of the box, for them
+TRIANGLES = 6000  # about, of a template that is carried to shapes
+CARRY_STEPS, CARRY_LEFT = 3, 2e-3  # of the fixed point that carries it, and what may be left
+FAR = 0.06  # canonical units: vertices that are farther before the last step do not find it
 
 
 @dataclass(frozen=True)
@@ -44,13 +50,18 @@ class AtlasSettings(FieldSettings):
         modes, few_modes: latent axes that are fitted, the widest first.
         templates_tried: the likeliest templates, which take the first step side by side.
         grid: nodes along the shortest edge of the box for the final surface.
+        at_mean: whether the deformation is linearized around the mean alone, once for all fits.
     """
 
+    steps: int = 4
+    renew: int = 2
+    held: bool = True
     many: float = 200.0
     modes: int = 200
     few_modes: int = 150
     templates_tried: int = 1
     grid: int = GRID
+    at_mean: bool = True
 
     def given(self, points: float) -> AtlasSettings:
         """Of a fit to so many independent points."""
@@ -76,6 +87,9 @@ class AtlasField(LatentGaussian):
         softness: of the occupancy, in RMS radii.
         templates: (m, nodes, hidden) ``decoder.template_maps()``.
         grid: nodes along the shortest edge of the box for surfaces.
+        evens: the templates, remeshed, by number.
+        at_mean: the changes of the features around the mean by so many latents, where that will do
+            for all shapes.
     """
 
     def __init__(
@@ -87,12 +101,18 @@ class AtlasField(LatentGaussian):
         softness: float,
         templates: Tensor,
         grid: int = GRID,
+        evens: Callable[[int], EvenTemplate] | None = None,
+        at_mean: Callable[[int], FeatureChanges] | None = None,
     ) -> None:
         self.decoder = decoder
         self.latent_mean, self.latent_root = latent_mean, latent_root
         self.rms_radius = rms_radius
         self.least_slope = LEAST_SLOPE / (softness * rms_radius)
         self.templates, self.grid = templates, grid
+        self.evens = lru_cache(self.even) if evens is None else evens
+        self._at_mean = at_mean
+        self._nodes: tuple[bytes, Tensor] | None = None
+        self._vertices: tuple[bytes, tuple[Array, Array, Array] | None] | None = None
         self._decoded: dict[bytes, Decoded] = {}
         self._changes: FeatureChanges | None = None
 
@@ -133,10 +153,14 @@ class AtlasField(LatentGaussian):
         spline, latents = self.decoder.spline, self._latents(latent)
         chosen = self._tensor(np.eye(self.decoder.sizes.templates)[[template]])
         if len(places) > FEW_POINTS:
-            with torch.no_grad():
-                nodes = finest_map(net, scales)
-                if spline is not None:
-                    nodes = torch.cat([nodes, spline.maps(latents, chosen)], dim=-1)
+            key = latent.tobytes() + bytes([template])
+            if self._nodes is None or self._nodes[0] != key:
+                with torch.no_grad():
+                    nodes = finest_map(net, scales)
+                    if spline is not None:
+                        nodes = torch.cat([nodes, spline.maps(latents, chosen)], dim=-1)
+                self._nodes = key, nodes
+            nodes = self._nodes[1]
             return lambda part: sample(nodes, part[None], net.sizes.nodes())[0]
         if spline is None:
             return lambda part: features_at(net, scales, part)
@@ -180,9 +204,11 @@ class AtlasField(LatentGaussian):
                 parts.append(self.decoder.template_logit(maps, moved[None])[0])
         return torch.cat(parts).double().cpu().numpy()
 
-    def slopes(self, latent: Array, template: int, points: Array) -> tuple[Array, Array, Tensor]:
+    def slopes(
+        self, latent: Array, template: int, points: Array
+    ) -> tuple[Array, Array, Tensor, Array]:
         """Logits (N,), their gradient (N, 3) by place, and by features: (N, hidden), or three more
-        with D's linear part."""
+        with D's linear part; and (N, 3) p + D(p)."""
         place = self._tensor(points).requires_grad_()
         features = self._features(latent, template, place)(place / self.decoder.box)
         moved = place + self.decoder.finish(features)
@@ -193,19 +219,26 @@ class AtlasField(LatentGaussian):
             logit.detach().double().cpu().numpy(),
             by_place.double().cpu().numpy(),
             by_features,
+            moved.detach().double().cpu().numpy(),
         )
 
     # --- as a field ---------------------------------------------------------------------------
 
     def renew(self, latent: Array) -> None:
-        """The changes of the features are kept from here on."""
-        self._changes = self.changes(latent)
+        """The changes of the features are kept from here on: those at the mean, where they are
+        known, else of this latent."""
+        self._changes = self.changes(latent) if self._at_mean is None else self._at_mean(self.size)
 
     def read(self, latent: Array, template: int, points: Array) -> Reading:
         """Signed distances at canonical points (N, 3)."""
-        logit, slope, by_features = self.slopes(latent, template, points)
+        return self._read(latent, template, points)[0]
+
+    def _read(self, latent: Array, template: int, points: Array) -> tuple[Reading, Array]:
+        """With (N, 3) p + D(p)."""
+        logit, slope, by_features, moved = self.slopes(latent, template, points)
         length = np.maximum(np.linalg.norm(slope, axis=1), self.least_slope)
-        return Reading(-logit / length, -slope / length[:, None], 1.0, (length, by_features))
+        found = Reading(-logit / length, -slope / length[:, None], 1.0, (length, by_features))
+        return found, moved
 
     def by_latent(self, reading: Reading, points: Array) -> Array:
         """(N, K) their change by the latent, as last renewed."""
@@ -218,6 +251,37 @@ class AtlasField(LatentGaussian):
     def coordinates(self, latent: Array, template: int, points: Array) -> Array:
         """(N, 3) p + D(p)."""
         return self.deform(latent, template, points)
+
+    def carried(
+        self, latent: Array, template: int, leftover: Kriging | None
+    ) -> tuple[Surface, Array] | None:
+        """The template where the deformation carries it: the inverse of p + D(p), and the rest of
+        the way to the zero level. None where triangles fold or vertices do not find it."""
+        found = self._carry(latent, template)
+        if found is None:
+            return None
+        points, normals, places = found
+        if leftover is not None:
+            moved = points + leftover.at(points)[:, None] * normals
+            points = points + leftover.at(moved)[:, None] * normals
+        surface = self.evens(template).unfolded(points, normals)
+        return None if surface is None else (surface, places)
+
+    def _carry(self, latent: Array, template: int) -> tuple[Array, Array, Array] | None:
+        """Vertices (V, 3) on the zero level, normals (V, 3), and where the vertices lie on the
+        template (V, 3); None where some do not find it. Those of the last shape are remembered."""
+        key = latent.tobytes() + bytes([template])
+        if self._vertices is None or self._vertices[0] != key:
+            even = self.evens(template)
+            points, _ = self.undeform(
+                latent, template, even.surface.points, CARRY_STEPS, CARRY_LEFT
+            )
+            points = even.evened(points, Surface(points, even.surface.triangles).vertex_normals())
+            reading, places = self._read(latent, template, points)
+            found = points - reading.distance[:, None] * reading.slope
+            lost = np.abs(reading.distance).max() > FAR
+            self._vertices = key, None if lost else (found, reading.slope, places)
+        return self._vertices[1]
 
     def undeform(
         self, latent: Array, template: int, places: Array, steps: int, tolerance: float
@@ -264,7 +328,7 @@ class AtlasField(LatentGaussian):
             field[close] += slope[close] * leftover.at(_mesh(axes)[close.ravel()])
         surface = level_set(field, axes)
         # Marching cubes is linear between nodes, logits are not: one Newton step.
-        logit, slope, _ = self.slopes(latent, template, surface.points)
+        logit, slope, _, _ = self.slopes(latent, template, surface.points)
         length = np.maximum(np.linalg.norm(slope, axis=1), self.least_slope)
         distance = -logit / length
         if leftover is not None:
@@ -273,10 +337,15 @@ class AtlasField(LatentGaussian):
         moved = surface.points + distance[:, None] * slope / length[:, None]
         return Surface(moved, surface.triangles)
 
-    def template_field(self, number: int) -> tuple[Array, list[Array]]:
-        """Logits (X, Y, Z) of a template, undeformed, and the axes of their grid."""
+    def even(self, template: int) -> EvenTemplate:
+        """The zero level of a template, remeshed."""
+        return EvenTemplate.of(level_set(*self.template_field(template, EVEN_GRID)), TRIANGLES)
+
+    def template_field(self, number: int, count: int | None = None) -> tuple[Array, list[Array]]:
+        """Logits (X, Y, Z) of a template, undeformed, and the axes of their grid, of which
+        ``count`` nodes lie along the shortest edge of the box."""
         box = self.decoder.box.double().cpu().numpy()
-        step = 2.0 * box.min() / (self.grid - 1)
+        step = 2.0 * box.min() / ((count or self.grid) - 1)
         axes = [np.linspace(-b, b, 1 + round(2.0 * b / step)) for b in box]
         with torch.no_grad():
             points = self._tensor(_mesh(axes))[None]

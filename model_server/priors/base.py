@@ -154,6 +154,12 @@ class FieldPrior(LatentPrior):
         """Where the field is zero."""
         return moved_by(self.decode(self.latents(latent)), leftover)
 
+    def carried(
+        self, latent: Array, template: int, leftover: Kriging | None
+    ) -> tuple[Surface, Array] | None:
+        """None: its surfaces share no triangles."""
+        return None
+
     def coordinates(self, latent: Array, template: int, points: Array) -> Array:
         """(N, 3) template coordinates of canonical points."""
         return self.on_mean(points)
@@ -164,13 +170,17 @@ class FieldPrior(LatentPrior):
         """(N,) one where canonical points (N, 3) lie inside the shape of ``latents``."""
         return (self.read(self.whiten(latents), 0, points).distance < 0).astype(np.float64)
 
+    def mean(self) -> Surface:
+        """The mean shape, canonical frame."""
+        return self.decode(self.latent_mean)
+
     @cached_property
     def _mean(self) -> tuple[Surface, cKDTree]:
-        surface = self.decode(self.latent_mean)
+        surface = self.mean()
         return surface, cKDTree(surface.points)
 
     def template(self) -> Surface:
-        """The mean shape, canonical frame."""
+        """The mean shape, made once."""
         return self._mean[0]
 
     def template_coordinates(self) -> Array:

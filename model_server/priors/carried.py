@@ -79,6 +79,12 @@ class CarriedPrior(KnowsTraining, FieldPrior):
         """The closed surface where the distance is zero, or what is left over of it."""
         return self.field.level(latent, template, leftover)
 
+    def carried(
+        self, latent: Array, template: int, leftover: Kriging | None
+    ) -> tuple[Surface, Array] | None:
+        """The template on a shape; None where it is folded."""
+        return self.field.moved(latent, leftover)
+
     def coordinates(self, latent: Array, template: int, points: Array) -> Array:
         """(N, 3) canonical points -> of the template."""
         return self.field.coordinates(latent, template, points)

@@ -137,6 +137,14 @@ class CarriedField(LatentGaussian, ABC):
         bad = ((across * outward).sum(axis=1) <= 0.0) | lost
         return Carried(surface, error, bool(bad.mean() <= MOST_FOLDED))
 
+    def moved(self, latent: Array, leftover: Kriging | None) -> tuple[Surface, Array] | None:
+        """The carried template, moved by what is left over, and (V, 3) its vertices there; None
+        where it is folded."""
+        carried = self.carried(latent)
+        if not carried.whole:
+            return None
+        return moved_by(carried.surface, leftover), self.template.points
+
     def level(self, latent: Array, template: int, leftover: Kriging | None) -> Surface:
         """The carried template; the zero level where that is folded."""
         carried = self.carried(latent)

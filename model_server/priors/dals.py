@@ -3,16 +3,18 @@ Surfaces for Medical Geometries)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from model_server.fitting.mesh_form import SHOWN_LEVEL, MeshForm, MeshSettings
+from model_server.fitting.mesh_form import MeshForm
+from model_server.fitting.mesh_prior import Linear, MeshSettings
+from model_server.fitting.mesh_template import LEVEL, MeshTemplate
 from model_server.fitting.model import Form
 from model_server.fitting.pose_prior import KINDS, PosePrior
 from model_server.fitting.terms import Evidence
@@ -21,15 +23,27 @@ from model_server.geometry.icosphere import icosphere
 from model_server.geometry.labels import oriented
 from model_server.priors.base import LatentPrior
 from model_server.priors.card import PriorCard, read_weights
-from model_server.priors.dals_decoder import DalsDecoder
-from model_server.priors.device import choose_device
+from model_server.priors.dals_arrays import ArrayDecoder, decoder_of
 from model_server.priors.pca import PcaPrior
 from model_server.priors.protocol import FitSettings
-from model_server.priors.schema import ONE, PARTS, Entry, check_weights, pose_schema, solver_of
+from model_server.priors.schema import (
+    ONE,
+    PARTS,
+    Entry,
+    bad_prior,
+    check_weights,
+    pose_schema,
+    solver_of,
+)
 from model_server.reconstruction import Reconstruction, Surface
 
+if TYPE_CHECKING:
+    from model_server.priors.dals_decoder import DalsDecoder, DeviceDecoder
+
 Array = NDArray[np.float64]
-TEMPLATE_LEVEL = SHOWN_LEVEL  # subdivisions of the sphere that the mean shape is shown on
+TEMPLATE_LEVEL = LEVEL  # subdivisions of the sphere that the mean shape is shown on
+MODES_POINTS, MODES_STEPS = 320, 3  # nodes of the quick look's shape, and steps to it
+MODES_NOISE = 0.1  # RMS radii
 
 SCHEMA = {
     "rms_radius": ONE,
@@ -38,6 +52,8 @@ SCHEMA = {
     "decoder.point_layer.weight": Entry(("width", 3)),
     "decoder.latent_layer.weight": Entry(("width", "latents")),
     "parts": PARTS,
+    "template.points": Entry(("vertices", 3), optional=True),
+    "template.triangles": Entry(("triangles", 3), "u", optional=True),
     **pose_schema(KINDS),
 }
 
@@ -53,6 +69,7 @@ class DalsPrior(LatentPrior):
         pose_prior: learned with it.
         quick: PCA prior of the same organ, the start of every fit.
         parts: (1, V) part of each vertex of ``icosphere(TEMPLATE_LEVEL)``, or None.
+        template: arrays of ``MeshTemplate``; made anew where there are none.
     """
 
     starts_quickly = True
@@ -60,12 +77,13 @@ class DalsPrior(LatentPrior):
     def __init__(
         self,
         card: PriorCard,
-        decoder: DalsDecoder,
+        decoder: ArrayDecoder | DeviceDecoder,
         latent_mean: Array,
         latent_root: Array,
         pose_prior: PosePrior,
         quick: PcaPrior,
         parts: NDArray[np.uint8] | None = None,
+        template: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
         self.card = card
         self.decoder = decoder
@@ -74,6 +92,7 @@ class DalsPrior(LatentPrior):
         self.pose_prior = pose_prior
         self.quick = quick
         self.parts = parts
+        self._template = dict(template or {})
         self.rms_radius = decoder.radius
         self.solver_settings = MeshSettings(**solver_of(card, MeshSettings))
 
@@ -82,22 +101,28 @@ class DalsPrior(LatentPrior):
         """Read ``weights.safetensors``."""
         weights = read_weights(folder, card)
         check_weights(card, weights, SCHEMA)
-        state = {
-            name.removeprefix("decoder."): torch.from_numpy(value.astype(np.float32))
+        arrays = {
+            name.removeprefix("decoder."): value
             for name, value in weights.items()
             if name.startswith("decoder.")
         }
-        size, radius = int(weights["latent_mean"].shape[0]), float(weights["rms_radius"][0])
-        decoder = DalsDecoder(size, tuple(card.hyperparameters["hidden"]), radius)
-        decoder.load_state_dict(state)
+        hidden, radius = card.hyperparameters["hidden"], float(weights["rms_radius"][0])
+        try:
+            decoder = decoder_of(arrays, hidden, radius, device)
+        except ValueError as error:
+            raise bad_prior(card, str(error)) from error
+        template = {n: value for n, value in weights.items() if n.startswith("template.")}
+        if template and template["template.triangles"].max() >= len(template["template.points"]):
+            raise bad_prior(card, "its template has triangles without corners")
         return cls(
             card,
-            decoder.eval().to(choose_device(device)),
+            decoder,
             weights["latent_mean"].astype(np.float64),
             weights["latent_root"].astype(np.float64),
             PosePrior.from_arrays(weights),
             quick,
             weights.get("parts"),
+            template,
         )
 
     # --- fitting ------------------------------------------------------------------------------
@@ -107,43 +132,51 @@ class DalsPrior(LatentPrior):
         left = self.leftover.under(settings.prior_strength)
         return MeshForm(self, self.solver_settings, settings, left)
 
-    def vertices(self, latents: Array, level: int) -> Array:
-        """(V, 3) canonical vertices of ``icosphere(level)``, of latents (1, d) or (V, d)."""
-        with torch.no_grad():
-            points = self.decoder.vertices(
-                self._tensor(latents), self._tensor(icosphere(level).points)
-            )
-        return np.asarray(points.cpu().numpy(), dtype=np.float64)
+    def vertices(self, latents: Array, sphere: Array) -> Array:
+        """(N, 3) canonical vertices, of latents (1, d) or (N, d) at points (N, 3) of the sphere."""
+        return self.decoder.vertices(latents, sphere)
 
-    def vertex_jacobian(self, latents: Array, level: int, vertices: NDArray[np.int64]) -> Array:
-        """(M, 3, K) canonical motion of M vertices by their whitened latents (M, d).
+    def linear(self, latent: Array) -> Linear:
+        """The decoder near a whitened latent (K,)."""
+        template = self.mesh_template
+        whole = (self.latent_mean + self.latent_root @ latent)[None]
+        places = template.sphere[: template.nodes]
+        return Linear(latent, *self.decoder.linear(whole, places, self.latent_root))
 
-        The decoder is pointwise, so three backward passes give every vertex its own Jacobian.
-        """
-        z = self._tensor(latents).requires_grad_()
-        x = self._tensor(icosphere(level).points[vertices])
-        moved = self.decoder.vertices(z, x)
-        rows = [
-            torch.autograd.grad(moved[:, axis].sum(), z, retain_graph=axis < 2)[0]
-            for axis in range(3)
-        ]
-        root = self._tensor(self.latent_root)
-        return np.asarray((torch.stack(rows, dim=1) @ root).cpu().numpy(), dtype=np.float64)
+    @cached_property
+    def mean_linear(self) -> Linear:
+        """The decoder at the mean shape."""
+        return self.linear(np.zeros(self.latent_root.shape[1]))
 
-    def _tensor(self, array: Array) -> torch.Tensor:
-        device = next(self.decoder.parameters()).device
-        return torch.as_tensor(array, dtype=torch.float32, device=device)
+    @cached_property
+    def mesh_template(self) -> MeshTemplate:
+        """Whose triangles all surfaces have."""
+        return MeshTemplate.from_arrays(
+            self._template, lambda places: self.vertices(self.latent_mean[None], places)
+        )
+
+    def from_modes(self, modes: Array) -> Array:
+        """(K,) the whitened latent whose shape, linear about the mean, is nearest to the zero level
+        of the quick look's modes (Q,)."""
+        latent, noise = np.zeros(self.latent_root.shape[1]), MODES_NOISE * self.rms_radius
+        for _ in range(MODES_STEPS):
+            points = self.mean_linear.at(latent)[:MODES_POINTS]
+            reading = self.quick.read(modes, 0, points)
+            rows = np.einsum("ni,nik->nk", reading.slope, self.mean_linear.jacobian[:MODES_POINTS])
+            normal = rows.T @ rows + noise**2 * np.eye(len(latent))
+            latent = np.linalg.solve(normal, rows.T @ (rows @ latent - reading.distance))
+        return latent
 
     @property
     def device(self) -> str:
         """That decodes."""
-        return str(next(self.decoder.parameters()).device)
+        return self.decoder.device
 
     # --- the latent space ---------------------------------------------------------------------
 
     def decode(self, latents: Array, resolution: int = TEMPLATE_LEVEL) -> Surface:
         """(d,) one latent, or (V, d) one for each vertex -> surface in the canonical frame."""
-        points = self.vertices(np.atleast_2d(latents), resolution)
+        points = self.vertices(np.atleast_2d(latents), icosphere(resolution).points)
         return oriented(Surface(points, icosphere(resolution).triangles))
 
     def occupancy(self, latents: Array, points: Array) -> Array:
@@ -185,15 +218,6 @@ class DalsPrior(LatentPrior):
         """
         return template_to_surface(reconstruction, _unit(places))
 
-    def near_sphere(self, points: Array) -> Array:
-        """(N, 3) canonical points -> where the mean shape's vertices nearest to them lie on the
-        sphere: a stand-in where a surface was not made from the sphere."""
-        return self.template_coordinates()[self._mean_tree.query(points)[1]]
-
-    @cached_property
-    def _mean_tree(self) -> cKDTree:
-        return cKDTree(self.template().points)
-
     def part_nodes(self) -> Array:
         """(V, 3) points of the template sphere at which parts are kept."""
         return self.template_coordinates()
@@ -211,7 +235,17 @@ class DalsPrior(LatentPrior):
         """
         if self.parts is None:
             return np.zeros(len(places), dtype=np.uint8)
-        return np.asarray(self.parts[template][self._sphere_tree.query(places)[1]], dtype=np.uint8)
+        if places is self.mesh_template.sphere:
+            return self._template_parts
+        return self._part_at(places)
+
+    def _part_at(self, places: Array) -> NDArray[np.uint8]:
+        assert self.parts is not None
+        return np.asarray(self.parts[0][self._sphere_tree.query(places)[1]], dtype=np.uint8)
+
+    @cached_property
+    def _template_parts(self) -> NDArray[np.uint8]:
+        return self._part_at(self.mesh_template.sphere)
 
     @cached_property
     def _sphere_tree(self) -> cKDTree:

@@ -21,11 +21,13 @@ from model_server.fitting.field_form import FieldForm
 from model_server.fitting.model import Form
 from model_server.fitting.pose_prior import KINDS, PosePrior
 from model_server.fitting.terms import Evidence
+from model_server.priors.atlas_features import FeatureChanges
 from model_server.priors.atlas_field import AtlasField, AtlasSettings, level_set
 from model_server.priors.atlas_files import unpack_networks
 from model_server.priors.base import KnowsTraining, LatentPrior
 from model_server.priors.card import PriorCard, read_weights
 from model_server.priors.device import choose_device
+from model_server.priors.even_template import EvenTemplate
 from model_server.priors.implicit_atlas_decoder import AtlasDecoder
 from model_server.priors.pca import PcaPrior
 from model_server.priors.protocol import FitSettings
@@ -88,6 +90,8 @@ class ImplicitAtlasPrior(KnowsTraining, LatentPrior):
         self.solver_settings = AtlasSettings(**solver_of(card, AtlasSettings))
         self.softness = float(card.hyperparameters["training"]["softness"])
         self._templates: dict[int, Surface] = {}
+        self._changes: dict[int, FeatureChanges] = {}
+        self._evens: dict[int, EvenTemplate] = {}
 
     @classmethod
     def load(
@@ -134,7 +138,22 @@ class ImplicitAtlasPrior(KnowsTraining, LatentPrior):
             self.softness,
             self._template_maps,
             settings.grid,
+            self.even,
+            self._changes_at_mean if settings.at_mean else None,
         )
+
+    def _changes_at_mean(self, count: int) -> FeatureChanges:
+        """Of the deformation network's features by so many latents, found once."""
+        if count not in self._changes:
+            field = self.field(replace(self.solver_settings, modes=count))
+            self._changes[count] = field.changes(np.zeros(count))
+        return self._changes[count]
+
+    def even(self, number: int) -> EvenTemplate:
+        """A template, remeshed once."""
+        if number not in self._evens:
+            self._evens[number] = self.whole.even(number)
+        return self._evens[number]
 
     @cached_property
     def whole(self) -> AtlasField:

@@ -7,6 +7,7 @@ weights and annealed noise. It gives every other fit its first surface, pose and
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from scipy import ndimage
 from model_server.fitting.field_form import FieldSettings, Reading
 from model_server.fitting.leftover import Kriging
 from model_server.fitting.pose_prior import KINDS, PosePrior
+from model_server.geometry.correspondences import surface_to_template
 from model_server.geometry.grid import Grid
-from model_server.geometry.level_set import zero_level
+from model_server.geometry.level_set import inside_box, zero_level
 from model_server.priors.base import FieldPrior
 from model_server.priors.card import PriorCard, read_weights
+from model_server.priors.carried_modes import CarriedModes
 from model_server.priors.schema import (
     ONE,
     Entry,
@@ -29,14 +32,15 @@ from model_server.priors.schema import (
     pose_schema,
     solver_of,
 )
-from model_server.reconstruction import Surface
+from model_server.reconstruction import Reconstruction, Surface
 
 Array = NDArray[np.float64]
 MOST_NODES = 512  # along an edge of the grid
+MANY = 1000  # places, for which the whole field is mixed sooner than at each of them
 LEAST_SLOPE = 0.2  # of the field at its surface; 1 is a distance
 SETTINGS = FieldSettings(
-    steps=12, noise_start=0.20, noise=0.03, pool_clicks=True, gentle_sides=True, damped=False,
-    careful=False, guide_points=0.0, spread_points=100_000,
+    steps=8, noise_start=0.20, noise=0.03, pool_clicks=True, gentle_sides=True, damped=False,
+    careful=False, guide_points=0.0, samples=100, spread_points=400,
 )  # fmt: skip
 
 
@@ -44,50 +48,79 @@ SETTINGS = FieldSettings(
 class SdfModes:
     """A Gaussian over signed distance fields on a grid, in canonical units.
 
+    Most nodes are far from every shape and clamped: modes are kept for the others alone.
+
     Attributes:
         grid: where the fields live.
-        fields: (grid points, 1 + K) float32: the mean, then modes scaled to unit variance.
+        mean: (grid points,).
+        rows: (grid points,) row of ``modes`` of each grid point.
+        modes: (1 + M, K) float32, of unit variance; the first row is zero, for all points that
+            do not vary.
         clamp: largest absolute distance.
     """
 
     grid: Grid
-    fields: NDArray[np.float32]
+    mean: Array
+    rows: NDArray[np.int32]
+    modes: NDArray[np.float32]
     clamp: float
+
+    @classmethod
+    def of(cls, grid: Grid, fields: NDArray[np.float32], clamp: float) -> SdfModes:
+        """From (grid points, 1 + K): the mean, then modes scaled to unit variance."""
+        varies = (fields[:, 1:] != 0.0).any(axis=1)
+        return cls.varying(grid, fields[:, 0], varies, fields[varies, 1:], clamp)
+
+    @classmethod
+    def varying(
+        cls,
+        grid: Grid,
+        mean: NDArray[Any],
+        varies: NDArray[np.bool_],
+        modes: NDArray[np.float32],
+        clamp: float,
+    ) -> SdfModes:
+        """From the modes (M, K) of those grid points that vary."""
+        rows = np.where(varies, np.cumsum(varies), 0).astype(np.int32)
+        none = np.zeros((1, modes.shape[1]), dtype=np.float32)
+        return cls(grid, mean.astype(np.float64), rows, np.concatenate([none, modes]), clamp)
 
     @property
     def count(self) -> int:
         """K, the number of modes."""
-        return self.fields.shape[1] - 1
+        return self.modes.shape[1]
+
+    @property
+    def fields(self) -> NDArray[np.float32]:
+        """(grid points, 1 + K) the mean, then modes, of all nodes."""
+        return np.column_stack([self.mean.astype(np.float32), self.modes[self.rows]])
+
+    @cached_property
+    def _varying(self) -> NDArray[np.int64]:
+        return np.flatnonzero(self.rows)
 
     def field(self, latents: Array) -> Array:
         """(K,) -> (n, n, n) signed distances."""
-        n = self.grid.count
-        mixed = self.fields @ np.concatenate([[1.0], latents]).astype(np.float32)
-        return mixed.reshape(n, n, n).astype(np.float64)
+        mixed = self.mean.copy()
+        mixed[self._varying] += self.modes[1:] @ latents.astype(np.float32)
+        return mixed.reshape((self.grid.count,) * 3)
 
     def at(self, latents: Array, points: Array) -> tuple[Array, Array, Array]:
         """Trilinear value (N,), gradient by place (N, 3) and by latents (N, K)."""
-        n = self.grid.count
-        index = np.clip(self.grid.to_index(points), 0.0, n - 1.000001)
-        base = index.astype(np.int64)
-        share = index - base
-        step = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
-        flat = (base[:, None] + step) @ np.array([n * n, n, 1])
-        corners = self.fields[flat]  # (N, 8, 1 + K)
-        factor = np.where(step[None] == 1, share[:, None], 1.0 - share[:, None])  # (N, 8, 3)
-        weight = factor.prod(axis=2)
-        by_field = np.einsum("nc,nck->nk", weight.astype(np.float32), corners).astype(np.float64)
-        total = (corners @ np.concatenate([[1.0], latents]).astype(np.float32)).astype(np.float64)
-        sign = np.where(step == 1, 1.0, -1.0)
-        slope = np.stack(
-            [
-                (total * sign[:, a] * factor[:, :, (a + 1) % 3] * factor[:, :, (a + 2) % 3]).sum(1)
-                for a in range(3)
-            ],
-            axis=1,
-        )
-        value = by_field[:, 0] + by_field[:, 1:] @ latents
-        return value, slope / self.grid.spacing, by_field[:, 1:]
+        corners, weight, slopes = self.grid.around(points)
+        modes = self.modes[self.rows[corners]]  # (N, 8, K)
+        mean = self.mean[corners]
+        by_latents = np.matmul(weight[:, None].astype(np.float32), modes)[:, 0]
+        total = mean + modes @ latents.astype(np.float32)
+        value = (weight * mean).sum(axis=1) + by_latents @ latents
+        slope = np.einsum("nca,nc->na", slopes, total)
+        return value, slope, by_latents.astype(np.float64)
+
+    def near(self, field: Array, points: Array) -> tuple[Array, Array]:
+        """Trilinear values (N,) and gradients (N, 3) of such a field at points (N, 3)."""
+        corners, weight, slopes = self.grid.around(points)
+        values = field.ravel()[corners]
+        return (weight * values).sum(axis=1), np.einsum("nca,nc->na", slopes, values)
 
     def surface(self, latents: Array, zoom: int = 1, leftover: Kriging | None = None) -> Surface:
         """The zero level, canonical frame, moved by what the modes leave over; its largest part."""
@@ -95,10 +128,14 @@ class SdfModes:
         if leftover is not None:
             band = np.abs(field) < min(leftover.reach() + self.grid.spacing, 0.999 * self.clamp)
             field[band] -= leftover.at(self.grid.points()[band.ravel()])
+        start = np.full(3, -self.grid.reach)
         if zoom > 1:
-            field = ndimage.zoom(field, zoom, order=3, grid_mode=False)
-        spacing = 2.0 * self.grid.reach / (len(field) - 1)
-        return zero_level(field, np.full(3, -self.grid.reach), spacing)
+            box = inside_box(field < 0)
+            start = start + self.grid.spacing * np.array([part.start for part in box])
+            field = field[box]
+            shape = zoom * (np.array(field.shape) - 1) + 1
+            field = ndimage.zoom(field, shape / field.shape, order=3)
+        return zero_level(field, start, self.grid.spacing / zoom)
 
 
 class PcaPrior(FieldPrior):
@@ -133,26 +170,59 @@ class PcaPrior(FieldPrior):
         check_weights(card, weights, schema_of(weights))
         pose_prior = PosePrior.from_arrays(weights)
         found = cls(card, unpack_modes(weights), pose_prior, float(weights["rms_radius"][0]))
-        found.template()  # fields that are no shape are found here
+        found.modes.surface(found.latent_mean)  # fields that are no shape are found here
         return found
 
     def read(self, latent: Array, template: int, points: Array) -> Reading:
         """The mixed field; not quite a distance where modes are mixed."""
-        value, slope, by_latent = self.modes.at(latent, points)
+        by_latent = None
+        if len(points) > MANY:
+            value, slope = self.modes.near(self.modes.field(latent), points)
+        else:
+            value, slope, by_latent = self.modes.at(latent, points)
         steepness = np.maximum(np.linalg.norm(slope, axis=1), LEAST_SLOPE)
         return Reading(value, slope, steepness, by_latent)
 
     def by_latent(self, reading: Reading, points: Array) -> Array:
         """(N, K) the modes themselves."""
+        if reading.more is None:
+            return self.modes.at(np.zeros(self.modes.count), points)[2]
         return np.asarray(reading.more)
 
     def level(self, latent: Array, template: int, leftover: Kriging | None) -> Surface:
         """Where the field is zero."""
         return self.modes.surface(latent, 1, leftover)
 
+    def carried(
+        self, latent: Array, template: int, leftover: Kriging | None
+    ) -> tuple[Surface, Array] | None:
+        """The remeshed mean on a shape; None where it folds."""
+        found = self._carrier.on(self.modes, latent, leftover)
+        return None if found is None else (found, self._carrier.template.points)
+
+    @cached_property
+    def _carrier(self) -> CarriedModes:
+        return CarriedModes.of(self.modes.surface(self.latent_mean, 2))
+
     def decode(self, latents: Array, resolution: int = 1) -> Surface:
-        """(K,) latents -> closed surface in the canonical frame."""
-        return self.modes.surface(np.asarray(latents, dtype=np.float64), resolution)
+        """(K,) latents -> closed surface in the canonical frame.
+
+        Args:
+            latents: of one shape.
+            resolution: 1 for the triangles that all shapes share, unless they fold; more for the
+                zero level on so many times finer a grid.
+        """
+        latents = np.asarray(latents, dtype=np.float64)
+        found = self.carried(latents, 0, None) if resolution == 1 else None
+        return self.modes.surface(latents, resolution) if found is None else found[0]
+
+    def mean(self) -> Surface:
+        """The triangles that all shapes share, on the mean."""
+        return self._carrier.template
+
+    def to_template(self, reconstruction: Reconstruction, points: Array) -> Array:
+        """(N, 3) RAS mm points near the surface -> (N, 3) points of the mean shape."""
+        return surface_to_template(reconstruction, points)[0]
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -160,12 +230,12 @@ class PcaPrior(FieldPrior):
 
 def pack_modes(modes: SdfModes) -> dict[str, NDArray[Any]]:
     """Compact arrays: eight-bit modes on the voxels where any training shape's field varies."""
-    varies = np.abs(modes.fields[:, 1:]).max(axis=1) > 1e-3 * modes.clamp
-    values = modes.fields[varies, 1:]
+    varies = (np.abs(modes.modes).max(axis=1) > 1e-3 * modes.clamp)[modes.rows]
+    values = modes.modes[modes.rows[varies]]
     peak = np.abs(values).max(axis=0)
     return {
         "grid": np.array([modes.grid.count, modes.grid.reach, modes.clamp], dtype=np.float32),
-        "mean": modes.fields[:, 0].astype(np.float16),
+        "mean": modes.mean.astype(np.float16),
         "varies": np.packbits(varies),
         "peak": peak.astype(np.float32),
         "modes": np.round(values / peak * 127.0).astype(np.int8).T,
@@ -195,7 +265,5 @@ def unpack_modes(weights: dict[str, NDArray[Any]]) -> SdfModes:
     grid = Grid(int(count), reach)
     size = grid.count**3
     varies = np.unpackbits(weights["varies"], count=size).astype(bool)
-    fields = np.zeros((size, 1 + len(weights["peak"])), dtype=np.float32)
-    fields[:, 0] = weights["mean"]
-    fields[varies, 1:] = weights["modes"].T.astype(np.float32) * (weights["peak"] / 127.0)
-    return SdfModes(grid, fields, clamp)
+    modes = weights["modes"].T.astype(np.float32) * (weights["peak"] / 127.0).astype(np.float32)
+    return SdfModes.varying(grid, weights["mean"], varies, modes, clamp)

@@ -7,6 +7,7 @@ import contextlib
 import hmac
 import itertools
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -62,7 +63,7 @@ class ServerState:
     """What all connections of one process share."""
 
     settings: ServerSettings
-    compute: ComputeThread = field(default_factory=ComputeThread)
+    compute: ComputeThread
     priors: Priors = field(init=False)
     readers: Readers = field(init=False)
     sessions: dict[int, Session] = field(default_factory=dict)
@@ -73,11 +74,12 @@ class ServerState:
         self.readers = Readers(self.settings.device)
 
 
-def create_app(settings: ServerSettings) -> FastAPI:
+def create_app(settings: ServerSettings, warm_up: Callable[[], None] = lambda: None) -> FastAPI:
     """The application of one server process.
 
     Args:
         settings: token, device, limits, origins.
+        warm_up: done while requests are answered already, before the first fit.
     """
     # Nothing but what is written here: no page that describes it either.
     app = FastAPI(
@@ -87,7 +89,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         redoc_url=None,
         openapi_url=None,
     )
-    state = ServerState(settings)
+    state = ServerState(settings, ComputeThread(warm_up=warm_up))
     app.state.server = state
 
     @app.get("/health")

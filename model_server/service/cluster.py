@@ -80,8 +80,7 @@ def deploy(options: ServeOptions, cluster: ClusterOptions, token: str) -> None:
         from model_server.service.app import ServerSettings, create_app
         from model_server.service.server import warm_up
 
-        warm_up()
-        return create_app(ServerSettings(token, device, limits, origins))
+        return create_app(ServerSettings(token, device, limits, origins), warm_up)
 
     serve.start(http_options={"host": options.host, "port": options.port})
     replica = serve.deployment(

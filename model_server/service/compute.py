@@ -108,9 +108,15 @@ class Job:
 
 
 class ComputeThread:
-    """Runs jobs until ``close``."""
+    """Runs jobs until ``close``.
 
-    def __init__(self, name: str = "compute") -> None:
+    Args:
+        name: of the thread.
+        warm_up: done in it before the first job, while nobody waits for one yet.
+    """
+
+    def __init__(self, name: str = "compute", warm_up: Callable[[], None] = lambda: None) -> None:
+        self._warm_up = warm_up
         self._fresh: deque[Job] = deque()
         self._begun: deque[Job] = deque()
         self._wake = threading.Condition()
@@ -166,6 +172,10 @@ class ComputeThread:
         return job
 
     def _run(self) -> None:
+        try:
+            self._warm_up()
+        except Exception as error:  # the job that needs it will say what is wrong
+            log.error("nothing is warm: %s", type(error).__name__, exc_info=True)
         while (job := self._next()) is not None:
             self._advance(job)
 

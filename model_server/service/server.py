@@ -173,7 +173,8 @@ def serve(options: ServeOptions) -> None:
 
     from model_server.service.app import ServerSettings, create_app
 
-    app = create_app(ServerSettings(token, options.device, options.limits, options.origins))
+    settings = ServerSettings(token, options.device, options.limits, options.origins)
+    app = create_app(settings, warm_up)
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -187,7 +188,6 @@ def serve(options: ServeOptions) -> None:
         ssl_keyfile=options.key,
         timeout_graceful_shutdown=2,
     )
-    warm_up()
     ready = {
         "host": options.host,
         "port": listening.getsockname()[1],
@@ -203,7 +203,10 @@ def serve(options: ServeOptions) -> None:
 
 
 def warm_up() -> None:
-    """Import what every fit needs, so that the first one does not wait for it."""
+    """Import what every fit needs, so that the first one does not wait for it.
+
+    The server answers meanwhile: people draw before they fit.
+    """
     import model_server.priors.dals
     import model_server.priors.pca  # noqa: F401
 

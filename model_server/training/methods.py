@@ -119,7 +119,9 @@ def _train_dals(
     folder: Path,
     progress: Progress | None,
 ) -> Finished:
+    from model_server.fitting.mesh_template import MeshTemplate
     from model_server.priors.dals import pack_decoder
+    from model_server.priors.dals_decoder import DeviceDecoder
     from model_server.priors.device import choose_device
     from model_server.training.dals import DalsTrainer, DalsTraining
     from model_server.training.parts import dals_parts
@@ -147,6 +149,8 @@ def _train_dals(
     arrays: dict[str, NDArray[Any]] = pack_decoder(trained.decoder)
     arrays["latent_mean"] = mean.astype(np.float32)
     arrays["latent_root"] = root.astype(np.float32)
+    decoder = DeviceDecoder(trained.decoder)
+    arrays |= MeshTemplate.made(partial(decoder.vertices, mean[None])).arrays()
     card = _with_parts(card, arrays, prepared, partial(dals_parts, trained))
     return _with(
         card,

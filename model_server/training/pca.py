@@ -48,4 +48,4 @@ def modes_of(grid: Grid, fields: NDArray[np.float32], clamp: float, modes: int =
     values, vectors = np.linalg.eigh(centered @ centered.T)
     keep = np.argsort(values)[::-1][: min(modes, len(fields) - 1)]
     scaled = vectors[:, keep] / np.sqrt(max(len(fields) - 1, 1))
-    return SdfModes(grid, np.column_stack([mean, centered.T @ scaled]).astype(np.float32), clamp)
+    return SdfModes.of(grid, np.column_stack([mean, centered.T @ scaled]).astype(np.float32), clamp)

@@ -99,6 +99,11 @@ class EffectPanel:
         self.show3DButton = qt.QPushButton(_("Show 3D"))
         self.show3DButton.checkable = True
         self.show3DButton.checked = True
+        self.changeCheckBox = qt.QCheckBox(_("Show changes"))
+        self.changeCheckBox.toolTip = _(
+            "Color the surface by how far it lies off the segment as it was: red where the border "
+            "moved outward, blue where it moved inward, in mm."
+        )
         self.stateLabel = qt.QLabel()
         self.stateLabel.wordWrap = True
         self.stateLabel.textFormat = qt.Qt.PlainText
@@ -130,6 +135,7 @@ class EffectPanel:
             ),
         ):
             effect.addLabeledOptionsWidget(label, _row(widgets))
+        effect.addLabeledOptionsWidget(_("Repair:"), self.changeCheckBox)
         effect.addOptionsWidget(self.stateLabel)
         effect.addOptionsWidget(_row((self.cancelButton, self.applyButton)))
 
@@ -143,6 +149,7 @@ class EffectPanel:
             button.connect("clicked(bool)", lambda _checked, a=action: self._guarded(a))
         self.autoUpdateCheckBox.connect("clicked(bool)", self._onAutoUpdate)
         self.show3DButton.connect("clicked(bool)", self._onShow3D)
+        self.changeCheckBox.connect("clicked(bool)", self._onShowChange)
         self.opacitySlider.connect("valueChanged(double)", self._onOpacity)
         self.priorSelector.connect("currentIndexChanged(int)", self._onPrior)
         self.sliceList.connect("itemChanged(QListWidgetItem*)", self._onSlice)
@@ -253,6 +260,11 @@ class EffectPanel:
         for painting in self.logic.painter.paintings(self.segmentation):
             painting.show3D(bool(on))
 
+    def _onShowChange(self, on: bool) -> None:
+        for painting in self.logic.painter.paintings(self.segmentation):
+            if painting.canShowChange:
+                painting.showChange(bool(on))
+
     def _onOpacity(self, value: float) -> None:
         if not self._updating and self.segmentation is not None:
             setOpacity(self.segmentation, float(value))
@@ -353,6 +365,10 @@ class EffectPanel:
             self.opacitySlider.value = opacityOf(segmentation)
         if painting is not None:
             self.autoUpdateCheckBox.checked = painting.session.parameters.autoUpdate
+        self.changeCheckBox.enabled = any(found.canShowChange for found in paintings)
+        self.changeCheckBox.checked = any(
+            found.canShowChange and found.showsChange for found in paintings
+        )
         text, wrong = self._said
         if not text and painting is not None:
             text, wrong = painting.text

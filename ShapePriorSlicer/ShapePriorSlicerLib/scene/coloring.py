@@ -24,11 +24,13 @@ PARTS = "Part"
 UNCERTAINTY = "UncertaintyMm"
 CORRESPONDENCE = "CorrespondenceColor"
 DISTANCE = "DistanceToAnnotationsMm"
+CHANGE = "ChangeMm"
 
 
 @dataclass(frozen=True)
 class Shade:
-    """A coloring: the point array, the color table ("" for colors as they are), the title.
+    """A coloring: the point array, the color table ("" for colors as they are), the title, and
+    whether what it measures has a sign, so that zero is in the middle of the colors.
 
     Slice views cannot show colors as they are: Slicer's mapper there asks for a range of values,
     and complains of "Bad table range: [0, -1]" many times a second.
@@ -37,6 +39,7 @@ class Shade:
     array: str
     table: str = ""
     title: str = ""
+    isSigned: bool = False
 
     @property
     def hasLegend(self) -> bool:
@@ -50,6 +53,12 @@ SHADES = {
     "uncertainty": Shade(UNCERTAINTY, "vtkMRMLColorTableNodeFileViridis.txt", "Uncertainty (mm)"),
     "distance": Shade(
         DISTANCE, "vtkMRMLColorTableNodeFileMagma.txt", "Distance to annotations (mm)"
+    ),
+    "change": Shade(
+        CHANGE,
+        "vtkMRMLColorTableNodeFileDivergingBlueRed.txt",
+        "Moved outward (+), inward (-) (mm)",
+        isSigned=True,
     ),
 }
 # Told apart also by those who see red and green alike; more parts begin anew.
@@ -75,14 +84,19 @@ LEGEND_ENDS = (0.03, 0.92)  # where the lowest and the highest stand; titles are
 LEGEND_ROOM = 0.85  # share of the view's height that all legends take at most
 
 
-def coloringsOf(reconstruction: Reconstruction | None) -> tuple[str, ...]:
-    """What a surface can be colored by, in the order of the panel."""
+def coloringsOf(reconstruction: Reconstruction | None, isRepair: bool = False) -> tuple[str, ...]:
+    """What a surface can be colored by, in the order of the panel.
+
+    Args:
+        reconstruction: the surface; None for all there are.
+        isRepair: whether it mends a mask.
+    """
     found = ["plain", "correspondence"]
     if reconstruction is None or reconstruction.parts is not None:
         found.append("parts")
     if reconstruction is None or reconstruction.uncertainty_mm is not None:
         found.append("uncertainty")
-    return (*found, "distance")
+    return (*found, "distance", *(["change"] if isRepair or reconstruction is None else []))
 
 
 def partName(number: int, names: Mapping[int, str]) -> str:
@@ -124,7 +138,7 @@ def color(model: Node, coloring: str, names: Mapping[int, str], legend: bool = T
         labels = _useParts(display, values, names)
     elif shade.table:
         display.SetScalarRangeFlag(display.UseManualScalarRange)
-        display.SetScalarRange(0.0, max(float(values.max(initial=0.0)), 0.1))
+        display.SetScalarRange(*_range(values, shade.isSigned))
         display.SetAndObserveColorNodeID(shade.table)
     else:
         display.SetScalarRangeFlag(display.UseDirectMapping)
@@ -133,6 +147,12 @@ def color(model: Node, coloring: str, names: Mapping[int, str], legend: bool = T
         _showLegend(display, shade.title, labels)  # it needs the colors to be there
     else:
         _hideLegend(display)
+
+
+def _range(values: NDArray[Any], isSigned: bool) -> tuple[float, float]:
+    """What the ends of the colors stand for; of nearly nothing a little, so that noise is pale."""
+    highest = float(np.abs(values).max(initial=0.0))
+    return (-max(highest, 1.0), max(highest, 1.0)) if isSigned else (0.0, max(highest, 0.1))
 
 
 def isInSlices(model: Node, coloring: str) -> bool:

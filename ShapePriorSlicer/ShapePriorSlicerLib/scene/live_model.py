@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from model_server.errors import ShapePriorError
+from model_server.geometry.mask_border import MaskBorder
 from model_server.observations import Observations
 from model_server.pose import Pose, place_of_step
 from model_server.reconstruction import Likeness, Provenance, Reconstruction, Surface
 
 from .annotations import fromWorld, toWorld
 from .coloring import (
+    CHANGE,
     CORRESPONDENCE,
     DISTANCE,
     PARTS,
@@ -78,6 +79,8 @@ def distanceTo(observations: Observations, points: Array) -> Array:
     spanned = observations.spanning_points(1.0)
     if not len(spanned):
         return np.zeros(len(points))
+    from scipy.spatial import cKDTree  # late: the module is opened without SciPy
+
     return np.asarray(cKDTree(spanned).query(points)[0])
 
 
@@ -102,6 +105,7 @@ class LiveModel:
     ) -> None:
         self._structure, self._role, self._suffix = structure, role, suffix
         self._legend, self._plain = legend, plain
+        self._border: MaskBorder | None = None  # of the mask that was mended last
 
     @property
     def node(self) -> Node | None:
@@ -121,10 +125,27 @@ class LiveModel:
         node = self.node or self._made()
         surface = reconstruction.surface
         shown = replace(surface, points=fromWorld(node, surface.points))
-        _put(node, shown, _arrays(reconstruction, observations))
+        arrays = _arrays(reconstruction, observations)
+        _put(node, shown, {**arrays, CHANGE: self._change(observations, surface.points)})
         _describe(node, reconstruction)
         self.display(chosen)
         return node
+
+    @property
+    def change(self) -> Array | None:
+        """(V,) signed mm by which a repair moved the border, outward above zero; None of none."""
+        node = self.node
+        mesh = None if node is None else node.GetPolyData()
+        found = None if mesh is None else mesh.GetPointData().GetArray(CHANGE)
+        return None if found is None else vtk_to_numpy(found).astype(np.float64)
+
+    def _change(self, observations: Observations, points: Array) -> NDArray[np.float32] | None:
+        mask = observations.label_map
+        if mask is None or not np.asarray(mask.array).any():
+            return None
+        if self._border is None or not self._border.is_of(mask):
+            self._border = MaskBorder.of(mask)  # a moment for large masks; previews share it
+        return self._border.distance_to(points).astype(np.float32)
 
     def clear(self) -> None:
         """Empty the node, if there is one."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import vtk
-from scipy import ndimage
 from vtk.util.numpy_support import numpy_to_vtk
 
 from model_server.observations import resample_loop
@@ -49,6 +48,8 @@ def sliceName(voxels: SegmentVoxels, found: PaintedSlice) -> str:
 
 def loopsOf(voxels: SegmentVoxels, found: PaintedSlice) -> list[Array]:
     """The borders of a slice's areas, each (N, 3) RAS mm, without the stairs of its voxels."""
+    from scipy import ndimage  # late: the module is opened without SciPy
+
     soft = ndimage.gaussian_filter(np.pad(found.area, 2).astype(np.float32), SMOOTHING)
     image = vtk.vtkImageData()
     image.SetDimensions(soft.shape[1], soft.shape[0], 1)
@@ -179,6 +180,8 @@ def _digestOf(voxels: SegmentVoxels, found: PaintedSlice) -> str:
 
 def _middles(found: PaintedSlice) -> Array:
     """(N, 3) k, j, i deep within a slice's areas, one in each."""
+    from scipy import ndimage
+
     labels, count = ndimage.label(found.area)
     depth = ndimage.distance_transform_edt(np.pad(found.area, 1))[1:-1, 1:-1]
     places = ndimage.maximum_position(depth, labels, range(1, count + 1))

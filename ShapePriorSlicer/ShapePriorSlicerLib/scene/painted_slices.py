@@ -14,10 +14,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
 
 Mask = NDArray[np.bool_]
 Voxels = NDArray[np.int64]  # (N, 3): k, j, i
@@ -185,6 +181,8 @@ def _thin(voxels: Voxels, shape: tuple[int, ...], axis: int) -> Mask:
 
 def closedArea(flat: Mask) -> Mask:
     """The areas of a slice without its lines: holes filled, no stroke and no whisker."""
+    from scipy import ndimage  # late: the module is opened without SciPy
+
     areas = np.zeros_like(flat)
     rows, columns = (np.flatnonzero(flat.any(axis=axis)) for axis in (1, 0))
     if not len(rows):
@@ -204,6 +202,8 @@ def closedArea(flat: Mask) -> Mask:
 
 def _whole(flat: Mask) -> Mask:
     """All of a slice, holes filled."""
+    from scipy import ndimage
+
     return np.asarray(ndimage.binary_fill_holes(flat))
 
 
@@ -211,6 +211,10 @@ def _strokes(voxels: Voxels) -> Voxels:
     """Some of the voxels (N, 3) that no slice explains, from every piece."""
     if not len(voxels):
         return voxels
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial import cKDTree
+
     pairs = cKDTree(voxels).query_pairs(TOUCHING, output_type="ndarray")
     links = csr_array((np.ones(len(pairs)), tuple(pairs.T)), (len(voxels),) * 2)
     number = connected_components(links, directed=False)[1]

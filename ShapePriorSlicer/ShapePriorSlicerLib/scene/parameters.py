@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 Node = Any
 
 SIDES = ("auto", "left", "right")
-COLORINGS = ("plain", "correspondence", "parts", "uncertainty", "distance")
+COLORINGS = ("plain", "correspondence", "parts", "uncertainty", "distance", "change")
 STRENGTHS = (-2.0, 2.0)
 ANY_STRUCTURE = "any-structure"  # the prior that knows no organ
 
@@ -38,7 +38,8 @@ class Parameters:
         useImage: whether fits look at the volume, where the prior's organ has a reader of images.
         start: where the user put the shape for a prior that searches the image step by step: 16
             numbers, row by row, canonical frame -> RAS mm; empty where nowhere.
-        coloring: "plain", "correspondence", "parts", "uncertainty" or "distance".
+        coloring: "plain", "correspondence", "parts", "uncertainty", "distance" or "change" (how far
+            a repair moved the border).
         opacity: of the surface in 3D, 0 to 1.
         slicesOn: whether slice views show where they cut the surface.
         showTemplate: whether the template stands beside the patient's organ.

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import vtk
 from numpy.typing import NDArray
-from scipy import ndimage
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from .annotations import Array, arrayFromMatrix, worldMatrix
@@ -230,6 +229,8 @@ _Lost = tuple[tuple[slice, ...], Mask] | None
 
 def _claims(one: Any, other: Any) -> tuple[_Lost, _Lost]:
     """What each of two loses: where in its array, and which voxels there."""
+    from scipy import ndimage  # late: the module is opened without SciPy
+
     firsts = [np.array(image.GetExtent()[::2])[::-1] for image in (one, other)]
     arrays = [_array(image) for image in (one, other)]
     low = np.maximum(*firsts)

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from model_server.errors import ShapePriorError
 
 from ..scene.painted_segments import keyOf, keyText, showPainted, sliceName, takePainting
@@ -26,6 +29,8 @@ from .session import Session
 Node = Any
 
 UNMEANT_PARAMETER = "unmeant"  # JSON: slices that the user says are no outlines
+CHANGE_COLORING = "change"
+STILL_MM = 0.05  # a border that moved no further anywhere has not moved
 REST_SECONDS = 0.15  # after a stroke
 STILL_APPLIED = 0.5  # of what was filled; with less left the user began anew
 
@@ -97,8 +102,23 @@ class SegmentPainting:
         if self.problem is not None:
             return f"{self.problem.what} {self.problem.remedy}", True
         status = self.session.status
-        said = " ".join(filter(None, (status.text, status.remedy, status.warning)))
-        return said, status.phase == "failed"
+        said = (status.text, status.remedy, status.warning, self._movedText())
+        return " ".join(filter(None, said)), status.phase == "failed"
+
+    def _movedText(self) -> str:
+        """What a repair that has come did."""
+        moved = self.session.model.change if self.canShowChange and not self.isBusy() else None
+        return "" if moved is None else movedText(moved)
+
+    @property
+    def canShowChange(self) -> bool:
+        """Whether the preview mends a segment, so that it can show how far it moved the border."""
+        return self.repairs and self.hasResult
+
+    @property
+    def showsChange(self) -> bool:
+        """Whether it does."""
+        return self.session.parameters.coloring == CHANGE_COLORING
 
     @property
     def hasResult(self) -> bool:
@@ -255,6 +275,11 @@ class SegmentPainting:
         if model is not None and model.GetDisplayNode() is not None:
             model.GetDisplayNode().SetVisibility3D(isShown)
 
+    def showChange(self, isShown: bool) -> None:
+        """Color the previewed surface by how far it lies off the segment as it was, or plainly."""
+        if isShown != self.showsChange:
+            self.session.change(coloring=CHANGE_COLORING if isShown else "plain")
+
     def rememberApplied(self) -> None:
         """Keep the segment as it is now: what differs later was edited by the user."""
         voxels = SegmentVoxels.of(self.segmentation, self.segmentId)
@@ -263,3 +288,20 @@ class SegmentPainting:
 
 def _digest(voxels: SegmentVoxels | None) -> str:
     return "" if voxels is None else voxels.digest
+
+
+def movedText(moved: NDArray[np.float64]) -> str:
+    """How far a border moved, in a sentence.
+
+    Args:
+        moved: (V,) signed mm, outward above zero.
+    """
+    out, inward = max(float(moved.max(initial=0.0)), 0.0), max(-float(moved.min(initial=0.0)), 0.0)
+    ways = [
+        f"{way} by up to {far:.1f} mm"
+        for way, far in (("outward", out), ("inward", inward))
+        if far > STILL_MM
+    ]
+    if not ways:
+        return "The border did not move."
+    return f"The border moved {' and '.join(ways)}, by {np.abs(moved).mean():.1f} mm on average."

@@ -21,7 +21,7 @@ from ..scene.live_model import Figures, figuresOf
 from ..scene.parameters import Parameters, placeText, writeParameters
 from ..scene.planar_contours import contoursOf, planarContours
 from ..scene.slice_views import moveToNextSlice
-from ..scene.structure import CURVE_CLASS, OUTLINE, VOLUME, State, Structure
+from ..scene.structure import CURVE_CLASS, MASK, OUTLINE, VOLUME, State, Structure
 from ..server.connection import Connection
 from .fit import Fit
 from .history import History
@@ -108,7 +108,7 @@ class Session:
     @property
     def colorings(self) -> tuple[str, ...]:
         """What the surface can be colored by; all there are while there is no surface."""
-        return coloringsOf(self.reconstruction)
+        return coloringsOf(self.reconstruction, self.structure.refers(MASK) is not None)
 
     @property
     def canUndo(self) -> bool:

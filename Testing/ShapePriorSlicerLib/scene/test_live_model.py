@@ -414,5 +414,5 @@ def test_what_a_surface_can_be_colored_by():
     bare = replace(reconstruction(), uncertainty_mm=None)
     assert coloring.coloringsOf(bare) == ("plain", "correspondence", "distance")
     parts = replace(reconstruction(), parts=np.ones(6, np.uint8))
-    assert set(coloring.coloringsOf(parts)) == set(COLORINGS)
-    assert coloring.coloringsOf(None) == coloring.coloringsOf(parts)
+    assert set(coloring.coloringsOf(parts, isRepair=True)) == set(COLORINGS)
+    assert coloring.coloringsOf(None) == coloring.coloringsOf(parts, isRepair=True)

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("slicer", reason="slicer-core is not installed")
 import slicer
-from organs import GEOMETRIES, terminology, voxels
+from organs import GEOMETRIES, ellipsoid, terminology, voxels
 from paintings import THREE, imageOf, neighbor
 from scenes import CENTER, opened, writeBundle
 from ShapePriorSlicerLib.scene.painted_segments import keyOf
@@ -235,6 +235,45 @@ def test_a_whole_segment_is_mended(sitting):
     assert again.repairs
     assert again.marks == ()  # what is back is no correction
     assert painting.session.structure.observations()[0].label_map.array.sum() == values.sum()
+
+
+def test_a_repair_shows_how_far_it_moved_the_border(sitting):
+    canvas = sitting.canvas
+    image = canvas.whole(ellipsoid(radii=np.full(3, 10.0)))
+    values = voxels(image).copy()
+    values[:4] = 0  # an end is missed
+    canvas.fill(image, values)
+    painting = sitting.begin()
+    assert not painting.canShowChange
+    sitting.answer()
+    assert painting.canShowChange
+    assert "change" in painting.session.colorings
+    moved = painting.session.model.change
+    assert moved.max() == pytest.approx(4.0, abs=1.2)  # over the end
+    assert np.abs(np.median(moved)) < 0.5
+    assert "The border moved outward by up to" in painting.text[0]
+    painting.showChange(True)
+    sitting.poll()
+    display = painting.session.model.node.GetDisplayNode()
+    assert painting.showsChange
+    assert display.GetActiveScalarName() == "ChangeMm"
+    sitting.painter.apply(canvas.node, canvas.editor)
+    again = sitting.begin()  # to the segment as it was, not as it was filled
+    assert again.showsChange
+    assert again.session.model.change.max() == pytest.approx(moved.max())
+    again.showChange(False)
+    sitting.poll()
+    assert not display.GetScalarVisibility()
+
+
+def test_what_is_painted_on_slices_has_no_changes_to_show(sitting):
+    sitting.canvas.paint(THREE)
+    painting = sitting.begin()
+    sitting.answer()
+    assert painting.hasResult
+    assert not painting.canShowChange
+    assert painting.session.model.change is None
+    assert "change" not in painting.session.colorings
 
 
 def test_what_is_applied_is_hidden_until_the_module_is_opened(sitting):

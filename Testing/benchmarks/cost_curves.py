@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +30,26 @@ from common import HERE, RESULTS, console, load, number, parser, show
 from model_server.cohort.case import Settings
 from model_server.cohort.run import run_cohort
 from model_server.cohort.table import Case, Outcome
+from model_server.errors import counted
 from model_server.evaluation.harness import cases_of, use_threads
 from model_server.evaluation.metrics import Truth
 from model_server.evaluation.plots import plot_costs
 from model_server.evaluation.protocols import find_protocol
 from model_server.evaluation.results import machine
-from model_server.fitting import mesh_form
-from model_server.geometry.icosphere import icosphere
+from model_server.fitting import mesh_template
 from model_server.io.writing import make_folder, write_text
 from model_server.observations import Observations
 from model_server.priors.protocol import FitSettings, ShapePrior
 
 PLANES = (2, 3, 4, 6, 9, 12, 16, 20)
 CLICKS = (10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
-LEVELS = (3, 4, 5)  # subdivisions of the sphere
+VERTICES = (642, 2_562, 10_242)
 SESSIONS = (1, 2, 4, 8, 16, 32)
 CASES = (1, 3, 10, 30, 100, 300, 1_000)
 EXAMPLE = HERE.parent.parent / "Resources" / "example"
 OUTLINES = ("axial", "coronal", "sagittal")
+PATIENCE = 3600.0  # seconds: the last of many sessions waits for all others
+UNMESHED = FitSettings(remesh=False)
 PREVIEW = FitSettings(local=False, remesh=False, uncertainty=False)
 
 Line = dict[int, list[float]]  # count -> values
@@ -132,10 +134,12 @@ def over_clicks(chosen: argparse.Namespace) -> Panels:
     return over_annotations(chosen, "clicks", CLICKS, chosen.methods)
 
 
-def of_level(prior: Any, level: int) -> Any:
-    """A mesh prior whose surfaces, also previews, have the vertices of a sphere of that level."""
-    mesh_form.SHOWN_LEVEL = level
-    prior.solver_settings = replace(prior.solver_settings, local_level=level)
+def of_vertices(prior: Any, count: int) -> Any:
+    """A DALS prior whose template, and so every surface, has about so many vertices."""
+    mesh_template.TRIANGLES = 2 * count
+    prior.mesh_template = mesh_template.MeshTemplate.made(
+        lambda places: prior.vertices(prior.latent_mean[None], places)
+    )
     return prior
 
 
@@ -143,13 +147,13 @@ def over_vertices(chosen: argparse.Namespace) -> Panels:
     """Vertices of the mesh that is fitted: DALS alone has one that could be finer."""
     panels: Panels = {}
     cases = truths(chosen)
-    for level in LEVELS:
-        prior, count = load(f"{chosen.organ}-dals", chosen.device), len(icosphere(level).points)
-        prior = of_level(prior, level)
-        for warm in (True, False):  # the first fit of a level makes what all others share
+    for about in VERTICES:
+        prior = of_vertices(load(f"{chosen.organ}-dals", chosen.device), about)
+        count = len(prior.mesh_template.surface.points)
+        for warm in (True, False):  # the first fit makes what all others share
             for name, truth in cases[:1] if warm else cases:
                 drawn = find_protocol("outlines").observations(truth, name)
-                _, final, found = seconds_of(prior, drawn)
+                _, final, found = seconds_of(prior, drawn, None, UNMESHED)
                 _, preview, _ = seconds_of(prior, drawn, found, PREVIEW)
                 if not warm:
                     put(panels, "final surface, CPU s", "dals", count, final)
@@ -203,7 +207,8 @@ def together(
 
     def ask(client: Client, observations: Observations) -> None:
         ready.wait()
-        first, final, _ = fitted(client, f"{chosen.organ}-{chosen.methods[0]}", observations)
+        prior = f"{chosen.organ}-{chosen.methods[0]}"
+        first, final, _ = fitted(client, prior, observations, PATIENCE)
         found.append((first, final))
 
     try:
@@ -331,7 +336,7 @@ def main() -> None:
         of = {
             "cohort": f"{chosen.organ}-pca, the bundled case again and again",
             "sessions": f"{chosen.organ}-{chosen.methods[0]}, three outlines",
-        }.get(name, f"{chosen.organ}, {chosen.limit} validation cases")
+        }.get(name, f"{chosen.organ}, {counted(chosen.limit, 'validation case')}")
         found[name] = {"machine": machine(chosen.device, chosen.threads), "of": of}
         found[name]["panels"] = panels
         write_text(path, json.dumps(found, indent=1) + "\n")

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from service_common import (
+    SECONDS,
     Check,
     Client,
     Drawing,
@@ -106,16 +107,22 @@ class Direct:
 
 
 def fitted(
-    connection: Client, prior: str, observations: Observations
+    connection: Client, prior: str, observations: Observations, seconds: float = SECONDS
 ) -> tuple[float, float, Finished]:
     """Seconds to the first and the last surface, and the last.
+
+    Args:
+        connection: that asks.
+        prior: name.
+        observations: RAS mm.
+        seconds: without any event, after which the server counts as gone.
 
     Raises:
         RuntimeError: there is none.
     """
     began, first = time.perf_counter(), None
     request = connection.fit(prior, observations)
-    for at, event in connection.events():
+    for at, event in connection.events(seconds):
         if isinstance(event, Progressed | Finished) and event.request == request:
             first = first or at - began
             if isinstance(event, Finished):

@@ -132,5 +132,5 @@ def _spread(axis: Any, counts: Sequence[float]) -> None:
     """Counts of very different size stand at equal ratios, each with its own tick."""
     if counts and counts[-1] > WIDE * counts[0]:
         axis.set_xscale("log")
-        axis.set_xticks(counts, [f"{n:g}" for n in counts])
+        axis.set_xticks(counts, [f"{n:g}" if n < 10_000 else f"{n / 1000:g}k" for n in counts])
         axis.set_xticks([], minor=True)

@@ -141,7 +141,8 @@ def test_one_part_is_left_alone() -> None:
         raise AssertionError("there is nothing to judge")
 
     found = likely_parts(given, card, judge)
-    assert found.label_map is not None and given.label_map is not None
+    assert found.label_map is not None
+    assert given.label_map is not None
     assert np.count_nonzero(found.label_map.array) == np.count_nonzero(given.label_map.array)
     assert not found.left_out
     assert largest_part(Observations()) == Observations()

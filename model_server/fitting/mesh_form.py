@@ -107,8 +107,6 @@ class MeshForm:
 
     def cold(self, modes: Array | None) -> tuple[Array, Sequence[int]]:
         """The shape of the quick look, or the mean; see ``Form``."""
-        if modes is None:
-            return np.zeros(self.prior.latent_root.shape[1]), (0,)
         return self.prior.from_modes(modes), (0,)
 
     def warm(self, start: Reconstruction) -> tuple[Array, Sequence[int]]:
@@ -246,7 +244,7 @@ class MeshForm:
         )
 
     def apart(self, state: FitState, evidence: Evidence) -> MeshSeen:
-        """A mesh is displaced; of a folded one the distances are what something is left over of. See
+        """A mesh is displaced; of a folded one something is left over of the distances. See
         ``Form``."""
         places, mesh = evidence.places(), self.mesh(state)
         self.grid = self._distances(mesh, state.pose.invert(places.points))

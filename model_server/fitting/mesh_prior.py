@@ -114,6 +114,7 @@ class MeshPrior(Protocol):
         """(..., d) latents -> (..., K) in units of their standard deviations."""
         ...
 
-    def from_modes(self, modes: Array) -> Array:
-        """(K,) the whitened latent whose shape is nearest to that of the quick look's latents."""
+    def from_modes(self, modes: Array | None) -> Array:
+        """(K,) the whitened latent whose shape is nearest to that of the quick look's latents,
+        if any."""
         ...

@@ -73,6 +73,7 @@ class DalsPrior(LatentPrior):
     """
 
     starts_quickly = True
+    quick: PcaPrior
 
     def __init__(
         self,
@@ -155,10 +156,12 @@ class DalsPrior(LatentPrior):
             self._template, lambda places: self.vertices(self.latent_mean[None], places)
         )
 
-    def from_modes(self, modes: Array) -> Array:
+    def from_modes(self, modes: Array | None) -> Array:
         """(K,) the whitened latent whose shape, linear about the mean, is nearest to the zero level
-        of the quick look's modes (Q,)."""
+        of the quick look's modes (Q,); zeros without."""
         latent, noise = np.zeros(self.latent_root.shape[1]), MODES_NOISE * self.rms_radius
+        if modes is None:
+            return latent
         for _ in range(MODES_STEPS):
             points = self.mean_linear.at(latent)[:MODES_POINTS]
             reading = self.quick.read(modes, 0, points)

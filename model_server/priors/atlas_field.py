@@ -34,8 +34,8 @@ KEPT = 3  # decoded latents that a field remembers
 GRID = 40  # nodes along the shortest edge of the box for a surface
 PREVIEW_MODES = 12
 PREVIEW_GRID = 28
-EVEN_GRID = 28  # nodes along the shortest edge of the box, for them
-TRIANGLES = 6000  # about, of a template that is carried to shapes
+EVEN_GRID = 32  # nodes along the shortest edge of the box, for them
+TRIANGLES = 8000  # about, of a template that is carried to shapes
 CARRY_STEPS, CARRY_LEFT = 3, 2e-3  # of the fixed point that carries it, and what may be left
 CARRY_ROUNDS = 4  # of unfolding and finding the zero level again
 FAR = 0.06  # canonical units: vertices that are farther before the last step do not find it
@@ -267,9 +267,12 @@ class AtlasField(LatentGaussian):
             return None
         points, normals, places = found
         if leftover is not None:
-            moved = points + leftover.at(points)[:, None] * normals
-            points = points + leftover.at(moved)[:, None] * normals
-        surface = self.evens(template).unfolded(points, normals)
+            points = points + leftover.at(points)[:, None] * normals
+            reading, _ = self._read(latent, template, points)
+            normals = reading.slope
+            points = points + (leftover.at(points) - reading.distance)[:, None] * normals
+        even = self.evens(template)
+        surface = even.unfolded(even.lifted(points, normals), normals)
         return None if surface is None else (surface, places)
 
     def _carry(self, latent: Array, template: int) -> tuple[Array, Array, Array] | None:

@@ -22,7 +22,6 @@ TRIANGLES = 2500  # about
 STATION = 1.0  # of the whitened latent's length from one station to the next
 MOST_STATIONS = 8
 NEWTON = 2  # steps to the zero level, at each station
-LIFT = 1.0  # of what the middles of a vertex's triangles lack: chords lie within round shapes
 LEAST_SLOPE = 0.2  # of the field; 1 is a distance
 FAR = 0.02  # canonical units: vertices that end farther from the surface did not find it
 
@@ -78,8 +77,7 @@ class CarriedModes:
                 value, slope = modes.near(field, points)
         if np.abs(value - left).max() > FAR:
             return None
-        lack = modes.near(field, self.even.middles(points))[0] - self.even.middles(left)
-        return self.even.unfolded(_onto(points, LIFT * (self.even.around @ lack), slope), slope)
+        return self.even.unfolded(self.even.lifted(points, _unit(slope)), slope)
 
 
 def _onto(points: Array, value: Array, slope: Array) -> Array:

@@ -23,29 +23,28 @@ class EvenTemplate:
     Attributes:
         surface: V vertices and F triangles, closed, canonical frame.
         neighbors: (V, V) sparse, the mean of each vertex's neighbors.
-        around: (V, F) sparse, the mean of each vertex's triangles.
     """
 
     surface: Surface
     neighbors: sparse.csr_matrix
-    around: sparse.csr_matrix
 
     @classmethod
     def of(cls, surface: Surface, triangles: int) -> EvenTemplate:
         """From any closed surface, with about so many triangles."""
         even = remesh(surface, most_triangles=triangles)
-        return cls(even, *averaging(even))
-
-    def middles(self, points: Array) -> Array:
-        """(F, 3) of the triangles, for vertices at (V, 3) points."""
-        a, b, c = self.surface.triangles.T
-        return np.asarray((points[a] + points[b] + points[c]) / 3.0)
+        return cls(even, averaging(even))
 
     def evened(self, points: Array, normals: Array) -> Array:
         """Vertices (V, 3), moved within the surface toward the mean of their neighbors."""
         moved = self.neighbors @ points - points
         along = (moved * normals).sum(axis=1)[:, None]
         return np.asarray(points + EVENED * (moved - along * normals))
+
+    def lifted(self, points: Array, normals: Array) -> Array:
+        """Vertices (V, 3) on a surface, moved out so far that the middles of triangles lie on it:
+        chords lie within round shapes, a third as deep as the mean of a vertex's neighbors."""
+        depth = ((self.neighbors @ points - points) * normals).sum(axis=1)[:, None]
+        return np.asarray(points - depth * normals / 3.0)
 
     def unfolded(self, points: Array, outward: Array) -> Surface | None:
         """The template with vertices at (V, 3) points, of which ``outward`` (V, 3) directions are
@@ -61,21 +60,20 @@ class EvenTemplate:
             for _ in range(rings):
                 patch = self.neighbors @ patch
             inside = patch > 0.0
-            rows, points = self.neighbors[inside], points.copy()
+            rows, points, outward = self.neighbors[inside], points.copy(), outward.copy()
             for _ in range(1 + 2 * rings):
-                points[inside] = rows @ points
+                points[inside], outward[inside] = rows @ points, rows @ outward
         return None
 
 
-def averaging(surface: Surface) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-    """(V, V) and (V, F): rows of equal weights on each vertex's neighbors and triangles."""
-    count, faces = len(surface.points), len(surface.triangles)
+def averaging(surface: Surface) -> sparse.csr_matrix:
+    """(V, V) rows of equal weights on each vertex's neighbors."""
+    count = len(surface.points)
     first, second = surface.triangles.ravel(), np.roll(surface.triangles, -1, axis=1).ravel()
-    ones, face = np.ones(3 * faces), np.repeat(np.arange(faces), 3)
+    ones = np.ones(len(first))
     pairs = sparse.coo_matrix((ones, (first, second)), (count, count)).tocsr()
-    around = sparse.coo_matrix((ones, (first, face)), (count, faces)).tocsr()
     share = sparse.diags(1.0 / np.maximum(np.bincount(first, minlength=count), 1))
-    return (share @ pairs).tocsr(), (share @ around).tocsr()
+    return (share @ pairs).tocsr()
 
 
 def folded(surface: Surface, outward: Array) -> NDArray[np.bool_]:

@@ -1,0 +1,86 @@
+"""Shapes of field priors that share the triangles of one template."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import trimesh
+
+from model_server.evaluation.metrics import self_intersections, triangle_quality
+from model_server.fitting.field_form import FieldSettings
+from model_server.fitting.leftover import Kriging
+from model_server.fitting.terms import Places
+from model_server.geometry.icosphere import icosphere
+from model_server.priors.even_template import EvenTemplate, folded
+from model_server.priors.registry import load_prior
+from model_server.reconstruction import Surface
+
+
+@pytest.fixture(scope="module")
+def pca():
+    return load_prior("hippocampus-pca", "cpu")
+
+
+def test_shapes_of_the_pca_are_even_and_lie_on_their_zero_level(pca):
+    for latents in 0.3 * pca.sample(3, seed=1):
+        surface, places = pca.carried(latents, 0, None)
+        assert np.array_equal(surface.triangles, pca.template().triangles)
+        assert np.array_equal(places, pca.template_coordinates())
+        assert trimesh.Trimesh(surface.points, surface.triangles, process=False).is_watertight
+        level = pca.modes.surface(latents)
+        assert surface.volume() == pytest.approx(level.volume(), rel=0.01)
+        value, slope = pca.modes.near(pca.modes.field(latents), surface.points)
+        assert np.abs(value).mean() < 0.005
+        assert not folded(surface, slope).any()
+        assert triangle_quality(surface).mean() > 0.93 > triangle_quality(level).mean()
+        assert self_intersections(surface) == 0.0
+
+
+def test_what_is_left_over_moves_them(pca):
+    latents = 0.3 * pca.sample(1, seed=2)[0]
+    before, _ = pca.carried(latents, 0, None)
+    place = before.points[[100]]
+    left = Kriging.of(place, np.array([0.03]), np.array([1e-8]), 0.03, 0.1)
+    after, _ = pca.carried(latents, 0, left)
+    moved = np.linalg.norm(after.points - before.points, axis=1)
+    assert moved[100] == pytest.approx(0.03, abs=0.012)
+    assert moved[np.linalg.norm(before.points - place, axis=1) > 0.8].max() < 0.003
+
+
+def test_shapes_that_fold_have_a_surface_all_the_same(pca):
+    latents = np.full(pca.size, 3.0)
+    assert pca.carried(latents, 0, None) is None
+    surface = pca.decode(latents)
+    assert trimesh.Trimesh(surface.points, surface.triangles, process=False).is_watertight
+
+
+def test_chords_of_a_ball_are_lifted_until_it_holds_its_volume():
+    even = EvenTemplate.of(icosphere(3), 500)
+    ball = Surface(even.surface.points / np.linalg.norm(even.surface.points, axis=1)[:, None],
+                   even.surface.triangles)  # fmt: skip
+    lifted = Surface(even.lifted(ball.points, ball.points), ball.triangles)
+    whole = 4.0 * np.pi / 3.0
+    assert abs(lifted.volume() - whole) < 0.35 * abs(ball.volume() - whole)
+
+
+def test_a_fold_is_drawn_smooth_and_a_crumpled_surface_refused():
+    even = EvenTemplate.of(icosphere(3), 800)
+    points, outward = even.surface.points.copy(), even.surface.points
+    assert even.unfolded(points, outward).points is points
+    points[10] += points[even.surface.triangles[200, 0]] - 1.5 * points[10]
+    found = even.unfolded(points, outward)
+    assert not folded(found, outward).any()
+    assert np.median(np.linalg.norm(found.points - even.surface.points, axis=1)) < 1e-9
+    assert even.unfolded(np.random.default_rng(0).normal(size=points.shape), outward) is None
+
+
+def test_few_places_stand_for_all():
+    drawn = Places.of(np.zeros((305, 3)), alike=True)
+    clicks, guide = Places.of(np.ones((7, 3))), Places.of(np.zeros((400, 3)), 0, 0.3, drawn=False)
+    whole = Places.joined([drawn, clicks, guide])
+    settings = FieldSettings(samples=100)
+    few = settings.few(whole)
+    assert len(few.points) == 77 + 7 + 100
+    assert few.trust[~few.drawn].sum() == pytest.approx(guide.trust.sum())
+    assert settings.counts(few)[few.alike].sum() <= settings.effective_points
+    assert settings.few(few).points is few.points

@@ -134,7 +134,7 @@ class Reconstruction:
         surface: V vertices, RAS mm.
         template_coordinates: (V, 3) where each vertex lies on the prior's template.
         pose: canonical frame -> RAS mm.
-        latents: (d,) one latent, or (N, d) one for each vertex of the prior's own mesh.
+        latents: (d,) one latent, or (N, d) one for each node of the prior's own mesh.
         stage: what produced it, e.g. "quick look", "global", "local", "final".
         residuals: one for each outline and point set.
         provenance: prior, device, seconds and iterations for each stage.

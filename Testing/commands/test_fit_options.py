@@ -10,12 +10,15 @@ import pytest
 import SimpleITK as sitk
 
 from model_server import __version__
+from model_server.fitting.residuals import closest_distance
 from model_server.io.markups import Markup, write_markups
+from model_server.io.surfaces import read_surface
 from model_server.io.volumes import read_grid
 from model_server.service.server import ServeOptions
 from model_server.threads import MOST_THREADS, NUMBERS
 
 PRIOR = "hippocampus-pca"
+ARRAYS = ("TemplateCoordinates", "UncertaintyMm")
 
 
 @pytest.mark.parametrize("words", [("--version",), ("fit", "--version"), ("serve", "--version")])
@@ -160,3 +163,20 @@ def test_a_method_that_there_is_not_is_no_method_with_a_dice_of_zero(shape_prior
     )
     assert done.returncode == 2
     assert "There is no prior called 'daals'" in done.stderr
+
+
+def test_triangles_are_the_templates_or_those_that_were_asked_for(
+    shape_prior, five_clicks, tmp_path
+):
+    found = {}
+    for name, options in {"own": (), "few": ("--remesh", 1500)}.items():
+        file = tmp_path / f"{name}.vtp"
+        words = ("--prior", "hippocampus-dals", "--annotations", five_clicks, "--output", file)
+        done = shape_prior("fit", *words, *options)
+        assert done.returncode == 0, done.stderr
+        found[name] = read_surface(file)
+    own, (few, arrays) = found["own"][0], found["few"]
+    assert len(few.points) < 900 < len(own.points)
+    assert closest_distance(own, few.points).max() < 0.5
+    assert all(len(arrays[name]) == len(few.points) for name in ARRAYS)
+    assert arrays["UncertaintyMm"].max() <= found["own"][1]["UncertaintyMm"].max() + 1e-6

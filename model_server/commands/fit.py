@@ -69,6 +69,14 @@ def fit(
     strength: Annotated[
         float, typer.Option(help="Of the prior against the annotations, 0.01 to 100.")
     ] = 1.0,
+    remesh: Annotated[
+        int | None,
+        typer.Option(
+            min=200,
+            help="Even triangles, about so many at most; by default those of the prior's template, "
+            "the same in every patient.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads of the fit.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
@@ -97,6 +105,10 @@ def fit(
         session.look_at_image(searching)
     with fit_progress(session.prior.card.name, quiet) as progress:
         result = session.fit(side, progress, strength)
+    if remesh is not None:
+        from model_server.jobs.remeshed import remeshed
+
+        result = remeshed(result, remesh)
     session.write(result, paths, report)
     tell_fitted(result, paths, quiet)
 

@@ -10,8 +10,8 @@ from model_server.evaluation.metrics import self_intersections, triangle_quality
 from model_server.fitting.field_form import FieldSettings
 from model_server.fitting.leftover import Kriging
 from model_server.fitting.terms import Places
+from model_server.geometry.even_template import EvenTemplate, folded
 from model_server.geometry.icosphere import icosphere
-from model_server.priors.even_template import EvenTemplate, folded
 from model_server.priors.registry import load_prior
 from model_server.reconstruction import Surface
 

@@ -17,6 +17,7 @@ from scipy import ndimage, sparse
 from scipy.spatial import cKDTree
 
 from model_server.geometry.distance_grid import DistanceGrid
+from model_server.geometry.even_template import averaging
 from model_server.geometry.icosphere import icosphere
 from model_server.geometry.labels import oriented
 from model_server.geometry.level_set import zero_level
@@ -66,7 +67,7 @@ class MeshTemplate:
         places = carry_over(Surface(mean, ball.triangles), ball.points, surface.points)
         places /= np.maximum(np.linalg.norm(places, axis=1, keepdims=True), 1e-12)
         nodes = min(NODES, len(surface.points))
-        return cls(surface, places, nodes, _carried(surface, nodes), _beside(surface))
+        return cls(surface, places, nodes, _carried(surface, nodes), averaging(surface)[0])
 
     @classmethod
     def made(cls, decode: Callable[[Array], Array]) -> MeshTemplate:
@@ -126,7 +127,7 @@ class MeshTemplate:
                 break
             bad = np.zeros(len(points))
             bad[self.surface.triangles[folded]] = 1.0
-            near = self.beside @ (self.beside @ bad + bad) + bad > 0.0
+            near = np.flatnonzero(self.beside @ (self.beside @ bad + bad) + bad)
             points = points.copy()
             points[near] = 0.5 * points[near] + 0.5 * (self.beside[near] @ points)
             folded = self.folded(points)
@@ -169,13 +170,3 @@ def _carried(surface: Surface, nodes: int) -> sparse.csr_matrix:
     share = np.einsum("vki,vi->vk", weighted, solved)
     rows = np.repeat(np.arange(len(points)), near.shape[1])
     return sparse.csr_matrix((share.ravel(), (rows, near.ravel())), shape=(len(points), nodes))
-
-
-def _beside(surface: Surface) -> sparse.csr_matrix:
-    """(V, V) mean over the neighbors of every vertex."""
-    a, b, c = surface.triangles.T.astype(np.int64)
-    rows, columns = np.concatenate([a, b, c, b, c, a]), np.concatenate([b, c, a, a, b, c])
-    count = len(surface.points)
-    found = sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(count, count))
-    found.data[:] = 1.0
-    return sparse.diags(1.0 / np.maximum(np.asarray(found.sum(axis=1)).ravel(), 1.0)) @ found

@@ -17,10 +17,10 @@ from torch import Tensor
 from model_server.fitting.field_form import FieldSettings, Reading
 from model_server.fitting.interrupt import check
 from model_server.fitting.leftover import Kriging
+from model_server.geometry.even_template import EvenTemplate
 from model_server.geometry.level_set import zero_level
 from model_server.priors.atlas_features import Decoded, FeatureChanges, features_at, finest_map
 from model_server.priors.displacement import undisplaced
-from model_server.priors.even_template import EvenTemplate
 from model_server.priors.implicit_atlas_decoder import AtlasDecoder, sample
 from model_server.priors.latent_gaussian import LatentGaussian
 from model_server.reconstruction import Surface

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_server.fitting.leftover import Kriging
-from model_server.priors.even_template import EvenTemplate
+from model_server.geometry.even_template import EvenTemplate
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]

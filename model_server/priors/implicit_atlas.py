@@ -21,13 +21,13 @@ from model_server.fitting.field_form import FieldForm
 from model_server.fitting.model import Form
 from model_server.fitting.pose_prior import KINDS, PosePrior
 from model_server.fitting.terms import Evidence
+from model_server.geometry.even_template import EvenTemplate
 from model_server.priors.atlas_features import FeatureChanges
 from model_server.priors.atlas_field import AtlasField, AtlasSettings, level_set
 from model_server.priors.atlas_files import unpack_networks
 from model_server.priors.base import KnowsTraining, LatentPrior
 from model_server.priors.card import PriorCard, read_weights
 from model_server.priors.device import choose_device
-from model_server.priors.even_template import EvenTemplate
 from model_server.priors.implicit_atlas_decoder import AtlasDecoder
 from model_server.priors.pca import PcaPrior
 from model_server.priors.protocol import FitSettings

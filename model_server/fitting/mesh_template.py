@@ -67,7 +67,7 @@ class MeshTemplate:
         places = carry_over(Surface(mean, ball.triangles), ball.points, surface.points)
         places /= np.maximum(np.linalg.norm(places, axis=1, keepdims=True), 1e-12)
         nodes = min(NODES, len(surface.points))
-        return cls(surface, places, nodes, _carried(surface, nodes), averaging(surface)[0])
+        return cls(surface, places, nodes, _carried(surface, nodes), averaging(surface))
 
     @classmethod
     def made(cls, decode: Callable[[Array], Array]) -> MeshTemplate:

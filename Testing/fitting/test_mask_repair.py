@@ -106,7 +106,7 @@ def test_a_mask_that_the_scan_cuts_goes_on_beyond(truth: Truth) -> None:
     beyond = edges[0].beyond(found.surface.points)
     assert beyond.max() > 2.0
     assert edges[0].beyond(truth.surface.points).max() > 2.0
-    assert changes_of(cut, found.surface, (edges[0].name,))[0].warnings("m")
+    assert changes_of(cut, found.surface, found.surface, (edges[0].name,))[0].warnings("m")
 
 
 def test_a_learned_bias_is_taken_away(truth: Truth, tmp_path: Path) -> None:
@@ -140,10 +140,14 @@ def test_what_is_drawn_counts_more_than_the_mask(truth: Truth) -> None:
 
 def test_a_mask_of_something_else_is_beyond_repair(truth: Truth) -> None:
     shifted = Surface(truth.surface.points + 12.0, truth.surface.triangles)
-    changes, _ = changes_of(truth.label, shifted)
+    changes, moved = changes_of(truth.label, truth.surface, shifted)
     assert changes.beyond_repair
+    assert changes.shape_dice < 0.3 < 0.9 < changes.dice  # the surface follows even such a mask
     assert "beyond repair" in changes.warnings("mask")[0]
-    same, _ = changes_of(truth.label, truth.surface)
+    assert moved.shape == (len(truth.surface.points),)
+    grown = Surface(truth.surface.points + 1.5 * truth.surface.vertex_normals(), shifted.triangles)
+    assert np.median(changes_of(truth.label, grown, grown)[1]) == pytest.approx(1.5, abs=0.3)
+    same, _ = changes_of(truth.label, truth.surface, truth.surface)
     assert not same.beyond_repair
     assert same.largest_distance_mm < 1.0
     assert same.warnings("mask") == ()

@@ -269,6 +269,8 @@ class FieldForm:
 
     def _look(self, state: FitState, places: Places, counts: Array) -> FieldSeen:
         canonical = state.pose.invert(places.points)
+        if not np.isfinite(canonical).all():  # the engine says that there is no surface
+            raise np.linalg.LinAlgError("the pose is not finite")
         reading = self.field.read(state.latent, state.template, canonical)
         distance = reading.distance - places.target / state.pose.scale
         wrong = (places.sides == 0) | (places.sides * distance < 0)

@@ -20,7 +20,7 @@ from model_server.geometry.level_set import zero_level
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
-MOST_NODES = 90  # along the longest edge of the grid
+MOST_NODES = 90**3  # of the grid: long organs get finer ones than round ones
 MARGIN = 3  # nodes around mask and surface
 MASK_BLUR, SURFACE_BLUR = 0.5, 0.7  # nodes: against the staircases; label voxels keep their side
 BELIEVED = 7.0  # robust standard deviations of the gap within which the mask is followed
@@ -117,7 +117,7 @@ def _grid(surface: Surface, mask: MaskField) -> tuple[Array, tuple[int, int, int
     # On voxel centers, where steps allow: between them a mask's corners would be cut.
     low, high = np.floor(ends.min(axis=0)), ends.max(axis=0)
     extent = (high - low) * mask.spacing
-    step = max(float(mask.spacing.min()), float(extent.max()) / MOST_NODES)
+    step = max(float(mask.spacing.min()), float(np.cbrt(extent.prod() / MOST_NODES)))
     grid = mask.ijk_to_ras.copy()
     grid[:3, :3] *= step / mask.spacing
     grid[:3, 3] = mask.ijk_to_ras[:3, :3] @ low + mask.ijk_to_ras[:3, 3]

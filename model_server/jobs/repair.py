@@ -16,11 +16,12 @@ from model_server.errors import ShapePriorError
 if TYPE_CHECKING:
     from model_server.jobs.session import Progress, Session
     from model_server.observations import MaskNoise, Volume
+    from model_server.priors.protocol import ShapePrior
     from model_server.reconstruction import Reconstruction, Surface
 
     Array = NDArray[np.float64]
 
-BEYOND_REPAIR = 0.6  # Dice of a mask with the repaired one below which little of it was believed
+BEYOND_REPAIR = 0.75  # Dice of a mask with the prior's shape; chosen by beyond_repair.py
 SAMPLES = 10_000  # of each surface, for distances
 SOURCE_FORMAT = "shape-prior repair source"
 
@@ -37,7 +38,9 @@ class Changes:
             way: parts that were left out count.
         largest_outward_mm, largest_inward_mm: of the repaired surface, off the mask's.
         extended_beyond: sides on which the scan cuts the mask; the surface goes on there.
-        beyond_repair: whether so little of the mask was believed that another should be made.
+        shape_dice: of the mask with the prior's own shape, as it was fitted to it. The surface
+            follows the mask, so that ``dice`` is high even where the mask is of another organ.
+        beyond_repair: whether the prior explains so little that another mask should be made.
     """
 
     volume_before_ml: float
@@ -51,6 +54,7 @@ class Changes:
     largest_outward_mm: float
     largest_inward_mm: float
     extended_beyond: tuple[str, ...]
+    shape_dice: float
     beyond_repair: bool
 
     def warnings(self, name: str) -> tuple[str, ...]:
@@ -58,9 +62,9 @@ class Changes:
         told = []
         if self.beyond_repair:
             told.append(
-                f"The mask '{name}' is beyond repair: it overlaps the repaired one by a Dice of "
-                f"{self.dice:.2f} only. Check that it is of the organ of the prior, or outline the "
-                "organ on a few slices."
+                f"The mask '{name}' is beyond repair: it overlaps the prior's shape by a Dice of "
+                f"{self.shape_dice:.2f} only. Check that it is of the organ of the prior, or "
+                "outline the organ on a few slices."
             )
         if self.extended_beyond:
             told.append(
@@ -100,7 +104,8 @@ def repair(
     noise = replace(noise or MaskNoise(), edges=edges)
     session.observations = replace(session.observations, mask_noise=noise)
     result = session.fit(side, progress, strength)
-    changes, moved = changes_of(mask, result.surface, tuple(edge.name for edge in edges))
+    shape = shape_of(session.prior, result)
+    changes, moved = changes_of(mask, result.surface, shape, tuple(edge.name for edge in edges))
     warnings = tuple(w for w in result.warnings if "look where they differ" not in w)
     result = replace(result, change_mm=moved, warnings=(*changes.warnings(mask.name), *warnings))
     left = [note for note in result.warnings if "separate parts" in note]
@@ -108,13 +113,16 @@ def repair(
     return result, {"repair": told}
 
 
-def changes_of(mask: Volume, surface: Surface, cut: Sequence[str] = ()) -> tuple[Changes, Array]:
+def changes_of(
+    mask: Volume, surface: Surface, shape: Surface, cut: Sequence[str] = ()
+) -> tuple[Changes, Array]:
     """What became of a mask; and (V,) signed mm of the surface's vertices off its border, outside
     above zero.
 
     Args:
         mask: any non-zero voxel, all parts.
         surface: closed, RAS mm.
+        shape: the prior's own, RAS mm: see ``shape_of``.
         cut: sides on which the scan ends.
     """
     from model_server.geometry.labels import surface_from_label
@@ -124,6 +132,7 @@ def changes_of(mask: Volume, surface: Surface, cut: Sequence[str] = ()) -> tuple
     both, added = np.count_nonzero(before & after), np.count_nonzero(after & ~before)
     removed = np.count_nonzero(before & ~after)
     dice = 2.0 * both / max(2 * both + added + removed, 1)
+    explained = overlap(mask, shape)
     border = surface_from_label(mask, whole=True, keep_volume=True)
     gaps, moved = _gaps(border, surface), MaskBorder.of(mask).distance_to(surface.points)
     changes = Changes(
@@ -138,9 +147,30 @@ def changes_of(mask: Volume, surface: Surface, cut: Sequence[str] = ()) -> tuple
         largest_outward_mm=round(max(float(moved.max()), 0.0), 3),
         largest_inward_mm=round(max(-float(moved.min()), 0.0), 3),
         extended_beyond=tuple(cut),
-        beyond_repair=bool(dice < BEYOND_REPAIR),
+        shape_dice=round(explained, 4),
+        beyond_repair=explained < BEYOND_REPAIR,
     )
     return changes, moved
+
+
+def shape_of(prior: ShapePrior, result: Reconstruction) -> Surface:
+    """The prior's own shape at the pose and the latents of a fit, RAS mm; of priors without latents
+    the surface itself."""
+    from model_server.reconstruction import Surface
+
+    decode = getattr(prior, "decode", None)
+    if decode is None:
+        return result.surface
+    shape = decode(result.latents)
+    order = slice(None, None, -1 if result.pose.mirrored else 1)
+    return Surface(result.pose.apply(shape.points), shape.triangles[:, order])
+
+
+def overlap(mask: Volume, surface: Surface) -> float:
+    """Dice of a mask, all its parts, with the inside of a closed surface, RAS mm."""
+    before, after, _ = _both(mask, surface)
+    both = 2.0 * np.count_nonzero(before & after)
+    return float(both / max(np.count_nonzero(before) + np.count_nonzero(after), 1))
 
 
 def _both(mask: Volume, surface: Surface) -> tuple[NDArray[np.bool_], NDArray[np.bool_], float]:

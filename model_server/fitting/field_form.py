@@ -371,8 +371,8 @@ class FieldForm:
         return points
 
     def even(self, state: FitState) -> bool:
-        """Zero levels have slivers; see ``Form``."""
-        return False
+        """Where the template is carried: zero levels have slivers. See ``Form``."""
+        return self._surface(state)[1] is not None
 
     def spread(self, state: FitState, points: Array) -> Array:
         """Laplace, then leftovers; see ``Form``."""

@@ -164,7 +164,7 @@ class MeshForm:
 
     def even(self, state: FitState) -> bool:
         """Whether it has the template's triangles; see ``Form``."""
-        return len(self.shape(state).points) == len(self.template.surface.points)
+        return self.shape(state).triangles is self.template.surface.triangles
 
     def mesh(self, state: FitState) -> Surface:
         """As it is decoded, canonical frame."""

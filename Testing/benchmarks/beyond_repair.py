@@ -36,7 +36,7 @@ KINDS = ["good", "degraded", "networks"]
 OTHERS = (1, 2, 3, 4, 5, 6, 7, 8)  # values of the abdomens' labels
 PATIENTS = 1  # of the abdomens
 BAD = 0.6  # Dice of a repair with the truth
-THRESHOLDS = (0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85)
+THRESHOLDS = (0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75)
 HEADER = ["prior", "masks", "count", "refused", "Dice with the shape: lowest", "median", "highest"]
 HEADER += [f"called so at {threshold:g}" for threshold in THRESHOLDS]
 

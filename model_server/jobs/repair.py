@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-BEYOND_REPAIR = 0.75  # Dice of a mask with the prior's shape; chosen by beyond_repair.py
+BEYOND_REPAIR = 0.55  # Dice of a mask with the prior's shape; chosen by beyond_repair.py
 SAMPLES = 10_000  # of each surface, for distances
 SOURCE_FORMAT = "shape-prior repair source"
 

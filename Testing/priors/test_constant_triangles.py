@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import trimesh
 
+from model_server.cases.simulate import three_outlines
 from model_server.evaluation.metrics import self_intersections, triangle_quality
 from model_server.fitting.field_form import FieldSettings
 from model_server.fitting.leftover import Kriging
+from model_server.fitting.residuals import closest_distance
 from model_server.fitting.terms import Places
 from model_server.geometry.even_template import EvenTemplate, folded
 from model_server.geometry.icosphere import icosphere
+from model_server.observations import Observations
+from model_server.pose import Pose
+from model_server.priors.protocol import FitSettings
 from model_server.priors.registry import load_prior
-from model_server.reconstruction import Surface
+from model_server.reconstruction import Reconstruction, Surface
+
+PREVIEW = FitSettings(local=False, remesh=False, uncertainty=False)
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +93,57 @@ def test_few_places_stand_for_all():
     assert few.trust[~few.drawn].sum() == pytest.approx(guide.trust.sum())
     assert settings.counts(few)[few.alike].sum() <= settings.effective_points
     assert settings.few(few).points is few.points
+
+
+# --- of a fit -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dals():
+    return load_prior("hippocampus-dals", "cpu")
+
+
+@pytest.fixture(scope="module")
+def drawn(dals) -> Observations:
+    shape = dals.decode(dals.latent_mean + 0.6 * (dals.sample(1, seed=5)[0] - dals.latent_mean))
+    place = Pose(np.array([20.0, -5.0, 8.0]), 21.0)
+    placed = Surface(place.apply(shape.points), shape.triangles)
+    return three_outlines(placed, np.random.default_rng(1))
+
+
+@pytest.fixture(scope="module")
+def stages(dals, drawn) -> list[Reconstruction]:
+    return list(dals.fit(drawn))
+
+
+def test_all_surfaces_of_a_fit_share_vertices_and_triangles(stages):
+    last = stages[-1]
+    assert [s.stage for s in stages] == ["quick look", "global", "local", "final"]
+    for stage in stages:
+        assert np.array_equal(stage.surface.triangles, last.surface.triangles)
+        assert np.array_equal(stage.template_coordinates, last.template_coordinates)
+        assert trimesh.Trimesh(stage.surface.points, stage.surface.triangles).is_watertight
+    assert last.surface.volume() > 0
+    assert self_intersections(last.surface) < 0.2
+
+
+def test_a_preview_keeps_them_and_moves_what_lies_near_the_moved_outline(dals, drawn, stages):
+    first, *others = drawn.outlines
+    loop, final = first.loops[0], stages[-1]
+    away = loop - loop.mean(axis=0)
+    widest = int(np.linalg.norm(away, axis=1).argmax())
+    near = np.exp(-(((loop - loop[widest]) ** 2).sum(axis=1)) / 20.0)[:, None]
+    bulged = loop + 2.0 * near * away / np.linalg.norm(away, axis=1, keepdims=True)
+    moved = replace(first, loops=(bulged, *first.loops[1:]))
+    told = replace(drawn, outlines=(moved, *others))
+    (same,) = dals.fit(drawn, start=final, settings=PREVIEW)
+    steps = np.linalg.norm(same.surface.points - final.surface.points, axis=1)
+    assert steps.mean() < 0.06
+    (preview,) = dals.fit(told, start=final, settings=PREVIEW)
+    assert np.array_equal(preview.surface.triangles, final.surface.triangles)
+    peak = bulged[[widest]]
+    before, after = (closest_distance(s.surface, peak)[0] for s in (final, preview))
+    assert after < 0.4 * before
+    far = np.linalg.norm(final.surface.points - peak, axis=1) > 15.0
+    steps = np.linalg.norm(preview.surface.points - final.surface.points, axis=1)
+    assert steps[far].max() < 0.5 * before

@@ -317,7 +317,7 @@ class _Run:
             self.model, self.observations, self.evidence, self.settings, self.mirrored
         )
         self.prior = Prior.of(self.form, spread, self.settings.prior_strength)
-        moved = pose_step(expected, pose)
+        moved = np.zeros(7) if self.form.goes_on else pose_step(expected, pose)
         self.starts = [FitState(pose, latent, moved, number) for number in templates]
         self.state = self.starts[0]
 
@@ -342,7 +342,8 @@ class _Run:
         self.state = self.form.refine(self.state, self._guided(), self.settings.prior_strength)
         if self.form.settles:
             self.state = settle(self.form, self.state, self.evidence, self.settings.uncertainty)
-            self.state = replace(self.state, dense=self.evidence.dense())
+            if self.settings.local:
+                self.state = replace(self.state, dense=self.evidence.dense())
         if self.form.settles or self.form.local_steps:
             self._lap("local", max(self.form.local_steps, 1))
 

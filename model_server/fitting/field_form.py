@@ -201,6 +201,7 @@ class FieldForm:
     guided_globally = True
     local_steps = 0
     settlings = 1  # distances are known everywhere
+    goes_on = False
 
     def __init__(
         self,

@@ -92,11 +92,11 @@ class MeshForm:
         self.local_steps = settings.local_steps if chosen.local else 0
         self.guided_globally = settings.guided_globally
         self.guided = not self.is_preview and (self.guided_globally or self.local_steps > 0)
-        self.settles = True
+        self.settles = chosen.local
         # The closest point of a thin part may be on its other side: what is moved is seen again.
         self.settlings = 1 if self.is_preview else 2
         self.detail: Array | None = None  # (nodes, K) of an earlier fit's latents, about their mean
-        self.before: tuple[Array, Array] | None = None  # an earlier latent, and its (V, 3) surface
+        self.before: tuple[Array, Array] | None = None  # (K,) a latent, and (V, 3) its surface
         self.system: VertexLatents | None = None
         self.grid: DistanceGrid | None = None  # of a folded mesh to which leftovers are added
         self.linear = prior.mean_linear
@@ -110,7 +110,8 @@ class MeshForm:
         return self.prior.from_modes(modes), (0,)
 
     def warm(self, start: Reconstruction) -> tuple[Array, Sequence[int]]:
-        """The mean of its nodes' latents; a preview moves its surface. See ``Form``."""
+        """The mean of its nodes' latents; of a preview, which moves its surface, how far they go
+        from there. See ``Form``."""
         latents = np.atleast_2d(start.latents)
         mean = latents.mean(axis=0)
         latent = self.prior.whiten(mean)
@@ -120,7 +121,14 @@ class MeshForm:
         same = np.array_equal(start.surface.triangles, self._triangles(start.pose.mirrored))
         if self.is_preview and same:
             self.before = latent, start.pose.invert(start.surface.points)
+            self.settles = True
+            return np.zeros(len(latent)), (0,)
         return latent, (0,)
+
+    @property
+    def goes_on(self) -> bool:
+        """See ``Form``."""
+        return self.before is not None
 
     def _triangles(self, mirrored: bool) -> NDArray[np.int32]:
         triangles = self.template.surface.triangles
@@ -176,9 +184,8 @@ class MeshForm:
 
     def _decoded(self, state: FitState) -> Surface:
         if self.before is not None:
-            latent, points = self.before
-            moved = self.linear.jacobian @ (state.latent - latent)
-            return Surface(points + self.template.carry @ moved, self.template.surface.triangles)
+            moved = self.template.carry @ (self.linear.jacobian @ state.latent)
+            return Surface(self.before[1] + moved, self.template.surface.triangles)
         if state.local is None:
             nodes = self.linear.at(state.latent)
         else:
@@ -385,7 +392,8 @@ class MeshForm:
         local = state.local
         if local is None:
             local = self.detail if self.is_preview else None
-        whitened = state.latent[None] + (0.0 if local is None else local)
+        latent = state.latent if self.before is None else self.before[0] + state.latent
+        whitened = latent[None] + (0.0 if local is None else local)
         latents = np.asarray(self.prior.latent_mean + whitened @ self.prior.latent_root.T)
         return latents[0] if len(latents) == 1 else latents
 

@@ -143,6 +143,8 @@ class Form(Protocol):
         guided: whether the quick look's surface is evidence at all ...
         guided_globally: ... and whether in the global stage, too.
         local_steps: linearizations of the local stage; 0 where there is none.
+        goes_on: whether what is expected is what was found last, as of previews: unless something
+            else is drawn, nothing moves.
     """
 
     device: str
@@ -154,6 +156,11 @@ class Form(Protocol):
     guided: bool
     guided_globally: bool
     local_steps: int
+
+    @property
+    def goes_on(self) -> bool:
+        """See there."""
+        ...
 
     # --- starts -------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ STATION = 1.0  # of the whitened latent's length from one station to the next
 MOST_STATIONS = 8
 NEWTON = 2  # steps to the zero level, at each station
 LEAST_SLOPE = 0.2  # of the field; 1 is a distance
+MOST_LOST = 0.01  # of the volume: parts that the template did not grow into
 FAR = 0.02  # canonical units: vertices that end farther from the surface did not find it
 
 
@@ -37,6 +38,10 @@ class Mixed(Protocol):
         """Values (N,) and gradients (N, 3) of a field at points (N, 3)."""
         ...
 
+    def volume(self, field: Array) -> float:
+        """That a field holds."""
+        ...
+
 
 @dataclass(frozen=True)
 class CarriedModes:
@@ -44,14 +49,17 @@ class CarriedModes:
 
     Attributes:
         even: the mean, remeshed.
+        held: its volume, of that of the mean's field.
     """
 
     even: EvenTemplate
+    held: float
 
     @classmethod
-    def of(cls, mean: Surface) -> CarriedModes:
-        """From the zero level of the mean."""
-        return cls(EvenTemplate.of(mean, TRIANGLES))
+    def of(cls, mean: Surface, volume: float) -> CarriedModes:
+        """From the zero level of the mean, whose field holds such a ``volume``."""
+        even = EvenTemplate.of(mean, TRIANGLES)
+        return cls(even, even.surface.volume() / volume)
 
     @property
     def template(self) -> Surface:
@@ -60,7 +68,7 @@ class CarriedModes:
 
     def on(self, modes: Mixed, latents: Array, leftover: Kriging | None) -> Surface | None:
         """The template on the shape of ``latents`` (K,), moved by what is left over of its
-        distances; None where triangles fold or vertices do not find it."""
+        distances; None where triangles fold, vertices do not find it, or parts are not reached."""
         points = self.template.points
         stations = int(np.clip(np.ceil(np.linalg.norm(latents) / STATION), 1, MOST_STATIONS))
         for share in np.linspace(0.0, 1.0, stations + 1)[1:]:
@@ -69,6 +77,9 @@ class CarriedModes:
             for _ in range(NEWTON):
                 points = _onto(points, *modes.near(field, points))
         value, slope = modes.near(field, points)
+        whole = Surface(self.even.lifted(points, _unit(slope)), self.template.triangles).volume()
+        if whole < (1.0 - MOST_LOST) * self.held * modes.volume(field):
+            return None
         left = np.zeros(len(points))
         if leftover is not None:
             for _ in range(NEWTON):

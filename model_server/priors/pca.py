@@ -122,6 +122,12 @@ class SdfModes:
         values = field.ravel()[corners]
         return (weight * values).sum(axis=1), np.einsum("nca,nc->na", slopes, values)
 
+    def volume(self, field: Array) -> float:
+        """That such a field holds, to a part of a node."""
+        return (
+            float(np.clip(0.5 - field / self.grid.spacing, 0.0, 1.0).sum()) * self.grid.spacing**3
+        )
+
     def surface(self, latents: Array, zoom: int = 1, leftover: Kriging | None = None) -> Surface:
         """The zero level, canonical frame, moved by what the modes leave over; its largest part."""
         field = self.field(latents)
@@ -202,7 +208,10 @@ class PcaPrior(FieldPrior):
 
     @cached_property
     def _carrier(self) -> CarriedModes:
-        return CarriedModes.of(self.modes.surface(self.latent_mean, 2))
+        mean = self.latent_mean
+        return CarriedModes.of(
+            self.modes.surface(mean, 2), self.modes.volume(self.modes.field(mean))
+        )
 
     def decode(self, latents: Array, resolution: int = 1) -> Surface:
         """(K,) latents -> closed surface in the canonical frame.

@@ -170,12 +170,7 @@ def test_health_needs_no_token_and_tells_no_secret(server: Running):
 
 def test_clients_are_welcomed_while_libraries_are_still_loaded():
     warm, loading = threading.Event(), threading.Event()
-
-    def warm_up() -> None:
-        loading.set()
-        warm.wait(SECONDS)
-
-    server = Running(warm_up)
+    server = Running(lambda: [loading.set(), warm.wait(SECONDS)] and None)
     try:
         assert loading.wait(SECONDS)
         with server.welcomed():
@@ -490,8 +485,8 @@ def test_the_command_serves_a_fit_and_ends_when_its_input_does(draw):
                 while answers[-1]["type"] == "progress":
                     answers.append(hear(socket))
                 assert answers[-1]["type"] == "result"
-                # A result does not repeat the surface where that was sent as progress in time.
-                surfaces = [found["reconstruction"] for found in answers if found["reconstruction"]]
+                # A result does not repeat the surface that was sent as progress.
+                surfaces = [a["reconstruction"] for a in answers if a["reconstruction"]]
                 assert len(surfaces[-1]["points"]) > 100
             process.stdin.close()
             assert process.wait(SECONDS) == 0

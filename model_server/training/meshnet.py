@@ -214,7 +214,9 @@ class MeshNetTrainer:
 
     def _told(self, places: Tensor) -> list[Tensor]:
         """What g_phi says of (B, V, 3) vertices."""
-        with torch.autocast(self.device.type, torch.bfloat16):
+        # On some CPUs (AMD EPYC, torch 2.13) half-precision convolutions of grids so small leave
+        # gradients unset.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type != "cpu"):
             found: list[Tensor] = self.distances(places)
         return found
 

@@ -170,7 +170,7 @@ def test_health_needs_no_token_and_tells_no_secret(server: Running):
 
 def test_clients_are_welcomed_while_libraries_are_still_loaded():
     warm, loading = threading.Event(), threading.Event()
-    server = Running(lambda: [loading.set(), warm.wait(SECONDS)] and None)
+    server = Running(lambda: (loading.set(), warm.wait(SECONDS))[0])
     try:
         assert loading.wait(SECONDS)
         with server.welcomed():

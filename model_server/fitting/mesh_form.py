@@ -400,9 +400,9 @@ class MeshForm:
     def spread(self, state: FitState, points: Array) -> Array:
         """Laplace, global and local parts and what is left over added; see ``Form``."""
         nodes = np.arange(self.template.nodes)
-        variance = np.maximum(self._variance(state, nodes), 0.0)
-        carried = np.sqrt(np.maximum(self.template.carry @ variance, 0.0))
-        carried[nodes] = np.sqrt(variance)
+        known = np.sqrt(np.maximum(self._variance(state, nodes), 0.0))
+        carried = self.template.near @ known
+        carried[nodes] = known
         if self.even(state) and len(points) == len(carried):
             return carried
         return carry_over(self.mesh(state), carried[:, None], points)[:, 0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,14 @@ class MeshTemplate:
             points[near] = 0.5 * points[near] + 0.5 * (self.beside[near] @ points)
             folded = self.folded(points)
         return points
+
+    @cached_property
+    def near(self) -> sparse.csr_matrix:
+        """(V, nodes) means over the nodes that a vertex moves with: unlike ``carry``, of what is
+        never below zero they are not either."""
+        shares = abs(self.carry)
+        total = np.asarray(shares.sum(axis=1)).ravel()
+        return (sparse.diags(1.0 / total) @ shares).tocsr()
 
     def at_nodes(self, vertices: NDArray[np.int64], weights: Array) -> sparse.csr_matrix:
         """(N, nodes) how N places move with the nodes, which lie at (N, 3) ``weights`` between

@@ -19,6 +19,7 @@ LEAST_WEIGHT = 1e-6  # of the largest, to be heard
 MOST_SHARED = 500  # residuals of annotations that are heard; their factor grows with their cube
 MOST_SETTLED = 2500
 CONTRADICTED = 2  # rounds in which annotations that contradict their neighbors lose trust
+CONVERGED = 10.0  # of the energy: a step that promises less is taken as it is
 STEP_SHARES = (1.0, 0.5, 0.2)  # of a step, tried in turn until the energy falls
 
 
@@ -161,9 +162,9 @@ def _step(
     gradient = jacobian.T @ residuals
     gradient[:7] += prior.pose @ state.moved
     gradient[7:] += prior.latent * state.latent
-    step = _within_reach(-np.linalg.solve(normal, gradient), prior)
     covariance = np.linalg.inv(normal)
-    if not form.damped:
+    step = _within_reach(-covariance @ gradient, prior)
+    if not form.damped or -gradient @ step < CONVERGED:
         moved = replace(state.after(step), covariance=covariance)
         return moved, form.look(moved, evidence)
     before = scale.energy(seen.residuals) + prior.energy(state)

@@ -169,7 +169,7 @@ class ReferenceDals:
         if planes:
             faces = triangles.numpy().astype(np.int32)
             losses.append(curves_loss(placed, faces, planes, self.settings.samples))
-        places = [term.places() for term in evidence.terms if term not in drawn]
+        places = [term.places() for term in evidence.terms if not isinstance(term, OutlineTerm)]
         free = [p.points[p.sides == 0] for p in places if (p.sides == 0).any()]
         if free:
             points = torch.tensor(np.concatenate(free), dtype=torch.float32)

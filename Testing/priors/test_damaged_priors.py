@@ -17,11 +17,20 @@ from safetensors.numpy import load, save
 from model_server.errors import ShapePriorError
 from model_server.geometry.sampling import sample_surface
 from model_server.observations import Observations, PointSet
-from model_server.priors.card import CARD_FILE, WEIGHTS_FILE
+from model_server.priors.card import (
+    ADDED,
+    ADDED_FILE,
+    CARD_FILE,
+    WEIGHTS_FILE,
+    read_card,
+    read_weights,
+    save_prior,
+)
 from model_server.priors.registry import BUNDLED_ZOO, load_prior, read_zoo
 from model_server.reconstruction import Surface
 
 NAME = "spleen-pca"
+MESH = "brainstem-dals"
 MUTANTS = 60  # here; Testing/benchmarks/priors_fuzz.py makes 500 of three methods
 
 
@@ -144,3 +153,39 @@ def test_mutants_are_refused_or_usable(tmp_path: Path):
     assert usable > 5
     assert len(said) > 20
     assert all(sentence.isprintable() for sentence in said)
+
+
+@pytest.fixture
+def mesh_folder(tmp_path: Path) -> Path:
+    """Of a prior whose template came after its weights."""
+    return Path(shutil.copytree(BUNDLED_ZOO / MESH, tmp_path / MESH))
+
+
+def test_a_damaged_template_is_refused_and_a_missing_one_made_anew(mesh_folder: Path):
+    file = mesh_folder / ADDED_FILE
+    told = load_prior(mesh_folder, "cpu").mesh_template
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    assert "damaged" in refused(mesh_folder)
+    file.unlink()
+    anew = load_prior(mesh_folder, "cpu").mesh_template
+    assert abs(anew.surface.volume() - told.surface.volume()) < 0.01 * told.surface.volume()
+
+
+def test_triangles_without_corners_are_refused(mesh_folder: Path):
+    arrays = load((mesh_folder / ADDED_FILE).read_bytes())
+    arrays["template.triangles"] = arrays["template.triangles"] + np.uint16(1)
+    blob = save(arrays)
+    (mesh_folder / ADDED_FILE).write_bytes(blob)
+    checksum = hashlib.sha256(blob).hexdigest()
+    change_card(mesh_folder, lambda card: card["hyperparameters"].update({ADDED: checksum}))
+    assert "triangles without corners" in refused(mesh_folder)
+
+
+def test_what_was_added_is_saved_with_the_weights(mesh_folder: Path):
+    card = read_card(mesh_folder)
+    weights = read_weights(mesh_folder, card)
+    saved = save_prior(mesh_folder, card, weights)
+    assert not (mesh_folder / ADDED_FILE).exists()
+    assert ADDED not in saved.hyperparameters
+    again = read_weights(mesh_folder, read_card(mesh_folder))
+    assert np.array_equal(again["template.triangles"], weights["template.triangles"])

@@ -19,6 +19,8 @@ from model_server.io.writing import Write, make_folder, of_bytes, write_together
 FORMAT_VERSION = 1
 CARD_FILE = "prior.json"
 WEIGHTS_FILE = "weights.safetensors"
+ADDED_FILE = "added.safetensors"  # arrays that a prior got after it was trained
+ADDED = "added_checksum"  # of that file, among the hyperparameters
 MOST_CARD_BYTES = 2**24
 OWN_READER = "reader"  # of the hyperparameters: of priors that find their shape in images
 LONGEST_WORD = 100  # of what lists show: name, organ, method, version
@@ -77,8 +79,11 @@ def save_prior(folder: Path, card: PriorCard, weights: dict[str, NDArray[Any]]) 
 
     make_folder(folder)
     blob = save({k: np.ascontiguousarray(v) for k, v in weights.items()})
-    card = PriorCard(**{**asdict(card), "checksum": hashlib.sha256(blob).hexdigest()})
+    told = {k: v for k, v in card.hyperparameters.items() if k != ADDED}
+    checksum = hashlib.sha256(blob).hexdigest()
+    card = PriorCard(**{**asdict(card), "hyperparameters": told, "checksum": checksum})
     write_together({folder / WEIGHTS_FILE: of_bytes(blob), folder / CARD_FILE: of_card(card)})
+    (folder / ADDED_FILE).unlink(missing_ok=True)  # all is in one file now
     return card
 
 
@@ -164,22 +169,30 @@ def _is_word(text: str) -> bool:
 
 
 def read_weights(folder: Path, card: PriorCard) -> dict[str, NDArray[Any]]:
-    """Read the weights, refusing a file whose checksum is not the card's.
+    """Read the weights, and what was added to them later, refusing files whose checksums are not
+    the card's.
 
     Raises:
-        ShapePriorError: the file is missing or damaged.
+        ShapePriorError: a file is damaged, or that of the weights is missing.
     """
+    found = _read(folder / WEIGHTS_FILE, card, card.checksum)
+    if ADDED in card.hyperparameters and (folder / ADDED_FILE).is_file():
+        found |= _read(folder / ADDED_FILE, card, card.hyperparameters[ADDED])
+    return found
+
+
+def _read(path: Path, card: PriorCard, checksum: str) -> dict[str, NDArray[Any]]:
     from safetensors.numpy import load
 
     try:
-        blob = (folder / WEIGHTS_FILE).read_bytes()
+        blob = path.read_bytes()
     except OSError as error:
         raise ShapePriorError(
             f"The weights of '{card.name}' cannot be read ({error}).",
             "Install the prior again.",
             "bad-prior",
         ) from error
-    if hashlib.sha256(blob).hexdigest() != card.checksum:
+    if hashlib.sha256(blob).hexdigest() != checksum:
         raise ShapePriorError(
             f"The weights of '{card.name}' are damaged: their checksum is not the one in "
             f"{CARD_FILE}.",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from model_server.errors import ShapePriorError
-from model_server.priors.card import CARD_FILE, WEIGHTS_FILE, PriorCard, read_card
+from model_server.priors.card import ADDED_FILE, CARD_FILE, WEIGHTS_FILE, PriorCard, read_card
 from model_server.priors.protocol import ShapePrior
 
 # method -> module and class; the class offers ``load(folder, card, device, quick)`` and says by
@@ -164,7 +164,9 @@ def _part_of(place: tuple[str, str]) -> Any:
 def files_of(name: str | Path) -> tuple[Path, ...]:
     """The files that a prior is read from; none where there is no such prior, or it needs none."""
     folder = prior_folders().get(str(name), Path(name))
-    return tuple(f for f in (folder / CARD_FILE, folder / WEIGHTS_FILE) if f.is_file())
+    return tuple(
+        f for name in (CARD_FILE, WEIGHTS_FILE, ADDED_FILE) if (f := folder / name).is_file()
+    )
 
 
 def _folder_of(name: str | Path) -> Path:

@@ -164,10 +164,11 @@ def _step(
     gradient[7:] += prior.latent * state.latent
     covariance = np.linalg.inv(normal)
     step = _within_reach(-covariance @ gradient, prior)
-    if not form.damped or -gradient @ step < CONVERGED:
-        moved = replace(state.after(step), covariance=covariance)
-        return moved, form.look(moved, evidence)
     before = scale.energy(seen.residuals) + prior.energy(state)
+    promised = -float(gradient @ step)
+    if not form.damped or promised < CONVERGED:
+        moved = replace(state.after(step), covariance=covariance, energy=before - promised)
+        return moved, form.look(moved, evidence)
     for share in STEP_SHARES:
         moved = state.after(share * step)
         after = form.look(moved, evidence)

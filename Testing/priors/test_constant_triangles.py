@@ -147,3 +147,11 @@ def test_a_preview_keeps_them_and_moves_what_lies_near_the_moved_outline(dals, d
     far = np.linalg.norm(final.surface.points - peak, axis=1) > 15.0
     steps = np.linalg.norm(preview.surface.points - final.surface.points, axis=1)
     assert steps[far].max() < 0.5 * before
+
+
+def test_the_latents_of_a_fit_decode_to_its_surface_but_for_what_is_left_over(dals, stages):
+    final = stages[-1]
+    shape = dals.decode(final.latents)
+    assert np.array_equal(shape.triangles, final.surface.triangles)
+    apart = np.linalg.norm(final.pose.apply(shape.points) - final.surface.points, axis=1)
+    assert apart.mean() < 0.3

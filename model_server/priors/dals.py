@@ -178,8 +178,13 @@ class DalsPrior(LatentPrior):
     # --- the latent space ---------------------------------------------------------------------
 
     def decode(self, latents: Array, resolution: int = TEMPLATE_LEVEL) -> Surface:
-        """(d,) one latent, or (V, d) one for each vertex -> surface in the canonical frame."""
-        points = self.vertices(np.atleast_2d(latents), icosphere(resolution).points)
+        """(d,) one latent, or (nodes, d) one for each node of the template -> surface in the
+        canonical frame: the decoded sphere, or the template."""
+        rows, template = np.atleast_2d(latents), self.mesh_template
+        if len(rows) == template.nodes:
+            moved = self.vertices(rows, template.sphere[: template.nodes])
+            return template.moved(moved - self.mean_linear.points)
+        points = self.vertices(rows, icosphere(resolution).points)
         return oriented(Surface(points, icosphere(resolution).triangles))
 
     def occupancy(self, latents: Array, points: Array) -> Array:

@@ -23,6 +23,7 @@ from model_server.imaging.meshnet import LEVEL, MeshNet, MeshNetShape, Voxels
 from model_server.imaging.voxel_network import laid_out, sampled
 from model_server.training.averages import take_average
 from model_server.training.checkpoints import Checkpoint, State, load_state
+from model_server.training.half_precision import half_precision
 from model_server.training.image_samples import Sample, Sampler
 from model_server.training.mesh_distances import distorted_sphere, mesh_distances
 from model_server.training.progress import Progress
@@ -178,7 +179,7 @@ class MeshNetTrainer:
         sample = self.sampler.batch(self._chosen(rng), rng)
         sample = Sample(sample.inputs.to(self.device), sample.distances.to(self.device))
         self.optimizer.zero_grad()
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with half_precision(self.device.type):
             if stage == "meshes":
                 voxels, moved = self.network(sample.inputs)
             else:
@@ -214,9 +215,7 @@ class MeshNetTrainer:
 
     def _told(self, places: Tensor) -> list[Tensor]:
         """What g_phi says of (B, V, 3) vertices."""
-        # On some CPUs (AMD EPYC, torch 2.13) half-precision convolutions of grids so small leave
-        # gradients unset.
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type != "cpu"):
+        with half_precision(self.device.type):
             found: list[Tensor] = self.distances(places)
         return found
 

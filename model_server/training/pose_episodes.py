@@ -28,6 +28,7 @@ from model_server.priors.deepsdf_decoder import DeepSdfDecoder
 from model_server.reconstruction import Surface
 from model_server.training.averages import take_average
 from model_server.training.checkpoints import Checkpoint, State, load_state
+from model_server.training.half_precision import half_precision
 from model_server.training.image_cases import ImageCase
 from model_server.training.progress import Progress
 
@@ -425,7 +426,7 @@ class AgentTrainer:
         before = perturbed(places.chosen(rows), scaled, rng)
         self._set_rate(updates)
         seen = self.images.seen(some, before, rng)
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_precision("cpu"):
             said = self.agent.said(stage, seen)
         after, latent = self.agent.moved(stage, before, said)
         loss = self._loss(stage, some, after, latent)

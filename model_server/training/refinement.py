@@ -24,6 +24,7 @@ from model_server.imaging.refine_network import RefineNetwork
 from model_server.imaging.voxel_network import laid_out
 from model_server.training.averages import take_average
 from model_server.training.checkpoints import Checkpoint, State, load_state
+from model_server.training.half_precision import half_precision
 from model_server.training.image_cases import ImageCase
 from model_server.training.image_samples import Sampler, Variation
 from model_server.training.progress import Progress
@@ -185,7 +186,7 @@ def refine_losses(
 ) -> dict[str, Tensor]:
     """Eq. 13, the plain error in the band, and the likelihood of the doubt."""
     shape = network.shape
-    with torch.autocast(patch.seen.device.type, torch.bfloat16):
+    with half_precision(patch.seen.device.type):
         correction, log_doubt = network(patch.seen, patch.shape)
     refined = patch.shape + correction
     band = (patch.shape.abs() < shape.band).float()

@@ -13,16 +13,12 @@ CPU_INFO = Path("/proc/cpuinfo")
 def half_precision(device: str) -> torch.autocast:
     """Computes in bfloat16 on GPUs, and on CPUs with matrix units for it.
 
-    On others it is slower, and on some (AMD EPYC, torch 2.13) convolutions of small volumes leave
-    their gradients unset.
+    On some others (AMD EPYC, torch 2.13) convolutions of small volumes leave their gradients unset.
 
     Args:
         device: type of the device, "cpu" or "cuda".
-        chosen: False to compute in single precision anywhere.
     """
-    return torch.autocast(
-        device, torch.bfloat16, enabled=chosen and (device != "cpu" or _has_units())
-    )
+    return torch.autocast(device, torch.bfloat16, enabled=device != "cpu" or _has_units())
 
 
 @cache

@@ -193,6 +193,15 @@ def test_a_displacement_passes_through_what_it_was_told(form: MeshForm) -> None:
     assert np.linalg.eigvalsh(whole).min() > -1e-9
 
 
+def test_what_is_left_over_of_distances_knows_no_normals(form: MeshForm) -> None:
+    """As where a mesh is folded, and its distances are what something is left over of."""
+    points, normals = form.template.surface.points, form.template.surface.vertex_normals()
+    left = Kriging.of(points[:40:4], np.full(10, 0.01), np.full(10, 1e-6), 0.05, 0.2)
+    assert left.covariance(points[:60], normals[:60]) == pytest.approx(left.covariance(points[:60]))
+    variance = left.variance(points[:60], normals[:60])
+    assert np.diag(left.covariance(points[:60], normals[:60])) == pytest.approx(variance, abs=1e-9)
+
+
 def test_a_template_comes_back_from_its_file(form: MeshForm) -> None:
     prior = form.prior
     again = MeshTemplate.from_arrays(

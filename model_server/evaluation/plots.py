@@ -11,7 +11,7 @@ import numpy as np
 from model_server.evaluation.results import COLUMNS, PAIRED_METRICS, EvaluationResult
 from model_server.io.writing import make_folder, write_together
 
-DPI = 150
+DPI, SMALL_DPI = 150, 80
 WIDE = 20  # ratio of counts from which their axis is logarithmic
 
 
@@ -24,9 +24,9 @@ def _figure(columns: int, width: float = 4.0, height: float = 3.6) -> tuple[Any,
     return figure, [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
 
 
-def _save(figure: Any, path: Path) -> None:
+def _save(figure: Any, path: Path, dpi: int = DPI) -> None:
     make_folder(path.parent)
-    write_together({path: lambda part: figure.savefig(part, dpi=DPI)})
+    write_together({path: lambda part: figure.savefig(part, dpi=dpi)})
 
 
 def plot_methods(
@@ -117,7 +117,7 @@ def plot_costs(
         _spread(axis, sorted({n for by_count in by_method.values() for n in by_count}))
     axes[0].legend(fontsize=7)
     figure.suptitle(title, fontsize=8, wrap=True)
-    _save(figure, path)
+    _save(figure, path, SMALL_DPI)
 
 
 def _from_zero(axis: Any, values: Sequence[float]) -> None:

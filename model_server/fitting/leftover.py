@@ -167,7 +167,7 @@ class Kriging:
         (M, 3)."""
         known = self._known(points, normals)
         among = self.spread**2 * matern(points, points, self.length)
-        if normals is not None:
+        if normals is not None and self.normals is not None:
             among *= normals @ normals.T
         return np.asarray(among - known.T @ known)
 

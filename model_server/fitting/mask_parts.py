@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from model_server.fitting.attachment import attach_points
 from model_server.fitting.interrupt import apart
+from model_server.geometry.mask_border import cut_to_labels
 from model_server.observations import Observations, Volume
 from model_server.priors.card import PriorCard
 from model_server.reconstruction import Surface
@@ -118,7 +119,7 @@ class Parts:
     @classmethod
     def of(cls, label: Volume) -> Parts:
         """Of any non-zero voxels."""
-        label = _cut(label)
+        label = cut_to_labels(label)
         numbers, count = ndimage.label(np.asarray(label.array) > 0, structure=np.ones((3, 3, 3)))
         sizes = np.bincount(numbers.ravel(), minlength=count + 1)[1:]
         order = 1 + np.argsort(-sizes, kind="stable")
@@ -129,18 +130,7 @@ class Parts:
     def kept(self, chosen: list[int]) -> Volume:
         """Those with these places in the order, cut to them."""
         inside = np.isin(self.numbers, self.order[chosen])
-        return _cut(replace(self.label, array=inside.astype(np.uint8)))
-
-
-def _cut(label: Volume) -> Volume:
-    """A label volume without its empty border."""
-    inside = np.asarray(label.array) > 0
-    box = ndimage.find_objects(inside.astype(np.uint8))
-    if not box:
-        return label
-    geometry = label.ijk_to_ras.copy()
-    geometry[:3, 3] = label.to_ras(np.array([s.start for s in box[0][::-1]], dtype=np.float64))
-    return replace(label, array=label.array[box[0]], ijk_to_ras=geometry)
+        return cut_to_labels(replace(self.label, array=inside.astype(np.uint8)))
 
 
 def _without_border(observations: Observations) -> Observations:
@@ -148,7 +138,7 @@ def _without_border(observations: Observations) -> Observations:
     voxels."""
     if observations.label_map is None:
         return observations
-    return replace(observations, label_map=_cut(observations.label_map))
+    return replace(observations, label_map=cut_to_labels(observations.label_map))
 
 
 def largest_part(observations: Observations) -> Observations:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,12 @@ class MaskBorder:
 
     Attributes:
         mask: any non-zero voxel is inside.
+        held: the same without its empty border.
         surface: RAS mm, halfway between voxels inside and outside; of all parts and holes.
     """
 
     mask: Volume
+    held: Volume
     surface: Surface
 
     @classmethod
@@ -33,7 +35,8 @@ class MaskBorder:
         from vtkmodules.vtkCommonDataModel import vtkImageData
         from vtkmodules.vtkFiltersCore import vtkFlyingEdges3D
 
-        inside = np.pad(np.asarray(mask.array) > 0, 1)
+        held = cut_to_labels(mask)  # of a whole scan, most is empty
+        inside = np.pad(np.asarray(held.array) > 0, 1)
         image = vtkImageData()
         image.SetDimensions(*inside.shape[::-1])
         image.GetPointData().SetScalars(numpy_to_vtk(inside.astype(np.uint8).ravel(), deep=1))
@@ -46,7 +49,7 @@ class MaskBorder:
         found = edges.GetOutput()
         ijk = vtk_to_numpy(found.GetPoints().GetData()).astype(np.float64) - 1.0
         triangles = vtk_to_numpy(found.GetPolys().GetConnectivityArray()).reshape(-1, 3)
-        return cls(mask, Surface(mask.to_ras(ijk), triangles.astype(np.int32)))
+        return cls(mask, held, Surface(held.to_ras(ijk), triangles.astype(np.int32)))
 
     def is_of(self, mask: Volume) -> bool:
         """Whether it is the border of a mask."""
@@ -60,7 +63,22 @@ class MaskBorder:
         from scipy import ndimage  # late: 3D Slicer's module is opened without it
 
         away = closest_on_mesh(self.surface, points)[2]
-        inside = (np.asarray(self.mask.array) > 0).view(np.uint8)
-        order = self.mask.to_ijk(points)[:, ::-1].T
+        inside = (np.asarray(self.held.array) > 0).view(np.uint8)
+        order = self.held.to_ijk(points)[:, ::-1].T
         share = ndimage.map_coordinates(inside, order, np.float32, order=1, cval=0.0)
         return np.where(share > 0.5, -away, away)
+
+
+def cut_to_labels(label: Volume) -> Volume:
+    """A label volume without its empty border; as it is where nothing is labeled."""
+    inside = np.asarray(label.array) > 0
+    box = []
+    for others in ((1, 2), (0, 2), (0, 1)):
+        along = np.flatnonzero(inside.any(axis=others))
+        if not len(along):
+            return label
+        box.append(slice(int(along[0]), int(along[-1]) + 1))
+    geometry = label.ijk_to_ras.copy()
+    first = np.array([part.start for part in box[::-1]], dtype=np.float64)
+    geometry[:3, 3] = label.to_ras(first)
+    return replace(label, array=label.array[tuple(box)], ijk_to_ras=geometry)

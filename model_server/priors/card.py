@@ -173,10 +173,10 @@ def read_weights(folder: Path, card: PriorCard) -> dict[str, NDArray[Any]]:
     the card's.
 
     Raises:
-        ShapePriorError: a file is damaged, or that of the weights is missing.
+        ShapePriorError: a file is damaged or missing.
     """
     found = _read(folder / WEIGHTS_FILE, card, card.checksum)
-    if ADDED in card.hyperparameters and (folder / ADDED_FILE).is_file():
+    if ADDED in card.hyperparameters:
         found |= _read(folder / ADDED_FILE, card, card.hyperparameters[ADDED])
     return found
 

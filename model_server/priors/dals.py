@@ -113,6 +113,8 @@ class DalsPrior(LatentPrior):
         except ValueError as error:
             raise bad_prior(card, str(error)) from error
         template = {n: value for n, value in weights.items() if n.startswith("template.")}
+        if len(template) == 1:
+            raise bad_prior(card, "its template lacks points or triangles")
         if template and template["template.triangles"].max() >= len(template["template.points"]):
             raise bad_prior(card, "its template has triangles without corners")
         return cls(

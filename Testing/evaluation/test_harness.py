@@ -371,7 +371,7 @@ def test_costs_start_at_zero_unless_they_are_of_very_different_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, costs: list[float], scale: str
 ) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(plots, "_save", lambda figure, *_: drawn.append(figure))
     line = {2: costs, 3: [0.55]}
     panels = {"CPU s": {"a": line}, "MB": {"a": {2: [400.0], 3: [401.0]}}}
     plot_costs(panels, tmp_path / "costs.png", "planes", "a machine")

@@ -15,7 +15,7 @@ from model_server.errors import ShapePriorError
 from model_server.evaluation.metrics import Truth, dice, surface_distances
 from model_server.evaluation.protocols import find_protocol
 from model_server.fitting.mask import MaskField, scan_edges
-from model_server.fitting.mask_repair import RepairedMask
+from model_server.fitting.mask_repair import RepairedMask, bounded
 from model_server.geometry.labels import surface_from_label
 from model_server.io.volumes import read_volume
 from model_server.jobs.example import example_case
@@ -151,6 +151,23 @@ def test_a_mask_of_something_else_is_beyond_repair(truth: Truth) -> None:
     assert not same.beyond_repair
     assert same.largest_distance_mm < 1.0
     assert same.warnings("mask") == ()
+
+
+def test_leaks_are_cut_and_islands_lost_where_pieces_of_the_organ_stay() -> None:
+    """A ball that leaks along a bar, with an island and a larger piece far outside."""
+    z, y, x = np.indices((40, 40, 110)) - 20.0
+    shape = 12.0 - np.sqrt(x**2 + y**2 + z**2)
+    bar = (np.hypot(y, z) < 2.5) & (x > 0) & (x < 40)
+    island, piece = (np.hypot(np.hypot(x - at, y), z) < size for at, size in ((55, 2.0), (70, 6.0)))
+    mask = (shape > 0) | bar | island | piece
+    wanted = ndimage.distance_transform_edt(~mask) - ndimage.distance_transform_edt(mask)
+    inside = bounded(wanted, -shape, 6.0) < 0
+    along = inside[20, 20]
+    assert (inside[shape > 0]).all()
+    assert along[20:37].all()
+    assert not along[39:65].any()
+    assert not inside[island].any()
+    assert inside[piece].all()
 
 
 @pytest.mark.parametrize("name", ["d", "g"])

@@ -32,7 +32,8 @@ CORE = 2.5  # spreads inside the shape: filled ...
 MOST_FILLED = 0.08  # ... but no more of the mask's volume than the deepest so much
 MOST_SPREAD = 0.04  # RMS radii: of small organs masks are less wrong
 BETWEEN_MM = 8.0  # gaps up to twice this, between parts of the mask and inside the shape: filled
-LEAST_PART = 0.005  # of the largest part, of one that is joined
+LEAST_PART = 0.005  # of the largest part, of one that is joined ...
+LEAST_FAR = 0.015  # ... and of one that lies farther out as a whole: smaller ones are islands
 BRIDGE_MM = 2.5  # radius of what joins parts
 HAND_MM = 0.25  # standard deviation of a drawn place
 DRAWN_SPREAD_MM = 4.0  # of mask and shape about what is drawn ...
@@ -59,7 +60,7 @@ class RepairedMask:
         """One closed surface, RAS mm; the given one where nothing is left of it."""
         together = Together.of(self.mask, surface).holding(self.mask.volume)
         # A bound by the usual gap between both cuts off what networks see and priors do not know.
-        field = _bounded(together, FARTHEST * surface.rms_radius())
+        field = bounded(together.wanted, together.fitted, FARTHEST * surface.rms_radius())
         check()
         spread = min(self.noise.spread_mm, MOST_SPREAD * surface.rms_radius())
         field = np.minimum(field, _filled(together, spread))
@@ -89,12 +90,19 @@ class RepairedMask:
         return field - shift.reshape(field.shape)
 
 
-def _bounded(together: Together, farthest: float) -> Array:
-    """(K, J, I) mm: the mask, no farther outside the shape than so many mm; but parts that lie
-    farther out as a whole stay: they were chosen as the organ's."""
-    wanted, field = together.wanted, np.maximum(together.wanted, together.fitted - farthest)
+def bounded(wanted: Array, fitted: Array, farthest: float) -> Array:
+    """A mask without its leaks: no farther outside the shape than so many mm, but large parts that
+    lie farther out as a whole stay: they are pieces of the organ.
+
+    Args:
+        wanted, fitted: (K, J, I) signed distances, mm, of mask and shape; outside is positive.
+        farthest: mm.
+    """
+    field = np.maximum(wanted, fitted - farthest)
     numbers, count = ndimage.label(wanted < 0)
     lost = np.setdiff1d(np.arange(1, count + 1), numbers[field < 0])
+    sizes = np.bincount(numbers.ravel(), minlength=count + 1)
+    lost = lost[sizes[lost] >= LEAST_FAR * sizes[1:].max(initial=0)]
     if not len(lost):
         return field
     return np.where(ndimage.binary_dilation(np.isin(numbers, lost)), wanted, field)

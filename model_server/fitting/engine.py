@@ -43,6 +43,7 @@ from model_server.threads import few_threads
 Array = NDArray[np.float64]
 DENSE_TRIANGLES = 30_000  # of a surface that is told to the voxel
 GUIDE_POINTS = 200  # samples of the quick look's surface
+SPREAD_POINTS = 400  # of it, at which its doubt is found
 
 
 def fit(
@@ -288,7 +289,8 @@ class _Run:
         self._guide_by(coarse, self.state.pose)
         spread = None
         if self.settings.uncertainty:
-            spread = found.form.spread(settled, coarse.points)
+            even = self.form.witnesses(self.state, coarse.points, SPREAD_POINTS)
+            spread = found.form.spread(settled, coarse.points, even)
         self._lap("quick look", found.steps)
         drawn = Drawn(self._to_patient(coarse), coordinates, spread)
         latents = self.form.latents(self.state)

@@ -375,13 +375,17 @@ class FieldForm:
         """Where the template is carried: zero levels have slivers. See ``Form``."""
         return self._surface(state)[1] is not None
 
-    def spread(self, state: FitState, points: Array) -> Array:
+    def spread(
+        self, state: FitState, points: Array, chosen: NDArray[np.int64] | None = None
+    ) -> Array:
         """Laplace, then leftovers; see ``Form``."""
-        chosen = points[spread_vertices(points, self.settings.spread_points)]
-        spread = np.sqrt(self._variance(state, chosen)) * state.pose.scale
-        if len(chosen) == len(points):
+        if chosen is None:
+            chosen = spread_vertices(points, self.settings.spread_points)
+        places = points[chosen[: self.settings.spread_points]]
+        spread = np.sqrt(self._variance(state, places)) * state.pose.scale
+        if len(places) == len(points):
             return spread
-        return np.asarray(spread[cKDTree(chosen).query(points)[1]])
+        return np.asarray(spread[cKDTree(places).query(points)[1]])
 
     def witnesses(self, state: FitState, points: Array, count: int) -> NDArray[np.int64]:
         """See ``Form``."""

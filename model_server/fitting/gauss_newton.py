@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import linalg
 
 from model_server.fitting.interrupt import check
-from model_server.fitting.leftover import Kriging, Leftover
+from model_server.fitting.leftover import Kriging, Leftover, covariance_of
 from model_server.fitting.model import ROBUST, FitState, Form, Seen
 from model_server.fitting.terms import Evidence
 
@@ -231,9 +231,10 @@ def _left_over(
     doubt = share**2 / weight[chosen]
     spread, length = left.spread * radius, left.length * radius
     normals = None if seen.normals is None else seen.normals[chosen]
+    among = covariance_of(places, spread, length, normals)
     for _ in range(CONTRADICTED):
         check()
-        found = Kriging.of(places, values, doubt, spread, length, normals=normals)
+        found = Kriging.of(places, values, doubt, spread, length, None, normals, among)
         doubt = doubt * (1.0 + (found.missed(doubt) / ROBUST) ** 2 / doubt)
     check()
-    return Kriging.of(places, values, doubt, spread, length, by_shape, normals)
+    return Kriging.of(places, values, doubt, spread, length, by_shape, normals, among)

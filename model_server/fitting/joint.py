@@ -46,7 +46,8 @@ def joint_spread(
     check()
     count = len(vertices)
     largest = (max(0, count - MOST_PARTS), count - 1)
-    values, parts = linalg.eigh(covariance, subset_by_index=largest)
+    # Of the largest parts, single precision tells enough.
+    values, parts = linalg.eigh(covariance.astype(np.float32), subset_by_index=largest)
     root = scale * parts * np.sqrt(np.maximum(values, 0.0))
     left = form.leftover.noise * form.rms_radius * state.pose.scale
     return JointSpread(vertices.astype(np.int32), root, float(np.hypot(HAND_MM, left)))

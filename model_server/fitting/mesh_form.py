@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,9 @@ from scipy.spatial import cKDTree
 from model_server.fitting.attachment import Attachment, attach_points
 from model_server.fitting.interrupt import check
 from model_server.fitting.leftover import Leftover
+from model_server.fitting.mesh_errors import NodeErrors
 from model_server.fitting.mesh_prior import MeshPrior, MeshSettings
-from model_server.fitting.mesh_template import MOST_FOLDED
+from model_server.fitting.mesh_template import MOST_FOLDED, MeshTemplate
 from model_server.fitting.model import ROBUST, FitState, Form, Seen
 from model_server.fitting.terms import Evidence
 from model_server.fitting.vertex_latents import Harmonics, VertexLatents
@@ -43,13 +45,17 @@ LEAST_SHARE = 0.1  # of a residual, however many there are
 
 @dataclass(frozen=True)
 class MeshSeen(Seen):
-    """Residuals, mm, with the mesh (RAS mm) that they are attached to, and (N, nodes) how they move
-    with its nodes."""
+    """Residuals, mm, with the mesh (RAS mm) that they are attached to, and its template."""
 
     surface: Surface
     attached: Attachment
-    hold: sparse.csr_matrix
+    template: MeshTemplate
     along: Array | None = None
+
+    @cached_property
+    def hold(self) -> sparse.csr_matrix:
+        """(N, nodes) how they move with the mesh's nodes."""
+        return self.template.at_nodes(self.attached.vertices, self.attached.weights)
 
     @property
     def normals(self) -> Array | None:
@@ -102,6 +108,7 @@ class MeshForm:
         self.linear = prior.mean_linear
         self._decode: tuple[FitState, Surface] | None = None
         self._level: tuple[FitState, Surface] | None = None
+        self._errors: tuple[FitState, NodeErrors] | None = None
 
     # --- starts -------------------------------------------------------------------------------
 
@@ -247,7 +254,7 @@ class MeshForm:
             attached.blend(self.mesh(state).points),
             surface,
             attached,
-            self.template.at_nodes(attached.vertices, attached.weights),
+            self.template,
         )
 
     def apart(self, state: FitState, evidence: Evidence) -> MeshSeen:
@@ -278,7 +285,7 @@ class MeshForm:
             attached.blend(mesh.points) if self.grid is None else state.pose.invert(places.points),
             surface,
             replace(attached, directions=-along),
-            self.template.at_nodes(attached.vertices, attached.weights),
+            self.template,
             along @ state.pose.rotation if self.grid is None else None,
         )
 
@@ -355,10 +362,10 @@ class MeshForm:
     ) -> Array:
         """(N, N) covariance, mm^2, of residuals about what the latents make of them: noise, and of
         what was drawn what shapes leave over."""
-        drawn, places = seen.drawn[keep], seen.canonical[keep]
+        drawn, places = np.flatnonzero(seen.drawn[keep]), seen.canonical[keep]
         noise = np.diag(1.0 / weight)
         alike = self.leftover.alike(places[drawn], places[drawn], self.rms_radius)
-        noise[np.ix_(drawn, drawn)] += (self.leftover.spread * self.unit(state)) ** 2 * alike
+        noise[drawn[:, None], drawn] += (self.leftover.spread * self.unit(state)) ** 2 * alike
         return noise
 
     def _quality_start(
@@ -397,68 +404,44 @@ class MeshForm:
         latents = np.asarray(self.prior.latent_mean + whitened @ self.prior.latent_root.T)
         return latents[0] if len(latents) == 1 else latents
 
-    def spread(self, state: FitState, points: Array) -> Array:
-        """Laplace, global and local parts and what is left over added; see ``Form``."""
-        nodes = np.arange(self.template.nodes)
-        known = np.sqrt(np.maximum(self._variance(state, nodes), 0.0))
+    def spread(
+        self, state: FitState, points: Array, chosen: NDArray[np.int64] | None = None
+    ) -> Array:
+        """Found at the nodes, whichever points are chosen; see ``Form``."""
+        known = np.sqrt(self._errors_of(state).variance())
         carried = self.template.near @ known
-        carried[nodes] = known
+        carried[: self.template.nodes] = known
         if self.even(state) and len(points) == len(carried):
             return carried
         return carry_over(self.mesh(state), carried[:, None], points)[:, 0]
 
     def witnesses(self, state: FitState, points: Array, count: int) -> NDArray[np.int64]:
         """The template's first vertices are spread evenly; see ``Form``."""
-        if self.even(state) and len(points) == len(self.template.surface.points):
+        if len(points) == len(self.template.surface.points):
             return np.arange(min(count, self.template.nodes))
         return spread_vertices(points, count)
 
     def covariance(self, state: FitState, points: Array) -> Array:
         """Of the nodes nearest to the points; see ``Form``."""
         places = self.mesh(state).points[: self.template.nodes]
-        nearest = cKDTree(places).query(points)[1]
-        rows, normals = self._rows(state, nearest)
-        found = np.zeros((len(rows),) * 2)
-        if state.covariance is not None:
-            left = self._left(state, places[nearest], rows, normals)
-            found += left @ state.covariance @ left.T
-        if self.system is not None:
-            found += self.system.covariance(nearest, rows[:, 7:])
-        if state.leftover is not None:
-            found += state.pose.scale**2 * state.leftover.covariance(places[nearest], normals)
-        return found
+        return self._errors_of(state).covariance(cKDTree(places).query(points)[1])
 
-    def _variance(self, state: FitState, nodes: NDArray[np.int64]) -> Array:
-        """(nodes,) along the normals, mm^2."""
-        rows, normals = self._rows(state, nodes)
-        places = self.mesh(state).points[nodes]
-        variance = np.zeros(len(rows))
-        if state.covariance is not None:
-            left = self._left(state, places, rows, normals)
-            variance += ((left @ state.covariance) * left).sum(axis=1)
-        if self.system is not None:
-            variance += self.system.variance(rows[:, 7:])
-        if state.leftover is not None:
-            variance += state.pose.scale**2 * state.leftover.variance(places, normals)
-        return variance
+    def _errors_of(self, state: FitState) -> NodeErrors:
+        if self._errors is None or self._errors[0] is not state:
+            rows, normals = self._rows(state)
+            places = self.mesh(state).points[: self.template.nodes]
+            self._errors = state, NodeErrors(state, places, normals, rows, self.system)
+        return self._errors[1]
 
-    def _rows(self, state: FitState, nodes: NDArray[np.int64]) -> tuple[Array, Array]:
-        """(M, 7 + K) motion of nodes along their normals, mm, by pose step and latent, and (M, 3)
-        these normals, canonical frame."""
-        surface = self.placed(state)
+    def _rows(self, state: FitState) -> tuple[Array, Array]:
+        """(nodes, 7 + K) motion of the nodes along their normals, mm, by pose step and latent, and
+        (nodes, 3) these normals, canonical frame."""
+        surface, nodes = self.placed(state), np.arange(self.template.nodes)
         ones = np.tile([1.0, 0.0, 0.0], (len(nodes), 1))
         own = np.repeat(nodes[:, None], 3, axis=1)
         normals = surface.vertex_normals()[nodes]
         here = Attachment.of(own, ones, normals, np.zeros(len(nodes)))
         jacobian = self.linear.jacobian if self.system is None else self.system.jacobian
-        by_latent = np.einsum("vi,vik->vk", normals @ state.pose.linear(), jacobian[nodes])
+        by_latent = np.einsum("vi,vik->vk", normals @ state.pose.linear(), jacobian)
         rows = np.concatenate([self._by_pose(state, surface, here), by_latent], axis=1)
         return rows, normals @ state.pose.rotation
-
-    def _left(self, state: FitState, places: Array, rows: Array, normals: Array) -> Array:
-        """(M, 7 + K) motion at canonical places (M, 3) given what is left over."""
-        if state.leftover is None:
-            return rows
-        # A distance falls where the mesh moves outward.
-        scale = state.pose.scale
-        return scale * state.leftover.rows(places, -rows / scale, normals)

@@ -73,6 +73,10 @@ class Linear:
         """(nodes, 3) canonical points."""
         return np.asarray(self.points + self.jacobian @ (latent - self.latent))
 
+    def first(self, count: int) -> Linear:
+        """The same of fewer nodes."""
+        return Linear(self.latent, self.points[:count], self.jacobian[:count])
+
 
 class MeshPrior(Protocol):
     """What a mesh prior says of its decoder.

@@ -114,11 +114,11 @@ class MeshTemplate:
     def folded(self, points: Array) -> NDArray[np.bool_]:
         """(F,) which triangles are, of vertices (V, 3)."""
         surface = Surface(points, self.surface.triangles)
-        corners = surface.corners()
-        across = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-        across /= np.maximum(np.linalg.norm(across, axis=1, keepdims=True), 1e-20)
+        across = surface.across()
+        length = np.maximum(np.sqrt(np.einsum("fi,fi->f", across, across)), 1e-20)
         normals = surface.vertex_normals()[surface.triangles]
-        return np.asarray((across[:, None] * normals).sum(axis=2).min(axis=1) < FOLDED)
+        lowest = np.einsum("fi,fki->fk", across, normals).min(axis=1)
+        return np.asarray(lowest < FOLDED * length)
 
     def unfolded(self, points: Array) -> Array:
         """(V, 3) points, smoothed where triangles are folded."""

@@ -252,8 +252,12 @@ class Form(Protocol):
         """Whether the surface of a state has even triangles already."""
         ...
 
-    def spread(self, state: FitState, points: Array) -> Array:
-        """(N,) standard deviation along the normal, mm, at canonical points of the surface."""
+    def spread(
+        self, state: FitState, points: Array, chosen: NDArray[np.int64] | None = None
+    ) -> Array:
+        """(N,) standard deviation along the normal, mm, at canonical points of the surface; found
+        at those ``chosen``, where it is known which are spread evenly, and carried to the others.
+        """
         ...
 
     def witnesses(self, state: FitState, points: Array, count: int) -> NDArray[np.int64]:

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from scipy import linalg, sparse
 
 from model_server.fitting.interrupt import check
+from model_server.fitting.leftover import solved_apart
 
 Array = NDArray[np.float64]
+Single = NDArray[np.float32]
 DEGREE = 15  # of the harmonics
 EIGENVALUE = 0.0083  # of the uniform Laplacian of a sphere of 2562 vertices, over l (l + 1)
 
@@ -97,11 +99,10 @@ class VertexLatents:
         ``hold`` (N, nodes) says at which nodes they are."""
         felt = np.asarray(hold @ harmonics.values)
         check()
-        gram = spread * ((felt * harmonics.variance) @ felt.T)
-        gram *= by_latent @ by_latent.T
+        gram = _times(felt * (spread * harmonics.variance), felt.T)
+        gram *= _times(by_latent, by_latent.T)
         check()
-        gram += noise
-        factor = linalg.cholesky(gram, lower=True, overwrite_a=True, check_finite=False)
+        factor = linalg.cholesky(noise + gram, lower=True, overwrite_a=True, check_finite=False)
         return cls(harmonics, felt, by_latent, factor, spread, jacobian)
 
     def moved(self, start: Array, target: Array) -> Array:
@@ -113,27 +114,26 @@ class VertexLatents:
         return np.asarray(start + self.harmonics.values @ part)
 
     def variance(self, by_latent: Array) -> Array:
-        """(nodes,) along the normal, mm^2, that residuals leave; ``by_latent`` (nodes, K)."""
-        prior = self.spread * (by_latent**2).sum(axis=1)
-        known = self._known(np.arange(len(by_latent)), by_latent)
-        return np.maximum(prior - (known**2).sum(axis=0), 0.0)
+        """(nodes,) along the normal, mm^2, before any residual; ``by_latent`` (nodes, K) is motion
+        along it."""
+        return np.asarray(self.spread * np.einsum("nk,nk->n", by_latent, by_latent))
 
     def covariance(self, nodes: NDArray[np.int64], by_latent: Array) -> Array:
         """(M, M) the same between M nodes; ``by_latent`` (M, K) is theirs."""
         values = self.harmonics.values[nodes]
         among = self.spread * ((values * self.harmonics.variance) @ values.T)
-        known = self._known(nodes, by_latent)
-        return np.asarray(among * (by_latent @ by_latent.T) - known.T @ known)
+        return np.asarray(among * (by_latent @ by_latent.T))
 
-    def _known(self, nodes: NDArray[np.int64], by_latent: Array) -> Array:
-        """(N, M) whose squares are what residuals tell of M nodes."""
+    def known(self, by_latent: Array) -> Single:
+        """(N, nodes) whose squares are what residuals tell of each node."""
         check()
-        weighted = self.spread * self.harmonics.values[nodes] * self.harmonics.variance
-        shared = (weighted @ self.felt.T) * (by_latent @ self.by_latent.T)
+        weighted = self.harmonics.values * (self.spread * self.harmonics.variance)
+        shared = _times(self.felt, weighted.T)
+        shared *= _times(self.by_latent, by_latent.T)
         check()
-        # Single precision is enough for a variance, and twice as fast.
-        factor = self.factor.astype(np.float32)
-        right = np.asfortranarray(shared.T, dtype=np.float32)
-        return np.asarray(
-            linalg.solve_triangular(factor, right, lower=True, check_finite=False), dtype=np.float64
-        )
+        return solved_apart(self.factor, shared)
+
+
+def _times(first: Array, second: Array) -> Single:
+    """Their product in single precision: what is found by it is smooth, and noise is added."""
+    return np.asarray(first.astype(np.float32) @ second.astype(np.float32))

@@ -26,7 +26,7 @@ def closest_on_triangles(points: Array, corners: Array) -> Array:
     u, v, w = b - a, c - a, points - a
 
     def dot(x: Array, y: Array) -> Array:
-        return np.asarray((x * y).sum(axis=-1))
+        return np.einsum("...i,...i->...", x, y)
 
     uu, uv, vv, wu, wv = dot(u, u), dot(u, v), dot(v, v), dot(w, u), dot(w, v)
     area = np.maximum(uu * vv - uv * uv, 1e-30)
@@ -35,17 +35,18 @@ def closest_on_triangles(points: Array, corners: Array) -> Array:
     # Else the closest point lies on one of the three edges.
     ab = np.clip(wu / np.maximum(uu, 1e-30), 0, 1)
     ac = np.clip(wv / np.maximum(vv, 1e-30), 0, 1)
-    edge = v - u
-    bc = np.clip(dot(w - u, edge) / np.maximum(dot(edge, edge), 1e-30), 0, 1)
-    zero = np.zeros_like(s)
-    options = np.stack(
-        [np.stack([ab, zero], -1), np.stack([zero, ac], -1), np.stack([1 - bc, bc], -1)]
-    )
-    off = w[None] - options[..., :1] * u[None] - options[..., 1:] * v[None]
-    best = (off**2).sum(axis=-1).argmin(axis=0)
-    edge_st = np.take_along_axis(options, best[None, ..., None], axis=0)[0]
-    st = np.where(inside[..., None], np.stack([s, t], -1), edge_st)
-    return np.concatenate([1.0 - st.sum(axis=-1, keepdims=True), st], axis=-1)
+    edge = uu - 2.0 * uv + vv
+    bc = np.clip((wv - wu - uv + uu) / np.maximum(edge, 1e-30), 0, 1)
+    # Squared distances to the edges, less |w|^2.
+    to_ab = ab * (ab * uu - 2.0 * wu)
+    to_ac = ac * (ac * vv - 2.0 * wv)
+    cb = 1.0 - bc
+    to_bc = cb * (cb * uu - 2.0 * wu) + bc * (bc * vv - 2.0 * wv) + 2.0 * cb * bc * uv
+    first = (to_ab <= to_ac) & (to_ab <= to_bc)
+    second = ~first & (to_ac <= to_bc)
+    s = np.where(inside, s, np.where(first, ab, np.where(second, 0.0, cb)))
+    t = np.where(inside, t, np.where(first, 0.0, np.where(second, ac, bc)))
+    return np.stack([1.0 - s - t, s, t], axis=-1)
 
 
 def closest_on_mesh(surface: Surface, points: Array) -> tuple[Indices, Array, Array]:
@@ -58,11 +59,14 @@ def closest_on_mesh(surface: Surface, points: Array) -> tuple[Indices, Array, Ar
 
     corners = surface.corners()
     count = min(CANDIDATES, len(corners))
-    _, near = cKDTree(corners.mean(axis=1)).query(points, k=count)
+    centers = (corners[:, 0] + corners[:, 1] + corners[:, 2]) / 3.0
+    _, near = cKDTree(centers).query(points, k=count)
     near = near.reshape(len(points), count)
     repeated = np.broadcast_to(points[:, None], (len(points), count, 3))
-    weights = closest_on_triangles(repeated, corners[near])
-    gap = np.linalg.norm((weights[..., None] * corners[near]).sum(axis=2) - repeated, axis=2)
+    among = corners[near]
+    weights = closest_on_triangles(repeated, among)
+    away = np.einsum("nkc,nkci->nki", weights, among) - repeated
+    gap = np.sqrt(np.einsum("nki,nki->nk", away, away))
     best = gap.argmin(axis=1)
     row = np.arange(len(points))
     return near[row, best].astype(np.int64), weights[row, best], gap[row, best]

@@ -75,12 +75,16 @@ def nearest_on_segments(queries: Array, ends: Array) -> tuple[Indices, Array, Ar
     Returns:
         segment index (N,), position along it in [0, 1] (N,), distance (N,).
     """
-    start = ends[:, 0]
-    along = ends[:, 1] - start
-    length = np.maximum((along**2).sum(axis=1), 1e-18)
-    relative = queries[:, None] - start[None]
-    share = np.clip(np.einsum("nsk,sk->ns", relative, along) / length, 0.0, 1.0)
-    gap = ((relative - share[..., None] * along[None]) ** 2).sum(axis=2)
+    middle = ends[:, 0].mean(axis=0)  # about it, products of matrices lose nothing
+    start, asked = ends[:, 0] - middle, queries - middle
+    along = ends[:, 1] - ends[:, 0]
+    length = np.maximum(np.einsum("si,si->s", along, along), 1e-18)
+    ahead = asked @ along.T - np.einsum("si,si->s", start, along)
+    share = np.clip(ahead / length, 0.0, 1.0)
+    # Squared distances, less that of each query to the middle.
+    gap = np.einsum("si,si->s", start, start) - 2.0 * (asked @ start.T)
+    gap += share * (share * length - 2.0 * ahead)
     best = gap.argmin(axis=1)
-    row = np.arange(len(queries))
-    return best, share[row, best], np.sqrt(gap[row, best])
+    share = share[np.arange(len(queries)), best]
+    away = asked - start[best] - share[:, None] * along[best]
+    return best, share, np.sqrt(np.einsum("ni,ni->n", away, away))

@@ -164,10 +164,10 @@ class DalsPrior(LatentPrior):
         latent, noise = np.zeros(self.latent_root.shape[1]), MODES_NOISE * self.rms_radius
         if modes is None:
             return latent
+        mean = self.mean_linear.first(MODES_POINTS)
         for _ in range(MODES_STEPS):
-            points = self.mean_linear.at(latent)[:MODES_POINTS]
-            reading = self.quick.read(modes, 0, points)
-            rows = np.einsum("ni,nik->nk", reading.slope, self.mean_linear.jacobian[:MODES_POINTS])
+            reading = self.quick.read(modes, 0, mean.at(latent))
+            rows = np.einsum("ni,nik->nk", reading.slope, mean.jacobian)
             normal = rows.T @ rows + noise**2 * np.eye(len(latent))
             latent = np.linalg.solve(normal, rows.T @ (rows @ latent - reading.distance))
         return latent

@@ -37,7 +37,7 @@ from model_server.observations import Observations, Volume
 from model_server.pose import Pose
 from model_server.priors.card import PriorCard
 from model_server.priors.protocol import FitSettings
-from model_server.reconstruction import Provenance, Reconstruction, Surface
+from model_server.reconstruction import Provenance, Reconstruction, Residual, Surface
 from model_server.threads import few_threads
 
 Array = NDArray[np.float64]
@@ -257,6 +257,8 @@ class _Run:
         self.state: FitState
         self.starts: list[FitState]
         self.prior: Prior
+        self.shown: tuple[FitState, Drawn] | None = None  # a surface that has been made
+        self.measured: tuple[Surface, tuple[Residual, ...]] | None = None
         self.seconds: dict[str, float] = {}
         self.iterations: dict[str, int] = {}
         self.clock = time.perf_counter()
@@ -387,8 +389,15 @@ class _Run:
         return Drawn(self._to_patient(surface), self.form.coordinates(self.state, surface.points))
 
     def _drawn(self) -> Drawn:
-        surface, coordinates = self.form.surface(self.state)
-        return Drawn(self._to_patient(surface), coordinates)
+        if self.shown is None or self.shown[0] is not self.state:
+            surface, coordinates = self.form.surface(self.state)
+            self.shown = self.state, Drawn(self._to_patient(surface), coordinates)
+        return self.shown[1]
+
+    def _residuals(self, surface: Surface) -> tuple[Residual, ...]:
+        if self.measured is None or self.measured[0] is not surface:
+            self.measured = surface, residuals(surface, self.observations)
+        return self.measured[1]
 
     def _spread(self, canonical: Array) -> Array | None:
         """(N,) standard deviations at canonical points, mm, where they are asked for."""
@@ -445,7 +454,7 @@ class _Run:
             pose=mirror_pose(self.state.pose) if self.mirrored else self.state.pose,
             latents=latents,
             stage=stage,
-            residuals=residuals(drawn.surface, self.observations),
+            residuals=self._residuals(drawn.surface),
             provenance=Provenance(
                 card.name, card.version, self.form.device, dict(self.seconds), dict(self.iterations)
             ),

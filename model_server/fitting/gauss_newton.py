@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import linalg
 
 from model_server.fitting.interrupt import check
-from model_server.fitting.leftover import Kriging, Leftover, covariance_of
+from model_server.fitting.leftover import Kriging, Leftover, covariance_of, solved_apart
 from model_server.fitting.model import ROBUST, FitState, Form, Seen
 from model_server.fitting.terms import Evidence
 
@@ -66,13 +66,14 @@ class _Scale:
         heard: (N,) those that count at all.
         root: (H,) of the weights of those heard.
         shared: (H,) which of them have a covariance.
-        factor: (S, S) lower Cholesky factor of it, noise included.
+        factor: (S, S) lower Cholesky factor of it, noise included; in single precision, as the noise
+            is no small part of it.
     """
 
     heard: NDArray[np.bool_]
     root: Array
     shared: NDArray[np.bool_]
-    factor: Array
+    factor: NDArray[np.float32]
 
     @classmethod
     def of(cls, form: Form, state: FitState, seen: Seen, noise: float) -> _Scale:
@@ -86,15 +87,17 @@ class _Scale:
         root = np.sqrt(weight[heard])
         shared = seen.drawn[heard] & (left.spread > 0.0)
         places = seen.canonical[heard][shared]
-        covariance = (left.spread * unit) ** 2 * left.alike(places, places, form.rms_radius)
+        covariance = left.alike(places, places, form.rms_radius)
+        covariance *= np.float32((left.spread * unit) ** 2)
         covariance[np.diag_indices(len(places))] += 1.0 / weight[heard][shared]
-        return cls(heard, root, shared, linalg.cholesky(covariance, lower=True))
+        factor = linalg.cholesky(covariance, lower=True, overwrite_a=True, check_finite=False)
+        return cls(heard, root, shared, factor)
 
     def __call__(self, values: Array) -> Array:
         """(N, ...) residuals or their changes -> (H, ...) scaled."""
         values = values[self.heard]
         scaled = values * self.root.reshape(-1, *[1] * (values.ndim - 1))
-        scaled[self.shared] = linalg.solve_triangular(self.factor, values[self.shared], lower=True)
+        scaled[self.shared] = solved_apart(self.factor, values[self.shared])
         return np.asarray(scaled)
 
     def energy(self, residuals: Array) -> float:
@@ -232,9 +235,10 @@ def _left_over(
     spread, length = left.spread * radius, left.length * radius
     normals = None if seen.normals is None else seen.normals[chosen]
     among = covariance_of(places, spread, length, normals)
+    single = among.astype(np.float32)  # enough to tell who contradicts whom
     for _ in range(CONTRADICTED):
         check()
-        found = Kriging.of(places, values, doubt, spread, length, None, normals, among)
+        found = Kriging.of(places, values, doubt, spread, length, None, normals, single)
         doubt = doubt * (1.0 + (found.missed(doubt) / ROBUST) ** 2 / doubt)
     check()
     return Kriging.of(places, values, doubt, spread, length, by_shape, normals, among)

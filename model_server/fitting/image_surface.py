@@ -95,7 +95,7 @@ class FollowedImage:
         if len(self._places):
             alike = self._process(np.zeros(len(self._places))).covariance(points)
         else:
-            alike = matern(points, points, self.reading.alike_mm)
+            alike = matern(points, points, self.reading.alike_mm).astype(np.float64)
         known = self.reading.known_at(points)
         own = np.where(known, self._open(points), 0.0)
         return np.outer(own, own) * alike + np.outer(~known, ~known) * fitted

@@ -56,9 +56,9 @@ class Leftover:
             return self
         return replace(self, spread=max(self.spread, self.dense))
 
-    def alike(self, first: Array, second: Array, rms_radius: float) -> Array:
+    def alike(self, first: Array, second: Array, rms_radius: float) -> Single:
         """(N, M) correlations between canonical places (N, 3) and (M, 3)."""
-        return matern(first, second, self.length * rms_radius).astype(np.float64)
+        return matern(first, second, self.length * rms_radius)
 
 
 @dataclass(frozen=True)
@@ -98,13 +98,14 @@ class Kriging:
         length: float,
         jacobian: Array | None = None,
         normals: Array | None = None,
-        among: Array | None = None,
+        among: NDArray[np.floating[Any]] | None = None,
     ) -> Kriging:
         """Given (N,) values at (N, 3) places, each with a variance of its own (N,).
 
         ``jacobian`` (N, P) says how the values change by what else explains them; of a
         displacement, ``normals`` (N, 3) are unit vectors along which it was measured. ``among``
-        (N, N) is the values' covariance without their variances, where it is known.
+        (N, N) is the values' covariance without their variances, where it is known; what is solved
+        has its precision.
         """
         if among is None:
             among = covariance_of(places, spread, length, normals)
@@ -113,7 +114,7 @@ class Kriging:
         check()
         factor = linalg.cholesky(covariance, lower=True, overwrite_a=True, check_finite=False)
         by_shape = None if jacobian is None else linalg.cho_solve((factor, True), jacobian)
-        solved = linalg.cho_solve((factor, True), values)
+        solved = linalg.cho_solve((factor, True), values.astype(factor.dtype))
         return cls(places, solved, factor, spread, length, by_shape, normals)
 
     def reach(self) -> float:
@@ -182,12 +183,12 @@ class Kriging:
         return solved_apart(self.factor, self.kernel(points, normals).T)
 
 
-def solved_apart(factor: Array, right: NDArray[Any]) -> Single:
+def solved_apart(factor: NDArray[np.floating[Any]], right: NDArray[Any]) -> Single:
     """(N, M) L^-1 R of a lower Cholesky factor (N, N): single precision is enough for a variance,
     and twice as fast."""
     single = np.asfortranarray(right, dtype=np.float32)
     found = linalg.solve_triangular(
-        factor.astype(np.float32), single, lower=True, overwrite_b=True, check_finite=False
+        factor.astype(np.float32, copy=False), single, lower=True, overwrite_b=True, check_finite=False
     )
     return np.asarray(found)
 

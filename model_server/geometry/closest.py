@@ -60,7 +60,7 @@ def closest_on_mesh(surface: Surface, points: Array) -> tuple[Indices, Array, Ar
     corners = surface.corners()
     count = min(CANDIDATES, len(corners))
     centers = (corners[:, 0] + corners[:, 1] + corners[:, 2]) / 3.0
-    _, near = cKDTree(centers).query(points, k=count)
+    _, near = cKDTree(centers, compact_nodes=False, balanced_tree=False).query(points, k=count)
     near = near.reshape(len(points), count)
     repeated = np.broadcast_to(points[:, None], (len(points), count, 3))
     among = corners[near]

@@ -73,7 +73,8 @@ class VertexLatents:
         harmonics: at the nodes.
         felt: (N, M) the harmonics where the residuals are.
         by_latent: (N, K) change of residuals by their latents.
-        factor: (N, N) lower Cholesky factor of the residuals' covariance, noise included.
+        factor: (N, N) lower Cholesky factor of the residuals' covariance, noise included: in single
+            precision, as that is no small part of it.
         spread: variance of a latent component.
         jacobian: (nodes, 3, K) canonical motion of every node by its whitened latent.
     """
@@ -81,7 +82,7 @@ class VertexLatents:
     harmonics: Harmonics
     felt: Array
     by_latent: Array
-    factor: Array
+    factor: Single
     spread: float
     jacobian: Array
 
@@ -102,13 +103,15 @@ class VertexLatents:
         gram = _times(felt * (spread * harmonics.variance), felt.T)
         gram *= _times(by_latent, by_latent.T)
         check()
-        factor = linalg.cholesky(noise + gram, lower=True, overwrite_a=True, check_finite=False)
+        gram += noise
+        factor = linalg.cholesky(gram, lower=True, overwrite_a=True, check_finite=False)
         return cls(harmonics, felt, by_latent, factor, spread, jacobian)
 
     def moved(self, start: Array, target: Array) -> Array:
         """(nodes, K) latents, expected at ``start`` (nodes, K), where residuals shall be ``target``
         (N,) apart from there."""
-        solved = linalg.cho_solve((self.factor, True), target, check_finite=False)
+        right = target.astype(np.float32)
+        solved = linalg.cho_solve((self.factor, True), right, check_finite=False)
         pulled = self.felt.T @ (self.by_latent * solved[:, None])
         part = self.spread * self.harmonics.variance[:, None] * pulled
         return np.asarray(start + self.harmonics.values @ part)

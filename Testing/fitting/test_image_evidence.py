@@ -77,7 +77,7 @@ def test_doubt_is_small_where_something_was_drawn() -> None:
     near, far = image.spread(points, np.full(2, 2.0))
     assert near < 0.5 * far
     covariance = image.covariance(points, 4.0 * np.eye(2))
-    assert np.allclose(np.sqrt(np.diag(covariance)), [near, far], rtol=1e-6)
+    assert np.allclose(np.sqrt(np.diag(covariance)), [near, far], rtol=1e-4)
 
 
 def test_a_mirrored_world_says_the_same() -> None:

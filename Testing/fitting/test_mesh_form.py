@@ -107,7 +107,7 @@ def test_residuals_follow_the_latents(form: MeshForm, attached: Attachment, loca
     linear = form.linear if not local else form.prior.linear(state.latent)
     if local:
         state = replace(state, local=np.zeros_like(state.local))
-    found = form._by_latent(state, attached.directions, hold, linear.jacobian)
+    found = form._by_latent(state, attached.directions, hold, linear)
     step = 2e-3  # the decoder computes in single precision
     for index in (0, 3, found.shape[1] - 1):
         shift = step * np.eye(found.shape[1])[index]

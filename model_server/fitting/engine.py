@@ -43,7 +43,7 @@ from model_server.threads import few_threads
 Array = NDArray[np.float64]
 DENSE_TRIANGLES = 30_000  # of a surface that is told to the voxel
 GUIDE_POINTS = 200  # samples of the quick look's surface
-SPREAD_POINTS = 400  # of it, at which its doubt is found
+SPREAD_POINTS = 256  # of it, at which its doubt is found
 
 
 def fit(

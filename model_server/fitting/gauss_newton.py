@@ -66,7 +66,7 @@ class _Scale:
         heard: (N,) those that count at all.
         root: (H,) of the weights of those heard.
         shared: (H,) which of them have a covariance.
-        factor: (S, S) lower Cholesky factor of it, noise included; in single precision, as the noise
+        factor: (S, S) lower Cholesky factor of it, noise included: in single precision, as that
             is no small part of it.
     """
 

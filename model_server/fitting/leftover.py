@@ -188,7 +188,11 @@ def solved_apart(factor: NDArray[np.floating[Any]], right: NDArray[Any]) -> Sing
     and twice as fast."""
     single = np.asfortranarray(right, dtype=np.float32)
     found = linalg.solve_triangular(
-        factor.astype(np.float32, copy=False), single, lower=True, overwrite_b=True, check_finite=False
+        factor.astype(np.float32, copy=False),
+        single,
+        lower=True,
+        overwrite_b=True,
+        check_finite=False,
     )
     return np.asarray(found)
 

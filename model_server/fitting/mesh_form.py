@@ -21,7 +21,7 @@ from model_server.fitting.attachment import Attachment, attach_points
 from model_server.fitting.interrupt import check
 from model_server.fitting.leftover import Leftover
 from model_server.fitting.mesh_errors import NodeErrors
-from model_server.fitting.mesh_prior import MeshPrior, MeshSettings
+from model_server.fitting.mesh_prior import Linear, MeshPrior, MeshSettings
 from model_server.fitting.mesh_template import MOST_FOLDED, MeshTemplate
 from model_server.fitting.model import ROBUST, FitState, Form, Seen
 from model_server.fitting.terms import Evidence
@@ -298,19 +298,24 @@ class MeshForm:
     def jacobian(self, state: FitState, seen: MeshSeen) -> Array:
         """See ``Form``."""
         by_pose = self._by_pose(state, seen.surface, seen.attached)
-        jacobian = self.linear.jacobian if self.system is None else self.system.jacobian
-        by_latent = self._by_latent(state, seen.attached.directions, seen.hold, jacobian)
+        linear = self.linear if self.system is None else self.system.linear
+        by_latent = self._by_latent(state, seen.attached.directions, seen.hold, linear)
         return np.concatenate([by_pose, by_latent], axis=1)
 
     def _by_latent(
-        self, state: FitState, directions: Array, hold: sparse.csr_matrix, jacobian: Array
+        self, state: FitState, directions: Array, hold: sparse.csr_matrix, linear: Linear
     ) -> Array:
         """(N, K) change of residuals along ``directions`` (N, 3), mm, by the whitened latents of
-        the nodes that ``hold`` (N, nodes) them."""
-        along = directions @ state.pose.linear()
-        parts = [hold.multiply(along[:, axis : axis + 1]) for axis in range(3)]
-        stacked = np.concatenate([jacobian[:, axis] for axis in range(3)])
-        return np.asarray(sparse.hstack(parts, format="csr") @ stacked)
+        the nodes that ``hold`` (N, nodes) them; single precision, as networks have it."""
+        along = (directions @ state.pose.linear()).astype(np.float32)
+        each = (
+            np.repeat(along, np.diff(hold.indptr), axis=0) * hold.data.astype(np.float32)[:, None]
+        )
+        parts = [
+            sparse.csr_matrix((weights, hold.indices, hold.indptr), shape=hold.shape) @ moved
+            for weights, moved in zip(np.ascontiguousarray(each.T), linear.by_axis, strict=True)
+        ]
+        return np.asarray(sum(parts), dtype=np.float64)
 
     def _by_pose(self, state: FitState, surface: Surface, attached: Attachment) -> Array:
         """(N, 7) change of every residual, mm, by (translation, log scale, rotation)."""
@@ -343,15 +348,15 @@ class MeshForm:
         heard = np.flatnonzero(weight > 1e-6 * weight.max())
         step = -(-len(heard) // MOST_LOCAL)
         keep = heard[::step]
-        hold, jacobian = seen.hold[keep], self.linear.jacobian
+        hold, linear = seen.hold[keep], self.linear
         check()
-        by_latent = self._by_latent(state, seen.attached.directions[keep], hold, jacobian)
+        by_latent = self._by_latent(state, seen.attached.directions[keep], hold, linear)
         check()
         harmonics = Harmonics.at(self._sphere(), chosen.power, chosen.smoothness)
         spread = chosen.local_spread**2 / strength
         noise = self._local_noise(state, seen, keep, step * weight[keep])
-        system = VertexLatents.of(harmonics, hold, by_latent, jacobian, spread, noise)
-        start = spread * self._quality_start(state, seen.surface, jacobian, harmonics)
+        system = VertexLatents.of(harmonics, hold, by_latent, linear, spread, noise)
+        start = spread * self._quality_start(state, seen.surface, linear.jacobian, harmonics)
         felt = hold @ (local - start)
         target = (by_latent * felt).sum(axis=1) - seen.residuals[keep]
         self.system = system
@@ -441,7 +446,7 @@ class MeshForm:
         own = np.repeat(nodes[:, None], 3, axis=1)
         normals = surface.vertex_normals()[nodes]
         here = Attachment.of(own, ones, normals, np.zeros(len(nodes)))
-        jacobian = self.linear.jacobian if self.system is None else self.system.jacobian
-        by_latent = np.einsum("vi,vik->vk", normals @ state.pose.linear(), jacobian)
+        linear = self.linear if self.system is None else self.system.linear
+        by_latent = np.einsum("vi,vik->vk", normals @ state.pose.linear(), linear.jacobian)
         rows = np.concatenate([self._by_pose(state, surface, here), by_latent], axis=1)
         return rows, normals @ state.pose.rotation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -72,6 +73,11 @@ class Linear:
     def at(self, latent: Array) -> Array:
         """(nodes, 3) canonical points."""
         return np.asarray(self.points + self.jacobian @ (latent - self.latent))
+
+    @cached_property
+    def by_axis(self) -> tuple[NDArray[np.float32], ...]:
+        """Three (nodes, K): the Jacobian along each axis."""
+        return tuple(np.ascontiguousarray(self.jacobian[:, axis], np.float32) for axis in range(3))
 
     def first(self, count: int) -> Linear:
         """The same of fewer nodes."""

@@ -16,6 +16,7 @@ from scipy import linalg, sparse
 
 from model_server.fitting.interrupt import check
 from model_server.fitting.leftover import solved_apart
+from model_server.fitting.mesh_prior import Linear
 
 Array = NDArray[np.float64]
 Single = NDArray[np.float32]
@@ -76,7 +77,7 @@ class VertexLatents:
         factor: (N, N) lower Cholesky factor of the residuals' covariance, noise included: in single
             precision, as that is no small part of it.
         spread: variance of a latent component.
-        jacobian: (nodes, 3, K) canonical motion of every node by its whitened latent.
+        linear: the decoder, as the residuals are linear in it.
     """
 
     harmonics: Harmonics
@@ -84,7 +85,7 @@ class VertexLatents:
     by_latent: Array
     factor: Single
     spread: float
-    jacobian: Array
+    linear: Linear
 
     @classmethod
     def of(
@@ -92,7 +93,7 @@ class VertexLatents:
         harmonics: Harmonics,
         hold: sparse.csr_matrix,
         by_latent: Array,
-        jacobian: Array,
+        linear: Linear,
         spread: float,
         noise: Array,
     ) -> VertexLatents:
@@ -105,7 +106,7 @@ class VertexLatents:
         check()
         gram += noise
         factor = linalg.cholesky(gram, lower=True, overwrite_a=True, check_finite=False)
-        return cls(harmonics, felt, by_latent, factor, spread, jacobian)
+        return cls(harmonics, felt, by_latent, factor, spread, linear)
 
     def moved(self, start: Array, target: Array) -> Array:
         """(nodes, K) latents, expected at ``start`` (nodes, K), where residuals shall be ``target``

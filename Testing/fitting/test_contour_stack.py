@@ -101,6 +101,14 @@ def test_a_surface_ends_half_a_gap_beyond_a_stack_through_the_whole_organ() -> N
     assert (height.min(), height.max()) == pytest.approx((-18.0, 18.0), abs=0.2)
 
 
+@pytest.mark.parametrize(("count", "end"), [(7, 14.0), (5, 20.0)])
+def test_who_draws_many_contours_draws_them_to_the_end(count: int, end: float) -> None:
+    drawn = stack(np.eye(3), np.linspace(-12.0, 12.0, count))
+    found = evidence_of(drawn).dense().followed(ball(RADIUS))
+    height = found.points[:, 2] - CENTER[2]
+    assert (height.min(), height.max()) == pytest.approx((-end, end), abs=0.3)
+
+
 def test_the_prior_alone_knows_the_end_that_was_not_drawn() -> None:
     drawn = stack(np.eye(3), np.linspace(-14.0, 0.0, 5))
     found = evidence_of(drawn).dense().followed(ball(RADIUS))

@@ -6,7 +6,8 @@ prior says, and in them it runs where it was drawn.
 
 A stack that is drawn through an organ ends with the organ: beyond its last contours the surface
 goes on for half a gap at most, as planning systems of radiotherapy close structures. Where the
-prior sees much more of the organ, not all of it was drawn, and the prior alone knows its end.
+prior sees much more of the organ, not all of it was drawn, and the prior alone knows its end; but
+who draws many contours does not leave out the last few.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ NODES = 72  # of the grid, along the longest side of the surface
 FARTHEST = 0.3  # of that side: distances beyond are not told apart
 BESIDE = 3.0  # steps from a contour
 WHOLE = 0.25  # of the stack's height: a surface that goes on for less ends with the stack
+MANY, FEW_GAPS = 6, 3.0  # contours; gaps: the same of a stack of so many
 FINE = 8  # samples of a contour within a step of the grid
 
 
@@ -80,8 +82,10 @@ class ContourStack:
     def _beyond(self, turned: Surface, heights: Array) -> Array:
         """(Z,) mm that heights are beyond the organ's ends; minus infinity where these are open."""
         low, high = self.heights[[0, -1]]
-        half = 0.5 * float(np.diff(self.heights).min())
-        most = WHOLE * (high - low)
+        gap = float(np.diff(self.heights).min())
+        half, most = 0.5 * gap, WHOLE * (high - low)
+        if len(self.heights) >= MANY:
+            most = max(most, FEW_GAPS * gap)
         reached = turned.points[:, 2]
         found = np.full(len(heights), -np.inf)
         if low - reached.min() < most:

@@ -10,6 +10,8 @@ from model_server.geometry.icosphere import icosphere
 from model_server.geometry.level_set import zero_level
 from model_server.geometry.sampling import sample_surface
 from model_server.reconstruction import Surface
+from model_server.training import dals
+from model_server.training.dals import DalsTraining, training_shapes
 from model_server.training.growing import central_field, grow_all, grown
 from model_server.training.wrapping import wrap
 
@@ -68,3 +70,12 @@ def test_the_sphere_grows_in_the_shape_between_the_others(shapes):
     assert np.array_equal(middle, central_field(shapes[1:2] * 3))
     whole = zero_level(middle, np.full(3, -1.0), 2.0 / (len(middle) - 1))
     assert max(apart(grown(middle, LEVEL), whole)) < 0.02
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_training_grows_the_sphere_where_it_is_asked_to(shapes, spheres, monkeypatch, asked):
+    monkeypatch.setattr(dals, "grow_all", lambda *_: spheres)
+    monkeypatch.setattr(dals, "wrap_all", lambda *_: -spheres)
+    config = DalsTraining(grown=asked, augmentations=0, level=LEVEL - 1)
+    found = training_shapes(shapes, config, 0.5).wrapped
+    assert np.allclose(found, spheres if asked else -spheres, atol=1e-6)

@@ -21,13 +21,14 @@ def test_large_matrices_of_half_precision_take_half_the_room_and_come_back():
         "bias": np.ones(20_000, dtype=np.float16),
         "small": np.ones((2, 2), dtype=np.float16),
         "single": np.ones((200, 100), dtype=np.float32),
+        "points": np.ones((3_000, 3), dtype=np.float16),
     }
     found = packed(weights)
     assert found["large"].dtype == np.int8
     assert set(found) == {*weights, "large" + SCALE}
     back = unpacked(found)
     assert set(back) == set(weights)
-    for name in ("bias", "small", "single"):
+    for name in ("bias", "small", "single", "points"):
         assert back[name] is weights[name]
     peak = np.abs(large.astype(np.float64)).reshape(100, -1).max(axis=1)
     error = np.abs(back["large"] - large.astype(np.float64)).reshape(100, -1).max(axis=1)

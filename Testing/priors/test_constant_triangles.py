@@ -10,6 +10,7 @@ import trimesh
 
 from model_server.cases.simulate import three_outlines
 from model_server.evaluation.metrics import self_intersections, triangle_quality
+from model_server.fitting import mesh_template
 from model_server.fitting.field_form import FieldSettings
 from model_server.fitting.leftover import Kriging
 from model_server.fitting.residuals import closest_distance
@@ -81,6 +82,14 @@ def test_a_fold_is_drawn_smooth_and_a_crumpled_surface_refused():
     assert not folded(found, outward).any()
     assert np.median(np.linalg.norm(found.points - even.surface.points, axis=1)) < 1e-9
     assert even.unfolded(np.random.default_rng(0).normal(size=points.shape), outward) is None
+
+
+def test_a_template_without_handles_keeps_thin_parts(monkeypatch):
+    """As the necks of a mandible's condyles, which blurring alone takes away."""
+    monkeypatch.setattr(mesh_template, "BLURS", (3.0,))
+    found = mesh_template.MeshTemplate.made(lambda places: places * [0.5, 0.3, 0.025]).surface
+    volume = 4.0 / 3.0 * np.pi * 0.5 * 0.3 * 0.025
+    assert found.volume() == pytest.approx(volume, rel=0.1)
 
 
 def test_few_places_stand_for_all():

@@ -157,9 +157,10 @@ def test_too_few_labels_are_refused(tmp_path):
 
 
 def test_the_recorded_command_is_one_a_shell_takes():
-    options = {"channels": [8, 32], "steps": 9}
+    options = {"linear": True, "channels": [8, 32], "steps": 9}
     made = _command("atlas", "liver", Path("/data/liver"), "lits", (1, 2), options)
     words = shlex.split(made)
     assert words[9:13] == ["--only", "lits", "--label", "1,2"]
+    assert words[-6:-4] == ["--option", "linear=true"]
     assert words[-4:] == ["--option", "channels=[8, 32]", "--steps", "9"]
     assert words[5:9] == ["--organ", "liver", "--data", ".../liver"]

@@ -32,7 +32,7 @@ NEAREST = 16  # nodes that a vertex moves with
 TRIANGLES = 5100  # about
 LEVEL = 4  # subdivisions of the sphere on which a vertex' place is looked up
 GRID, CLAMP = 96, 0.3  # nodes along the mean shape, and its largest distance, when it is remeshed
-BLURS = (0.0, 1.0, 2.0, 3.0)  # nodes; the least that leaves no handle
+BLURS = (0.0, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)  # nodes; the least that leaves no handle
 FOLDED = 0.25  # cosine between the normals of a triangle and of its corners
 MOST_FOLDED = 0.01  # of a mesh's triangles, for them to be smoothed away
 UNFOLD_ROUNDS = 12
@@ -82,8 +82,11 @@ class MeshTemplate:
         grid = DistanceGrid.of(
             oriented(Surface(mean, ball.triangles)), GRID, CLAMP, np.empty((0, 3))
         )
+        share = (grid.values < 0).mean()
         for blur in BLURS:
             smooth = ndimage.gaussian_filter(grid.values, blur)
+            if blur:  # which takes thin parts away
+                smooth -= np.quantile(smooth, share)
             even = remesh(zero_level(smooth, grid.start, grid.step), 8, TRIANGLES)
             if 2 * len(even.points) - len(even.triangles) == 4:  # no handle, as folds leave
                 break

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 SCALE = ".scale"  # after the name of a packed array: (rows,) float32
 LEVELS = 127
 LEAST = 4_000  # values of an array that is worth it
+NARROW = 5  # values in a row; the scale of fewer takes what int8 saves
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -21,7 +22,8 @@ def packed(weights: Mapping[str, NDArray[Any]]) -> Arrays:
     """Large matrices of half precision as int8, each row with its own scale; the rest as it is."""
     found: Arrays = {}
     for name, array in weights.items():
-        if array.dtype != np.float16 or array.ndim < 2 or array.size < LEAST:
+        wide = array.ndim >= 2 and array.size >= NARROW * len(array)
+        if array.dtype != np.float16 or not wide or array.size < LEAST:
             found[name] = array
             continue
         rows = array.reshape(len(array), -1).astype(np.float32)

@@ -18,6 +18,7 @@ from model_server.geometry.icosphere import icosphere
 from model_server.priors.dals_decoder import DalsDecoder
 from model_server.reconstruction import Surface
 from model_server.training.checkpoints import Checkpoint, State, load_state
+from model_server.training.growing import grow_all
 from model_server.training.pointwolf import PointWolf
 from model_server.training.progress import Progress
 from model_server.training.wrapping import wrap_all
@@ -40,6 +41,8 @@ class DalsTraining:
         quality_weight: lambda_reg of Eq. 1.
         wrapped_share: of the steps, the first ones, that regress the wrapped sphere
             (``training.wrapping``); the others minimize Eq. 1.
+        grown: the sphere grows inside one shape and is carried to the others
+            (``training.growing``), instead of being wrapped around each: for bent, branched organs.
         latent_weight: lambda_n of Eq. 1.
         learning_rate: peak, of the decoder; latents use five times as much.
         seed: of everything random.
@@ -54,6 +57,7 @@ class DalsTraining:
     points: int = 900
     quality_weight: float = 1e-3
     wrapped_share: float = 0.4
+    grown: bool = False
     latent_weight: float = 3e-5
     learning_rate: float = 2e-3
     seed: int = 0
@@ -102,7 +106,8 @@ def training_shapes(
     Warped copies are centered and scaled again, as the real shapes are.
     """
     rng = np.random.default_rng(config.seed)
-    wraps = wrap_all(surfaces, config.level + 1, workers)
+    around_all = grow_all if config.grown else wrap_all
+    wraps = around_all(surfaces, config.level + 1, workers)
     clouds, wrapped = [surface_samples(s, 4096, rng) for s in surfaces], list(wraps)
     for _ in range(config.augmentations):
         for surface, around in zip(surfaces, wraps, strict=True):

@@ -39,7 +39,7 @@ SOLVERS: dict[str, dict[str, float | bool]] = {
         "guided_globally": True,
     },
 }
-SMALL = ("left-atrium", "mandible", "brainstem", "parotid", "submandibular-gland", *LUNG_LOBES)
+SMALL = ("left-atrium", "brainstem", "parotid", "submandibular-gland", *LUNG_LOBES)
 SOLVERS |= dict.fromkeys(SMALL, SOLVERS["kidney"])  # a few dozen shapes each
 # The same for the PCA.
 PCA_SOLVERS: dict[str, dict[str, float]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -342,7 +343,8 @@ def _command(
         if name == "steps":
             words += ["--steps", str(value)]
         else:
-            words += ["--option", shlex.quote(f"{name}={value}")]
+            told = value if isinstance(value, str) else json.dumps(value)  # as it is read again
+            words += ["--option", shlex.quote(f"{name}={told}")]
     return " ".join(words)
 
 

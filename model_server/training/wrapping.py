@@ -37,7 +37,7 @@ def wrap(surface: Surface, level: int) -> Array:
     neighbors, which keeps the triangles even.
     """
     grid = Grid(GRID, 1.2)
-    field = _distance(surface, grid)
+    field = signed_distance(surface, grid)
     slopes = np.gradient(field, grid.spacing)
     points = icosphere(level).points
     for _ in range(STEPS):
@@ -76,8 +76,9 @@ def cover(points: Array, surface: Surface, level: int) -> Array:
     return points
 
 
-def _distance(surface: Surface, grid: Grid) -> Array:
-    """Signed distance, exact near the surface and to the nearest voxel's center elsewhere."""
+def signed_distance(surface: Surface, grid: Grid) -> Array:
+    """(count, count, count) of a closed surface, negative inside; exact near it, and to the nearest
+    voxel's center elsewhere."""
     clamp = 3.0 * grid.spacing
     near = grid.signed_distance(surface, clamp)
     far = distance_transform_edt(near > 0) - distance_transform_edt(near <= 0)

@@ -30,6 +30,7 @@ MODULE = REPOSITORY / "ShapePriorSlicer"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 # Where the name of a package is not the name that is imported.
 PACKAGE_OF = {
+    "PIL": "pillow",
     "SimpleITK": "simpleitk",
     "igl": "libigl",
     "itk": "itk-morphologicalcontourinterpolation",

@@ -32,7 +32,7 @@ from model_server.observations import MaskNoise, Observations, Volume
 from model_server.priors.protocol import FitSettings, ShapePrior
 
 ORGANS = ["pancreas", "liver"]
-KINDS = ["good", "degraded", "networks"]
+KINDS = ["good", "degraded", "networks", "abdomen"]
 OTHERS = (1, 2, 3, 4, 5, 6, 7, 8)  # values of the abdomens' labels
 PATIENTS = 1  # of the abdomens
 BAD = 0.6  # Dice of a repair with the truth

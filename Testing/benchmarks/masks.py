@@ -70,7 +70,9 @@ class Mended:
 def masks_of(kind: str, organ: str, data: Path, split: str, limit: int | None) -> Iterator[Given]:
     """The masks of one kind; a network's are named <case>/<network>."""
     if kind == "networks":
-        yield from networks_of(organ, data, limit)
+        own = organ if (data / organ / "network_masks").is_dir() else "abdomen"
+        there = networks_of(organ, data / own, limit)
+        yield from (given for given in there if np.asarray(given.mask.array).any())
         return
     for case in cases_of(organ, data, split)[:limit]:
         truth = Truth.from_label(case.label())
@@ -80,19 +82,16 @@ def masks_of(kind: str, organ: str, data: Path, split: str, limit: int | None) -
         yield Given(case.name, mask, truth)
 
 
-def networks_of(organ: str, data: Path, limit: int | None) -> Iterator[Given]:
-    """Masks of networks: of an organ's own folder, else of the abdomens."""
-    alone = (data / organ / "network_masks").is_dir()
-    folder = data / (organ if alone else "abdomen")
-    if organ not in IN_ABDOMEN or not (folder / "network_masks").is_dir():
+def networks_of(organ: str, folder: Path, limit: int | None) -> Iterator[Given]:
+    """Masks of networks in an organ's own folder, or in the one of the abdomens; some are empty."""
+    abdomen = folder.name == "abdomen"
+    if (abdomen and organ not in IN_ABDOMEN) or not (folder / "network_masks").is_dir():
         return
-    value = None if alone else IN_ABDOMEN[organ]
+    value = IN_ABDOMEN[organ] if abdomen else None
     for network in NETWORKS:
         for path in volume_files(folder / "network_masks" / network)[:limit]:
             truth = Truth.from_label(organ_in(folder / "labels" / path.name, value))
-            mask = organ_in(path, value)
-            if np.asarray(mask.array).any():
-                yield Given(f"{path.name.split('.')[0]}/{network}", mask, truth)
+            yield Given(f"{path.name.split('.')[0]}/{network}", organ_in(path, value), truth)
 
 
 def organ_in(path: Path, value: int | None) -> Volume:

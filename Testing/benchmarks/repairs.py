@@ -4,16 +4,19 @@
 
 "degraded" are validation cases by the protocol "network-mask"; "good" are their true labels as
 they are, with stairs, "stairs" the same on slices of 2.5 to 5 mm: neither should become worse.
-"networks" are the masks of four networks (``network_masks`` of the data; ``--every 3`` for each
-third patient), of which SS is repaired knowing its steady errors, learned from ten other patients'
-pairs. Whom a prior was trained on is left out of them: they are validation patients, or all with
-``--folds``, each repaired by a PCA prior of the other folds ("pca-folds", the only prior then).
+"networks" are the masks of four networks (``network_masks`` of the organ's data; ``--every 3`` for
+each third patient), "abdomen" the same of whole abdomens, of which SS is repaired knowing its
+steady errors, learned from ten other patients' pairs. Whom a prior was trained on is left out of
+them: they are validation patients, or all with ``--folds``, each repaired by a PCA prior of the
+other folds ("pca-folds", the only prior then).
 
 Of Table 1: Chamfer (sum of both mean squared distances, 100,000 samples each, times 100) and EMD
 (1,000 samples each), surfaces scaled so that the truth lies in the unit sphere. "own" is the mask's
 own surface with all its parts, "smoothed" its largest part, smoothed; "icp" the prior's mean shape
-moved onto it by rotation, shift and scale. A refused case counts as Dice 0. Seconds are of the
-processor, to the first surface and to the last. Writes repairs_<kind>_<organ>.md, .json.
+moved onto it by rotation, shift and scale. A refused case counts as Dice 0; so does an empty mask,
+which all refuse. "Given up" are those that are said to be beyond repair, "open" the surfaces that
+are not one closed piece. Seconds are of the processor, to the first surface and to the last. Writes
+repairs_<kind>_<organ>.md, .json.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ from masks import NETWORKS, Given, networks_of, overlap
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
@@ -52,14 +57,17 @@ from model_server.fitting.mask import scan_edges
 from model_server.fitting.mask_parts import Parts
 from model_server.geometry.labels import surface_from_label
 from model_server.geometry.sampling import sample_surface
-from model_server.jobs.repair import learn_noise
+from model_server.jobs.repair import BEYOND_REPAIR, learn_noise, shape_of
+from model_server.jobs.repair import overlap as overlap_with
+from model_server.jobs.session import SIDES
 from model_server.observations import MaskNoise, Observations, Volume
 from model_server.priors.protocol import FitSettings, ShapePrior
-from model_server.reconstruction import Surface
+from model_server.reconstruction import Reconstruction, Surface
 
 Array = NDArray[np.float64]
-Surfaces = Iterator[Surface]
-KINDS = ["degraded", "networks", "good", "stairs"]
+Repairs = Iterator[Surface | Reconstruction]
+KINDS = ["degraded", "networks", "abdomen", "good", "stairs"]
+PATIENTS = {"networks": "pancreas", "abdomen": "spleen"}  # of which organ's cases these masks are
 ORGANS = ["liver", "pancreas", *(f"lung-{lobe}-lobe" for lobe in (
     "right-upper", "right-middle", "right-lower", "left-upper", "left-lower"))]  # fmt: skip
 EMD_SAMPLES = 1000
@@ -67,15 +75,24 @@ SMOOTHED = 1.5  # voxels of Gaussian blur
 ICP_STEPS, ICP_SAMPLES = 60, 1500
 BIASED, PAIRS = "SS", 10  # the network that is repaired with ``--source``, from so many pairs
 FOLDS = "pca-folds"
-HEADER = ["masks", "method", "cases", "trained on", "refused", "Chamfer x100", "EMD"]
-HEADER += ["Dice of masks", "repaired", "lowest", "lower by > 0.01", "HD95 mm", "NSD"]
+HEADER = ["masks", "method", "cases", "trained on", "refused", "given up", "open"]
+HEADER += [
+    "Chamfer x100",
+    "EMD",
+    "Dice of masks",
+    "repaired",
+    "lowest",
+    "lower by > 0.01",
+    "HD95 mm",
+    "NSD",
+]
 HEADER += ["first CPU s", "last"]
 
 
 @dataclass(frozen=True)
 class Score:
     """Of one mask by one method; ``chamfer`` and ``emd`` in the unit sphere, ``kept`` the Dice of
-    the surface with the mask itself."""
+    the surface with the mask itself, ``explained`` the mask's with the prior's own shape."""
 
     case: str
     method: str
@@ -89,6 +106,8 @@ class Score:
     seconds: float
     trained_on: bool
     kept: float = float("nan")
+    explained: float = float("nan")
+    whole: bool = True
     error: str | None = None
 
 
@@ -97,10 +116,11 @@ class Score:
 
 def masks_of(kind: str, organ: str, chosen: argparse.Namespace) -> Iterator[Given]:
     """The masks of one kind."""
-    if kind == "networks":
-        seen = trained_patients(organ, chosen)
-        for given in networks_of(organ, chosen.data, None):
-            if patient(given) not in seen:
+    if kind in PATIENTS:
+        folder = chosen.data / ("abdomen" if kind == "abdomen" else organ)
+        left_out = left_out_of(kind, organ, chosen)
+        for given in networks_of(organ, folder, None):
+            if patient(given) not in left_out:
                 yield given
         return
     for case in cases_of(organ, chosen.data, chosen.split, chosen.only)[: chosen.limit]:
@@ -124,16 +144,14 @@ def patient(given: Given) -> str:
     return given.case.split("/")[0].replace("abdomen_", "spleen_")
 
 
-def trained_patients(organ: str, chosen: argparse.Namespace) -> set[str]:
-    """Those whose networks' masks are left out: training cases, or all but each ``--every``."""
-    if organ not in ("pancreas", "spleen"):
-        return set()  # priors of kidneys and livers know other patients
-    split = split_cases(chosen.data / organ)
+def left_out_of(kind: str, organ: str, chosen: argparse.Namespace) -> set[str]:
+    """Patients whose networks' masks are left out: all but each ``--every``, and those that the
+    organ's priors were trained on, where there are no folds."""
+    split = split_cases(chosen.data / PATIENTS[kind])
     training, others = ([case.name for case in part] for part in (split.training, split.validation))
-    if not chosen.folds:
-        return set(training)
     names = sorted(training + others)
-    return {*names} - {*names[:: chosen.every]}
+    known = set(training) if organ == PATIENTS[kind] and not chosen.folds else set()
+    return known | ({*names} - {*names[:: chosen.every]})
 
 
 def noises_of(masks: list[Given]) -> dict[str, MaskNoise]:
@@ -196,28 +214,27 @@ def _similar(first: Array, second: Array, points: Array) -> Array:
 PLAIN = {"own": own, "smoothed": smoothed, "icp": icp}
 
 
-def at_once(made: Callable[[Volume, Surface], Surface], mask: Volume, mean: Surface) -> Surfaces:
+def at_once(made: Callable[[Volume, Surface], Surface], mask: Volume, mean: Surface) -> Repairs:
     """By what gives one surface."""
     yield made(mask, mean)
 
 
-def by_prior(prior: ShapePrior, mask: Volume, noise: MaskNoise) -> Surfaces:
+def by_prior(prior: ShapePrior, mask: Volume, noise: MaskNoise, side: str) -> Repairs:
     """Repaired, ever better; as 3D Slicer asks for it."""
     drawn = Observations(label_map=mask, mask_noise=replace(noise, edges=scan_edges(mask)))
-    for found in prior.fit(drawn, settings=FitSettings(uncertainty=False)):
-        yield found.surface
+    yield from prior.fit(drawn, settings=FitSettings(uncertainty=False, side=side))
 
 
-def folded(organ: str, chosen: argparse.Namespace) -> dict[str, ShapePrior]:
-    """For each case a PCA prior of the other folds."""
-    if not chosen.folds:
+def folded(kind: str, organ: str, chosen: argparse.Namespace) -> dict[str, ShapePrior]:
+    """For each case a PCA prior of the other folds, where the organ's priors know the patients."""
+    if not chosen.folds or PATIENTS.get(kind) != organ:
         return {}
     split = split_cases(chosen.data / organ)
     shapes = with_surfaces(sorted(split.training + split.validation, key=lambda case: case.name))
-    seen = trained_patients(organ, chosen)
+    left_out = left_out_of(kind, organ, chosen)
     found: dict[str, ShapePrior] = {}
     for fold in range(chosen.folds):
-        names = {case.name for case, _ in shapes[fold :: chosen.folds]} - seen
+        names = {case.name for case, _ in shapes[fold :: chosen.folds]} - left_out
         if names:
             kept = [shape for i, shape in enumerate(shapes) if i % chosen.folds != fold]
             found |= dict.fromkeys(names, trained(organ, kept))
@@ -238,26 +255,47 @@ def emd(surface: Surface, truth: Truth) -> float:
     return float(gaps[linear_sum_assignment(gaps)].mean())
 
 
-def scored(given: Given, method: str, organ: str, made: Surfaces, trained_on: bool) -> Score:
-    """Of the last surface, or of why there is none."""
+def one_closed(surface: Surface) -> bool:
+    """Whether a surface is one piece, and each of its edges of two triangles."""
+    a, b, c = surface.triangles.T
+    ends = np.sort(np.stack([np.r_[a, b, c], np.r_[b, c, a]], axis=1), axis=1)
+    edges, counts = np.unique(ends, axis=0, return_counts=True)
+    count = len(surface.points)
+    links = coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), (count, count))
+    return bool((counts == 2).all()) and connected_components(links)[0] == 1
+
+
+def scored(
+    given: Given,
+    method: str,
+    organ: str,
+    made: Repairs,
+    prior: ShapePrior | None = None,
+) -> Score:
+    """Of the last surface, or of why there is none; ``prior`` None of what knows none."""
+    cards = {} if prior is None or method == FOLDS else prior.card.splits
+    trained_on = patient(given) in cards.get("training", [])
     before, nan = overlap(given.mask, given.truth.label), float("nan")
     began, first = time.process_time(), None
     try:
         for better in made:
-            first, surface = first or time.process_time() - began, better
+            first, last = first or time.process_time() - began, better
         assert first is not None
     except Exception as error:  # a fault of one case must not end the others
         why = f"{type(error).__name__}: {error}"
         lost = (nan, nan, 0.0, before, nan, nan, nan, nan, trained_on, nan)
         return Score(given.case, method, *lost, error=why)
-    seconds = time.process_time() - began
+    seconds, explained = time.process_time() - began, nan
+    surface = last if isinstance(last, Surface) else last.surface
+    if prior is not None and isinstance(last, Reconstruction):
+        explained = overlap_with(given.mask, shape_of(prior, last))
     gaps = surface_distances(surface, given.truth)
     tolerance = TOLERANCE_MM.get(organ, DEFAULT_TOLERANCE_MM)
     return Score(
         *(given.case, method, 100.0 * paper_scores(surface, given.truth)["chamfer"]),
         *(emd(surface, given.truth), dice(surface, given.truth.label), before),
         *(gaps.percentile(95), gaps.nsd(tolerance), first, seconds, trained_on),
-        kept=dice(surface, given.mask),
+        *(dice(surface, given.mask), explained, one_closed(surface)),
     )
 
 
@@ -270,6 +308,7 @@ def row(masks: str, method: str, found: list[Score]) -> list[str]:
 
     lower = sum(score.dice < score.dice_mask - 0.01 for score in found)
     counts = [len(found), sum(s.trained_on for s in found), sum(s.error is not None for s in found)]
+    counts += [sum(s.explained < BEYOND_REPAIR for s in found), sum(not s.whole for s in found)]
     told = [mean("chamfer", ".3f"), mean("emd", ".4f"), mean("dice_mask", ".4f")]
     told += [mean("dice", ".4f"), number(min(score.dice for score in found), ".4f"), str(lower)]
     told += [mean("hd95", ".2f"), mean("nsd", ".4f"), mean("first", ".2f"), mean("seconds", ".1f")]
@@ -282,18 +321,17 @@ def measured(
     """All masks of one kind by all methods."""
     masks = list(masks_of(kind, organ, chosen))
     noises = noises_of(masks)
-    folds = folded(organ, chosen) if kind == "networks" and trained_patients(organ, chosen) else {}
+    folds = folded(kind, organ, chosen)
     mean = next(iter(priors.values())).template() if priors else None
     found: list[Score] = []
     for number_, given in enumerate(masks, start=1):
         name = patient(given)
         for method in chosen.plain if mean is not None else []:
             made = at_once(PLAIN[method], given.mask, mean)
-            found.append(scored(given, method, organ, made, False))
+            found.append(scored(given, method, organ, made))
         for method, prior in ({FOLDS: folds[name]} if name in folds else priors).items():
-            known = name in prior.card.splits.get("training", []) and method != FOLDS
-            repaired = by_prior(prior, given.mask, noises[given.case])
-            found.append(scored(given, method, organ, repaired, known))
+            repaired = by_prior(prior, given.mask, noises[given.case], chosen.side)
+            found.append(scored(given, method, organ, repaired, prior))
         tell(given.case, kind, number_, len(masks))
     return found
 
@@ -301,7 +339,7 @@ def measured(
 def rows_of(kind: str, found: list[Score]) -> list[list[str]]:
     """Of the methods; of networks' masks network by network."""
     groups = {kind: found}
-    if kind == "networks":
+    if kind in PATIENTS:
         groups = {n: [s for s in found if s.case.endswith(f"/{n}")] for n in NETWORKS}
     rows = []
     for title, scores in groups.items():
@@ -316,7 +354,8 @@ def main() -> None:
     arguments.add_argument("--organs", nargs="+", default=ORGANS)
     arguments.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     arguments.add_argument("--plain", nargs="*", default=list(PLAIN), choices=list(PLAIN))
-    arguments.add_argument("--every", type=int, default=1, help="with folds, each n-th patient")
+    arguments.add_argument("--every", type=int, default=1, help="of networks, each n-th patient")
+    arguments.add_argument("--side", default="auto", choices=SIDES, help="of paired organs")
     arguments.add_argument("--matched", type=float, help="share of a mask's places that is fitted")
     arguments.add_argument("--folds", type=int, default=0, help="of a PCA that leaves patients out")
     chosen = arguments.parse_args()

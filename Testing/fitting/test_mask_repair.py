@@ -16,7 +16,7 @@ from model_server.evaluation.metrics import Truth, dice, surface_distances
 from model_server.evaluation.protocols import find_protocol
 from model_server.fitting.mask import MaskField, scan_edges
 from model_server.fitting.mask_repair import RepairedMask, bounded
-from model_server.geometry.labels import surface_from_label
+from model_server.geometry.labels import surface_from_label, voxelize
 from model_server.io.volumes import read_volume
 from model_server.jobs.example import example_case
 from model_server.jobs.repair import changes_of, learn_noise, read_source, write_source
@@ -168,6 +168,32 @@ def test_leaks_are_cut_and_islands_lost_where_pieces_of_the_organ_stay() -> None
     assert not along[39:65].any()
     assert not inside[island].any()
     assert inside[piece].all()
+
+
+def test_gaps_between_parts_are_filled_where_hollows_of_one_stay() -> None:
+    """A ball without a slot half through it, and without slices all through it."""
+    z, y, x = np.indices((70, 70, 70)) - 35.0
+    ball = np.sqrt(x**2 + y**2 + z**2) < 25.0
+    geometry = np.eye(4)
+    shape = surface_from_label(Volume(ball.astype(np.uint8), geometry))
+    gap = ball & (np.abs(z) < 3)
+    for open_, filled in ((gap & (x > 0), False), (gap, True)):
+        mask = Volume((ball & ~open_).astype(np.uint8), geometry)
+        repair = RepairedMask(MaskField.of(mask), MaskNoise(), np.zeros((0, 3)))
+        inside = voxelize(repair.followed(shape), geometry, mask.shape)
+        assert (inside[open_].mean() > 0.7) == filled
+        assert filled or inside[open_].mean() < 0.1
+
+
+def test_the_shape_comes_before_the_mended_mask(truth: Truth) -> None:
+    drawn = find_protocol("network-mask").observations(truth, "c")
+    first, last = load_prior("hippocampus-pca", "cpu").fit(drawn, settings=QUICKLY)
+    assert dice(last.surface, truth.label) > dice(first.surface, truth.label)
+    assert one_closed(first.surface)
+    (only,) = load_prior("hippocampus-pca", "cpu").fit(
+        Observations(label_map=truth.label), settings=QUICKLY
+    )
+    assert dice(only.surface, truth.label) > 0.975
 
 
 @pytest.mark.parametrize("name", ["d", "g"])

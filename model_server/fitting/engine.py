@@ -54,7 +54,8 @@ def fit(
 ) -> Iterator[Reconstruction]:
     """Yield the quick look, then the global, the local and the remeshed surface.
 
-    A prior without a quick look starts itself; one without a local stage yields one surface.
+    A prior without a quick look starts itself; one without a local stage yields one surface, of a
+    mask that is to be repaired two: the shape, and the mended mask.
 
     Args:
         model: the prior.
@@ -93,6 +94,8 @@ def _stages(
     if model.quick is None:
         run.begin_alone()
         if not model.finishes:
+            if observations.mask_noise is not None:  # mending takes the longer half of the time
+                yield run.reconstruction("quick look")
             run.solve_local()
             yield run.only()
             return

@@ -4,8 +4,9 @@ A network's mask errs by a millimeter or two nearly everywhere, and by much in f
 missing ends, islands, slices left out. Measured on four networks' masks, a mask that lies far
 outside the fitted shape is still right more often than not, and the shape far outside the mask is
 seldom right in all its width. So the mask is followed, but for leaks that reach far; what it leaves
-out is filled where it lies between parts of it, or deep inside the shape; what belongs to the organ
-is joined; and what was drawn counts most.
+out is filled where it lies between parts of it, or deep inside the shape, but no hollow of a part:
+that is the organ's own more often than not. What belongs to the organ is joined; and what was drawn
+counts most.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ CORE = 2.5  # spreads inside the shape: filled ...
 MOST_FILLED = 0.08  # ... but no more of the mask's volume than the deepest so much
 MOST_SPREAD = 0.04  # RMS radii: of small organs masks are less wrong
 BETWEEN_MM = 8.0  # gaps up to twice this, between parts of the mask and inside the shape: filled
+MOST_PARTS = 5  # between which gaps are looked for
 LEAST_PART = 0.005  # of the largest part, of one that is joined ...
 LEAST_FAR = 0.015  # ... and of one that lies farther out as a whole: smaller ones are islands
 BRIDGE_MM = 2.5  # radius of what joins parts
@@ -111,11 +113,30 @@ def bounded(wanted: Array, fitted: Array, farthest: float) -> Array:
 def _filled(together: Together, spread: float) -> Array:
     """(K, J, I) mm: what the mask leaves out of the shape, negative inside."""
     wanted, fitted = together.wanted, together.fitted
-    between = _closed(wanted, together.step)
-    depth = np.sort(-fitted[(wanted > 0) & ~between & (fitted < 0)])[::-1]
+    # As the sinus of a kidney: of true and degraded masks of training cases, of five organs, 2 to
+    # 42 % of what shapes fill in hollows of one part is organ; between two parts 90 % and more.
+    hollow = _closed(wanted, together.step)
+    between = hollow & _between(wanted, together.step)
+    depth = np.sort(-fitted[(wanted > 0) & ~hollow & (fitted < 0)])[::-1]
     most = int(MOST_FILLED * np.count_nonzero(wanted < 0))
     margin = max(CORE * spread, float(depth[most]) if most < len(depth) else 0.0)
-    return np.asarray(fitted + np.where(between, spread, margin))
+    missing = np.where(hollow, np.inf, fitted + margin)
+    return np.asarray(np.where(between, fitted + spread, missing))
+
+
+def _between(wanted: Array, step: float) -> NDArray[np.bool_]:
+    """(K, J, I) nodes between two parts of a mask that are near each other."""
+    numbers, count = ndimage.label(wanted < 0)
+    sizes = np.bincount(numbers.ravel(), minlength=count + 1)[1:]
+    large = 1 + np.argsort(-sizes, kind="stable")[:MOST_PARTS]
+    large = large[sizes[large - 1] >= LEAST_PART * sizes.max(initial=0)]
+    nearest = second = np.full(wanted.shape, np.inf)
+    for number in large if len(large) > 1 else []:
+        away = ndimage.distance_transform_edt(numbers != number, sampling=np.full(3, step))
+        second = np.minimum(second, np.maximum(nearest, away))
+        nearest = np.minimum(nearest, away)
+    # Distances are to nodes of the parts, one step inside of where these end.
+    return np.asarray(nearest + second <= 2.0 * (BETWEEN_MM + step))
 
 
 def _closed(wanted: Array, step: float) -> NDArray[np.bool_]:

@@ -71,14 +71,15 @@ def painted(organ: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, se
         for axis in range(3):
             filled = np.flatnonzero(np.moveaxis(organ, axis, 0).any(axis=(1, 2)))
             for index in rng.permutation(filled)[: rng.integers(0, 5)]:
-                flat = _byHand(organ.take(index, axis), rng)
+                flat = by_hand(organ.take(index, axis), rng)
                 if closedArea(flat).sum() >= LEAST_AREA:
                     np.moveaxis(mask, axis, 0)[index] |= flat
                     keys.add((axis, int(index)))
     return mask, keys
 
 
-def _byHand(flat: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def by_hand(flat: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A slice of an organ, shifted by up to a voxel, and larger or smaller by one."""
     moved = ndimage.shift(flat, rng.integers(-1, 2, 2), order=0)
     more = rng.integers(-1, 2)
     if more > 0:
@@ -96,16 +97,22 @@ def stroke(mask: np.ndarray, rng: np.random.Generator) -> None:
     flat[row : row + 2, length // 4 : 3 * length // 4] = True
 
 
+def labelled_image(mask: np.ndarray, matrix: np.ndarray) -> slicer.vtkOrientedImageData:
+    """(K, J, I) voxels with their (4, 4) geometry."""
+    image = slicer.vtkOrientedImageData()
+    image.SetDimensions(*mask.shape[::-1])
+    image.AllocateScalars(VTK_UNSIGNED_CHAR, 1)
+    vtk_to_numpy(image.GetPointData().GetScalars())[:] = mask.ravel()
+    image.SetGeometryFromImageToWorldMatrix(matrixFrom(matrix))
+    return image
+
+
 def segments(sitting: Sitting, masks: list[np.ndarray], matrix: np.ndarray):
     """A segmentation in one layer, and the IDs of its segments."""
     node = newSegmentation(sitting.scene, None, "painted")
     ids = []
     for mask in masks:
-        image = slicer.vtkOrientedImageData()
-        image.SetDimensions(*mask.shape[::-1])
-        image.AllocateScalars(VTK_UNSIGNED_CHAR, 1)
-        vtk_to_numpy(image.GetPointData().GetScalars())[:] = mask.ravel()
-        image.SetGeometryFromImageToWorldMatrix(matrixFrom(matrix))
+        image = labelled_image(mask, matrix)
         ids.append(addSegment(node, "organ", ""))
         fillSegment(node, ids[-1], image, None)
     node.GetSegmentation().CollapseBinaryLabelmaps(False)

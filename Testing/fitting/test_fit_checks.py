@@ -45,6 +45,27 @@ def test_annotations_of_usual_size_pass() -> None:
     check_size(Observations(boundary=(PointSet(20.0 * np.eye(3)),)), CARD)
 
 
+def _mask(*halves: float) -> Volume:
+    """Cubes of so many mm to a side, halved, beside each other."""
+    array = np.zeros((100, 100, 200), dtype=np.uint8)
+    for number, half in enumerate(halves):
+        array[tuple(slice(int(50 - half), int(50 + half)) for _ in range(2))][
+            :, :, int(50 + 100 * number - half) : int(50 + 100 * number + half)
+        ] = 1
+    return Volume(array, np.eye(4), "body")
+
+
+def test_a_mask_that_holds_more_than_any_such_organ_is_refused_before_a_fit() -> None:
+    high = CARD.hyperparameters["radius_mm"][1]
+    for halves in ((2.0 * high,), (2.0 * high, 2.0)):  # an island is not the organ
+        with pytest.raises(ShapePriorError, match="in one piece") as caught:
+            check_drawn(Observations(label_map=_mask(*halves)), CARD)
+        assert caught.value.code == "wrong-size"
+        assert "--label" in caught.value.remedy
+    check_drawn(Observations(label_map=_mask(0.8 * high)), CARD)
+    check_drawn(Observations(label_map=_mask(2.0 * high, 0.8 * high)), CARD)  # the second may be it
+
+
 def test_clicks_in_one_spot_are_told_so() -> None:
     with pytest.raises(ShapePriorError, match=r"one spot of 1\.73 mm") as caught:
         check_size(Observations(boundary=(PointSet(np.eye(3)),)), CARD)

@@ -30,15 +30,15 @@ def _save(figure: Any, path: Path, dpi: int = DPI) -> None:
     write_together({path: lambda part: _drawn(figure, part, dpi)})
 
 
-def _drawn(figure: Any, path: Path, dpi: int) -> None:
+def _drawn(figure: Any, part: Path, dpi: int) -> None:
     """A PNG with a palette: a plot has few colors, and the file is a third as large."""
     from PIL import Image
 
-    figure.savefig(path, dpi=dpi)
-    if path.suffix.lower() == ".png":
-        with Image.open(path) as picture:
+    figure.savefig(part, dpi=dpi)
+    if part.suffix.lower() == ".png":
+        with Image.open(part) as picture:
             few = picture.convert("RGB").quantize(COLORS, kmeans=3, dither=Image.Dither.NONE)
-        few.save(path, optimize=True)
+        few.save(part, optimize=True)
 
 
 def plot_methods(

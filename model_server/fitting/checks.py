@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from model_server.errors import ShapePriorError
@@ -12,7 +13,7 @@ from model_server.fitting.contradictions import contradictions, require_depth, r
 from model_server.fitting.coverage import coverage_warnings, plane_gaps, require_reached
 from model_server.fitting.drawn_planes import drawn_planes
 from model_server.fitting.interrupt import check
-from model_server.observations import Observations, PointSet
+from model_server.observations import Observations, PointSet, Volume
 from model_server.priors.card import PriorCard
 from model_server.reconstruction import Surface
 
@@ -21,6 +22,8 @@ SIZE_FACTOR = 2.0  # beyond the largest or smallest training shape by this facto
 TOO_FAR = 0.6  # of a point, as a share of the organ's RMS radius: it does not belong to it
 BARE = 0.35  # share of the surface without a click within the RMS radius, for a warning
 FAR = 0.2  # of a click, the same, for a warning
+BALL_FACTOR = 1.15  # of the largest organ's mean radius: a ball of it holds more than any organ
+MAY_BE = 0.01  # of the volume that no organ has: smaller parts of a mask are islands
 OFF_MASK = 0.1  # of a mask's volume: masks of whole organs come back within 0.03
 ONE_SIDED = 0.02  # RMS radii from the clicks' convex hull to the organ's center, for a warning
 
@@ -34,6 +37,7 @@ def check_drawn(observations: Observations, card: PriorCard) -> None:
         ShapePriorError: of impossible size, of two organs, or all in one plane.
     """
     check_size(observations, card)
+    check_mask_size(observations.label_map, card)
     require_one_organ(observations, card)
     require_depth(observations)
 
@@ -68,6 +72,34 @@ def check_size(observations: Observations, card: PriorCard) -> None:
         f"The annotations span {extent:.3g} mm; for a {card.organ} between {low:.0f} and "
         f"{high:.0f} mm are expected.",
         hint,
+        "wrong-size",
+    )
+
+
+def check_mask_size(mask: Volume | None, card: PriorCard) -> None:
+    """Refuse a mask that holds far more than a ball as large as any organ of this kind: what fits
+    say of its size in the end costs many seconds.
+
+    Parts that are not too large may be the organ; they are left to be tried.
+
+    Raises:
+        ShapePriorError: such a mask.
+    """
+    limits = card.hyperparameters.get("radius_mm")
+    if mask is None or not limits:
+        return
+    voxel = abs(float(np.linalg.det(mask.ijk_to_ras[:3, :3]))) / 1000.0
+    most = 4.0 / 3.0 * np.pi * (BALL_FACTOR * limits[1]) ** 3 / 1000.0
+    if np.count_nonzero(mask.array) * voxel <= most:
+        return
+    check()
+    sizes = np.bincount(ndimage.label(np.asarray(mask.array) > 0)[0].ravel())[1:] * voxel
+    if sizes[sizes <= most].max(initial=0.0) > MAY_BE * most:
+        return
+    raise ShapePriorError(
+        f"The mask '{mask.name}' holds {sizes.max():.3g} ml in one piece; no {card.organ} holds "
+        f"more than {most:.3g} ml.",
+        "Check that it is a mask of the organ of the prior, and choose the label by --label.",
         "wrong-size",
     )
 

@@ -212,7 +212,7 @@ def matern(first: Array, second: Array, length: float) -> Single:
 
     Squared distances are one product of matrices, |a|^2 - 2 ab + |b|^2.
     """
-    middle, unit = second.mean(axis=0), np.sqrt(3.0) / length
+    middle, unit = second.sum(axis=0) / max(len(second), 1), np.sqrt(3.0) / length
     a, b = (first - middle) * unit, (second - middle) * unit
     long, short = (np.einsum("ni,ni->n", v, v)[:, None] for v in (a, b))
     left = np.concatenate([-2.0 * a, long, np.ones_like(long)], axis=1)

@@ -109,6 +109,8 @@ class MeshForm:
         self._decode: tuple[FitState, Surface] | None = None
         self._level: tuple[FitState, Surface] | None = None
         self._errors: tuple[FitState, NodeErrors] | None = None
+        self._folds: tuple[Surface, float] | None = None  # share of a mesh's triangles
+        self._latents: tuple[FitState, Array] | None = None
 
     # --- starts -------------------------------------------------------------------------------
 
@@ -291,7 +293,9 @@ class MeshForm:
 
     def _distances(self, mesh: Surface, around: Array) -> DistanceGrid | None:
         """Of a mesh of which too many triangles are folded, as of decoders whose sphere is."""
-        if self.template.folded(mesh.points).mean() <= MOST_FOLDED:
+        if self._folds is None or self._folds[0] is not mesh:
+            self._folds = mesh, float(self.template.folded(mesh.points).mean())
+        if self._folds[1] <= MOST_FOLDED:
             return None
         return DistanceGrid.of(mesh, NODES, FARTHEST * self.rms_radius, around)
 
@@ -401,6 +405,13 @@ class MeshForm:
 
     def latents(self, state: FitState) -> Array:
         """See ``Form``."""
+        last = None if self._latents is None else self._latents[0]
+        if last is None or last.latent is not state.latent or last.local is not state.local:
+            self._latents = state, self._whole_latents(state)
+        assert self._latents is not None
+        return self._latents[1]
+
+    def _whole_latents(self, state: FitState) -> Array:
         local = state.local
         if local is None:
             local = self.detail if self.is_preview else None

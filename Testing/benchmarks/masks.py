@@ -26,6 +26,7 @@ from model_server.evaluation.metrics import Truth, dice, surface_distances
 from model_server.evaluation.protocols import find_protocol
 from model_server.evaluation.results import machine
 from model_server.geometry.labels import surface_from_label
+from model_server.imaging.look import Look
 from model_server.io.volumes import read_volume
 from model_server.observations import Observations, Volume
 from model_server.priors.protocol import ShapePrior
@@ -42,11 +43,12 @@ HEADER += ["lowest", "lower by > 0.01", "HD95 mm of masks", "of fits", "bar", ""
 
 @dataclass(frozen=True)
 class Given:
-    """A mask and the truth it is of."""
+    """A mask and the truth it is of; the image in which it was seen, with its reader."""
 
     case: str
     mask: Volume
     truth: Truth
+    look: Look | None = None
 
 
 @dataclass(frozen=True)

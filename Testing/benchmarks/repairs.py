@@ -4,9 +4,11 @@
 
 "degraded" are validation cases by the protocol "network-mask"; "good" are their true labels as
 they are, with stairs, "stairs" the same on slices of 2.5 to 5 mm: neither should become worse.
-"networks" are the masks of four networks (``network_masks`` of the organ's data; ``--every 3`` for
-each third patient), "abdomen" the same of whole abdomens, of which SS is repaired knowing its
-steady errors, learned from ten other patients' pairs. Whom a prior was trained on is left out of
+"voxels" are what the voxel network of the organ's bundled reader of images labels in validation
+images (a U-Net; hippocampus and left-atrium), repaired without and with the image. "networks" are
+the masks of four networks (``network_masks`` of the organ's data; ``--every 3`` for each third
+patient), "abdomen" the same of whole abdomens, of which SS is repaired knowing its steady errors,
+learned from ten other patients' pairs. Whom a prior was trained on is left out of
 them: they are validation patients, or all with ``--folds``, each repaired by a PCA prior of the
 other folds ("pca-folds", the only prior then).
 
@@ -28,6 +30,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from common import chosen_methods, console, load, number, parser, show, tell
@@ -41,7 +44,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
-from model_server.cases.splits import split_cases
+from model_server.cases.splits import Case, split_cases
 from model_server.evaluation.degraded_masks import SLICES_MM, thicker
 from model_server.evaluation.harness import (
     DEFAULT_TOLERANCE_MM,
@@ -57,6 +60,7 @@ from model_server.fitting.mask import scan_edges
 from model_server.fitting.mask_parts import Parts
 from model_server.geometry.labels import surface_from_label
 from model_server.geometry.sampling import sample_surface
+from model_server.imaging.look import Look
 from model_server.jobs.repair import BEYOND_REPAIR, learn_noise, shape_of
 from model_server.jobs.repair import overlap as overlap_with
 from model_server.jobs.session import SIDES
@@ -66,7 +70,7 @@ from model_server.reconstruction import Reconstruction, Surface
 
 Array = NDArray[np.float64]
 Repairs = Iterator[Surface | Reconstruction]
-KINDS = ["degraded", "networks", "abdomen", "good", "stairs"]
+KINDS = ["degraded", "voxels", "networks", "abdomen", "good", "stairs"]
 PATIENTS = {"networks": "pancreas", "abdomen": "spleen"}  # of which organ's cases these masks are
 ORGANS = ["liver", "pancreas", *(f"lung-{lobe}-lobe" for lobe in (
     "right-upper", "right-middle", "right-lower", "left-upper", "left-lower"))]  # fmt: skip
@@ -125,12 +129,29 @@ def masks_of(kind: str, organ: str, chosen: argparse.Namespace) -> Iterator[Give
         return
     for case in cases_of(organ, chosen.data, chosen.split, chosen.only)[: chosen.limit]:
         truth = Truth.from_label(case.label())
+        if kind == "voxels":
+            yield labelled(organ, case, chosen)
+            continue
         if kind == "degraded":
             mask = find_protocol("network-mask").observations(truth, case.name).label_map
         else:
             mask = truth.label if kind == "good" else thick_slices(truth.label, case.name)
         assert mask is not None
         yield Given(case.name, mask, truth)
+
+
+def labelled(organ: str, case: Case, chosen: argparse.Namespace) -> Given:
+    """What the voxel network of the organ's reader takes for organ in a case's image."""
+    reader: Any = load(f"{organ}-meshnet", chosen.device)
+    truth = Truth.from_label(case.label(), case.image())
+    assert truth.image is not None
+    look = Look(reader.reader, truth.image)
+    reading = look.observed(Observations()).reading
+    assert reading is not None
+    geometry = np.diag([reading.spacing] * 3 + [1.0])
+    geometry[:3, 3] = reading.origin
+    inside = (np.asarray(reading.inside) > 0.5).transpose(2, 1, 0)
+    return Given(case.name, Volume(inside.astype(np.uint8), geometry, "voxels"), truth, look)
 
 
 def thick_slices(label: Volume, name: str) -> Volume:
@@ -219,9 +240,12 @@ def at_once(made: Callable[[Volume, Surface], Surface], mask: Volume, mean: Surf
     yield made(mask, mean)
 
 
-def by_prior(prior: ShapePrior, mask: Volume, noise: MaskNoise, side: str) -> Repairs:
+def by_prior(
+    prior: ShapePrior, mask: Volume, noise: MaskNoise, side: str, look: Look | None = None
+) -> Repairs:
     """Repaired, ever better; as 3D Slicer asks for it."""
     drawn = Observations(label_map=mask, mask_noise=replace(noise, edges=scan_edges(mask)))
+    drawn = drawn if look is None else look.observed(drawn, meshes=False)
     yield from prior.fit(drawn, settings=FitSettings(uncertainty=False, side=side))
 
 
@@ -332,6 +356,9 @@ def measured(
         for method, prior in ({FOLDS: folds[name]} if name in folds else priors).items():
             repaired = by_prior(prior, given.mask, noises[given.case], chosen.side)
             found.append(scored(given, method, organ, repaired, prior))
+            if given.look is not None:
+                repaired = by_prior(prior, given.mask, MaskNoise(), chosen.side, given.look)
+                found.append(scored(given, f"{method}+image", organ, repaired, prior))
         tell(given.case, kind, number_, len(masks))
     return found
 

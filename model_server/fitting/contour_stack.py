@@ -21,6 +21,7 @@ from scipy.spatial import cKDTree
 from skimage.measure import points_in_poly
 
 from model_server.fitting.interrupt import check
+from model_server.fitting.joined_parts import joined
 from model_server.geometry.distance_grid import DistanceGrid
 from model_server.geometry.level_set import zero_level
 from model_server.geometry.sections import plane_section
@@ -76,7 +77,7 @@ class ContourStack:
         )
         if not (field < 0).any():
             return surface
-        found = zero_level(field, grid.start, grid.step)
+        found = zero_level(joined(field, grid.step), grid.start, grid.step)
         return Surface(found.points @ self.axes, found.triangles)
 
     def _beyond(self, turned: Surface, heights: Array) -> Array:

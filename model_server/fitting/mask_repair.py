@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from skimage.graph import MCP_Geometric
 
 from model_server.fitting.interrupt import check
+from model_server.fitting.joined_parts import LEAST_PART, joined
 from model_server.fitting.leftover import Kriging
 from model_server.fitting.mask import MaskField
 from model_server.fitting.mask_surface import Together
@@ -34,9 +34,7 @@ MOST_FILLED = 0.08  # ... but no more of the mask's volume than the deepest so m
 MOST_SPREAD = 0.04  # RMS radii: of small organs masks are less wrong
 BETWEEN_MM = 8.0  # gaps up to twice this, between parts of the mask and inside the shape: filled
 MOST_PARTS = 5  # between which gaps are looked for
-LEAST_PART = 0.005  # of the largest part, of one that is joined ...
-LEAST_FAR = 0.015  # ... and of one that lies farther out as a whole: smaller ones are islands
-BRIDGE_MM = 2.5  # radius of what joins parts
+LEAST_FAR = 0.015  # of the largest part, of one that lies farther out as a whole: else an island
 HAND_MM = 0.25  # standard deviation of a drawn place
 DRAWN_SPREAD_MM = 4.0  # of mask and shape about what is drawn ...
 DRAWN_LENGTH_MM = 12.0  # ... and how far errors are alike
@@ -68,7 +66,7 @@ class RepairedMask:
         field = np.minimum(field, _filled(together, spread))
         field = _within(together, field, self.noise.edges)
         check()
-        field = _joined(field, together.step)
+        field = joined(field, together.step)
         if len(self.drawn):
             field = self._through_drawn(together, field)
         return together.level(field) or surface
@@ -155,33 +153,3 @@ def _within(together: Together, field: Array, edges: Sequence[ScanEdge]) -> Arra
     places = together.places()
     beyond = np.max([edge.beyond(places) for edge in edges], axis=0).reshape(field.shape)
     return np.where(beyond > 0.0, together.fitted, field)
-
-
-def _joined(field: Array, step: float) -> Array:
-    """The field with all parts inside that are large enough joined to the largest, each by the way
-    that leaves it least."""
-    numbers, count = ndimage.label(field < 0)  # by faces, as the surface is
-    sizes = np.bincount(numbers.ravel(), minlength=count + 1)[1:]
-    order = 1 + np.argsort(-sizes, kind="stable")
-    for number in order[1:]:
-        if sizes[number - 1] < LEAST_PART * sizes[order[0] - 1]:
-            break
-        check()
-        cost = step + np.maximum(field, 0.0)
-        ways = MCP_Geometric(cost)
-        costs, _ = ways.find_costs(np.argwhere(_main(field)))
-        there = np.argwhere(numbers == number)
-        end = there[int(np.argmin(costs[tuple(there.T)]))]
-        way = np.ones(field.shape, dtype=bool)
-        way[tuple(np.array(ways.traceback(tuple(end))).T)] = False
-        tube = ndimage.distance_transform_edt(way, sampling=np.full(3, step)) - max(
-            BRIDGE_MM, 1.5 * step
-        )
-        field = np.minimum(field, tube)
-    return field
-
-
-def _main(field: Array) -> NDArray[np.bool_]:
-    """The largest part inside."""
-    numbers, _ = ndimage.label(field < 0)
-    return np.asarray(numbers == 1 + int(np.argmax(np.bincount(numbers.ravel())[1:])))

@@ -94,6 +94,19 @@ def test_fits_pass_through_every_contour_of_a_stack(name: str) -> None:
     assert evidence_of(outlines).dense() is None
 
 
+def test_contours_that_nothing_holds_together_stay_one_surface() -> None:
+    """Far from each other in the prior's shape, of which little is left between them."""
+    angle = np.linspace(0.0, 2.0 * np.pi, 120, endpoint=False)
+    outlines = []
+    for number, side in enumerate((-14.0, 14.0, -14.0)):
+        flat = [side + 5.0 * np.cos(angle), 5.0 * np.sin(angle), np.full(120, 14.0 * (number - 1))]
+        points = CENTER + np.column_stack(flat)
+        outlines.append(PlanarOutline(f"{number}", (points,), points[0], np.array([0.0, 0.0, 1.0])))
+    drawn = Observations(outlines=tuple(outlines))
+    found = evidence_of(drawn).dense().followed(ball(RADIUS))
+    assert max(gap.max_mm for gap in residuals(found, drawn)) < 3.0
+
+
 def test_a_surface_ends_half_a_gap_beyond_a_stack_through_the_whole_organ() -> None:
     drawn = stack(np.eye(3), np.linspace(-16.0, 16.0, 9))
     found = evidence_of(drawn).dense().followed(ball(RADIUS + 2.0))

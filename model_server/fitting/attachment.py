@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
 
 from model_server.geometry.closest import closest_on_mesh
 from model_server.geometry.sections import Section, nearest_on_segments, plane_section
@@ -67,7 +68,7 @@ class Attachment:
 
 
 def _blend(values: Array, vertices: Indices, weights: Array) -> Array:
-    return np.asarray((weights[..., None] * values[vertices]).sum(axis=1))
+    return np.einsum("nc,nck->nk", weights, values[vertices])
 
 
 def attach_points(surface: Surface, points: Array, normals: Array | None = None) -> Attachment:
@@ -114,7 +115,7 @@ def attach_plane(surface: Surface, normals: Array, points: Array, normal: Array)
     middle = np.arange(0, len(section.triangles), every)
     half = np.full(len(middle), 0.5)
     places = section.ends[middle].mean(axis=1)
-    nearest = points[np.linalg.norm(places[:, None] - points[None], axis=2).argmin(axis=1)]
+    nearest = points[cdist(places, points, "sqeuclidean").argmin(axis=1)]
     length = np.linalg.norm(section.ends[middle, 1] - section.ends[middle, 0], axis=1)
     trust = length * (len(points) / max(length.sum(), 1e-9))
     back = _on_section(surface, normals, section, middle, half, nearest, normal, trust)
@@ -146,8 +147,9 @@ def _on_section(
 def _barycentric(corners: Array, points: Array) -> Array:
     """(N, 3) barycentric coordinates of points in their triangles' planes."""
     u, v, w = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0], points - corners[:, 0]
-    uu, uv, vv = (u * u).sum(1), (u * v).sum(1), (v * v).sum(1)
-    wu, wv = (w * u).sum(1), (w * v).sum(1)
+    uu, uv, vv, wu, wv = (
+        np.einsum("ni,ni->n", a, b) for a, b in ((u, u), (u, v), (v, v), (w, u), (w, v))
+    )
     area = np.maximum(uu * vv - uv * uv, 1e-30)
     s, t = (vv * wu - uv * wv) / area, (uu * wv - uv * wu) / area
     return np.clip(np.stack([1 - s - t, s, t], axis=1), 0.0, 1.0)

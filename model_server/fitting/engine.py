@@ -251,7 +251,7 @@ class _Run:
         start: Reconstruction | None,
     ) -> None:
         self.model, self.observations, self.settings = model, observations, settings
-        self.evidence = evidence_of(observations)
+        self.given = self.evidence = evidence_of(observations)
         self.guide: GuideTerm | None = None
         self.form = model.form(settings, self.evidence, start)
         self.mirrored = False
@@ -306,7 +306,7 @@ class _Run:
         self._enter(start.pose, *self.form.warm(start))
         self.misfit = start.misfit
         if self.form.guided:
-            found = _place(self.model.quick, self.observations, self.settings)
+            found = _place(self.model.quick, self.observations, self.settings, self.given)
             if found.mirrored == self.mirrored:
                 self.misfit = found.state.misfit
                 settled = settle(found.form, found.state, self.evidence, variance=False)

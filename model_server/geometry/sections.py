@@ -46,9 +46,10 @@ def plane_section(
     height = (points - origin) @ normal
     # A vertex in the plane counts as above it: no degenerate triangle is left.
     height = np.where(np.abs(height) < 1e-12, 1e-12, height)
-    above = height[triangles] > 0
-    cut = np.flatnonzero(above.any(axis=1) & ~above.all(axis=1))
-    corner, side = triangles[cut], above[cut]
+    a, b, c = (height > 0)[triangles.T]
+    cut = np.flatnonzero((a != b) | (b != c))
+    corner = triangles[cut]
+    side = height[corner] > 0
     # The corner alone on its side is the end that both cut edges share.
     lone_above = side.sum(axis=1) == 1
     lone = np.where(lone_above, side.argmax(axis=1), (~side).argmax(axis=1))

@@ -63,6 +63,8 @@ def test_a_mask_that_holds_more_than_any_such_organ_is_refused_before_a_fit() ->
         assert caught.value.code == "wrong-size"
         assert "--label" in caught.value.remedy
     check_drawn(Observations(label_map=_mask(0.8 * high)), CARD)
+    background = replace(_mask(0.8 * high), array=_mask(0.8 * high).array.astype(np.int16) - 1)
+    check_drawn(Observations(label_map=background), CARD)  # below zero is no organ
     check_drawn(Observations(label_map=_mask(2.0 * high, 0.8 * high)), CARD)  # the second may be it
 
 

@@ -153,6 +153,19 @@ def test_a_mask_of_something_else_is_beyond_repair(truth: Truth) -> None:
     assert same.warnings("mask") == ()
 
 
+@pytest.mark.parametrize("seed", [2, 14])
+def test_a_speckled_mask_is_repaired(seed: int) -> None:
+    """Its border passes through nodes, which once left triangles without area."""
+    rng = np.random.default_rng(seed)
+    x, y, z = np.indices((40, 40, 60))
+    mask = ((x - 20) / 8) ** 2 + ((y - 20) / 7) ** 2 + ((z - 30) / 18) ** 2 < 1
+    mask ^= rng.random(mask.shape) < 0.05
+    label = Volume(mask.astype(np.uint8), np.eye(4), "speckled")
+    observations = Observations(label_map=label, mask_noise=MaskNoise())
+    surface = list(load_prior("hippocampus-dals", "cpu").fit(observations, settings=QUICKLY))[-1]
+    assert one_closed(surface.surface)
+
+
 def test_leaks_are_cut_and_islands_lost_where_pieces_of_the_organ_stay() -> None:
     """A ball that leaks along a bar, with an island and a larger piece far outside."""
     z, y, x = np.indices((40, 40, 110)) - 20.0

@@ -27,6 +27,16 @@ def test_distances_of_a_ball_are_those_to_its_center_less_its_radius() -> None:
     assert np.abs(grid.at(points) - true).max() < 0.35
 
 
+def test_nodes_at_zero_make_no_triangles_without_area() -> None:
+    """Neither in the surface nor as a shell beside it."""
+    x, y, z = np.indices((21, 21, 21)) - 10.0
+    field = np.abs(x) + np.abs(y) + np.abs(z) - 6.0  # zero at many nodes
+    field[10, 10, 2] = 0.0
+    surface = zero_level(field, np.zeros(3), 1.0)
+    assert np.linalg.norm(surface.across(), axis=1).min() > 1e-9
+    assert 2 * len(surface.points) - len(surface.triangles) == 4
+
+
 def test_distances_are_clamped_and_the_grid_holds_what_it_has_to() -> None:
     far = np.array([[25.0, 0.0, 0.0]])
     grid = DistanceGrid.of(ball(10.0), 32, 3.0, far)

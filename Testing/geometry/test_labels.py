@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from model_server.errors import ShapePriorError
@@ -88,6 +89,21 @@ def test_the_distance_field_vanishes_between_voxels() -> None:
     field = distance_field(mask, np.array([2.0, 1.0, 1.0]))[0, 0]
     assert field[:4] == pytest.approx([8.0, 6.0, 4.0, 2.0])
     assert field[3] + field[4] == pytest.approx(0.0)
+
+
+def test_distances_are_scipys_whatever_the_spacing() -> None:
+    rng = np.random.default_rng(4)
+    mask = ndimage.gaussian_filter(rng.random((9, 20, 24)), 2.0) > 0.5
+    spacing = np.array([0.3, 0.4, 8.0])
+    away = [ndimage.distance_transform_edt(part, sampling=spacing[::-1]) for part in (~mask, mask)]
+    assert distance_field(mask, spacing) == pytest.approx(away[0] - away[1], abs=1e-4)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_where_there_is_no_border_it_is_farther_than_anything(full: bool) -> None:
+    field = distance_field(np.full((4, 5, 6), full), np.array([1.0, 2.0, 3.0]))
+    assert (np.sign(field) == (-1.0 if full else 1.0)).all()
+    assert np.abs(field).min() >= np.linalg.norm([6.0, 10.0, 12.0])
 
 
 def test_inverted_triangles_are_turned_outward() -> None:

@@ -60,6 +60,18 @@ def test_closest_points_of_points_near_a_mesh_are_exact() -> None:
     assert closest_on_mesh(surface, points)[2] == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    "corners", [[[0, 0, 0], [0, 0, 0], [6, 0, 0]], [[0, 0, 0], [2, 0, 0], [6, 0, 0]]]
+)
+def test_of_a_flat_triangle_an_edge_is_closest(corners: list[list[float]]) -> None:
+    points = np.random.default_rng(5).uniform(-2.0, 8.0, (200, 3))
+    flat = np.broadcast_to(np.array(corners, dtype=float), (200, 3, 3))
+    weights = closest_on_triangles(points, flat)
+    found = np.einsum("nc,nci->ni", weights, flat)
+    assert found[:, 0] == pytest.approx(np.clip(points[:, 0], 0.0, 6.0))
+    assert np.abs(found[:, 1:]).max() < 1e-12
+
+
 def test_no_point_of_a_triangle_is_closer_than_the_closest() -> None:
     rng = np.random.default_rng(2)
     corners, points = rng.normal(size=(200, 3, 3)), rng.normal(0.0, 2.0, (200, 3))

@@ -22,7 +22,7 @@ SIZE_FACTOR = 2.0  # beyond the largest or smallest training shape by this facto
 TOO_FAR = 0.6  # of a point, as a share of the organ's RMS radius: it does not belong to it
 BARE = 0.35  # share of the surface without a click within the RMS radius, for a warning
 FAR = 0.2  # of a click, the same, for a warning
-BALL_FACTOR = 1.15  # of the largest organ's mean radius: a ball of it holds more than any organ
+BALL_FACTOR = 1.15  # of the largest organ's mean radius: a ball of it holds more than any of these
 MAY_BE = 0.01  # of the volume that no organ has: smaller parts of a mask are islands
 OFF_MASK = 0.1  # of a mask's volume: masks of whole organs come back within 0.03
 ONE_SIDED = 0.02  # RMS radii from the clicks' convex hull to the organ's center, for a warning
@@ -88,17 +88,17 @@ def check_mask_size(mask: Volume | None, card: PriorCard) -> None:
     limits = card.hyperparameters.get("radius_mm")
     if mask is None or not limits:
         return
-    voxel = abs(float(np.linalg.det(mask.ijk_to_ras[:3, :3]))) / 1000.0
+    voxel, inside = abs(float(np.linalg.det(mask.ijk_to_ras[:3, :3]))) / 1000.0, _inside(mask)
     most = 4.0 / 3.0 * np.pi * (BALL_FACTOR * limits[1]) ** 3 / 1000.0
-    if np.count_nonzero(mask.array) * voxel <= most:
+    if np.count_nonzero(inside) * voxel <= most:
         return
     check()
-    sizes = np.bincount(ndimage.label(np.asarray(mask.array) > 0)[0].ravel())[1:] * voxel
+    sizes = np.bincount(ndimage.label(inside)[0].ravel())[1:] * voxel
     if sizes[sizes <= most].max(initial=0.0) > MAY_BE * most:
         return
     raise ShapePriorError(
-        f"The mask '{mask.name}' holds {sizes.max():.3g} ml in one piece; no {card.organ} holds "
-        f"more than {most:.3g} ml.",
+        f"The mask '{mask.name}' holds {sizes.max():,.0f} ml in one piece, far more than any "
+        f"{card.organ} this prior learned from (at most about {most:,.0f} ml).",
         "Check that it is a mask of the organ of the prior, and choose the label by --label.",
         "wrong-size",
     )
@@ -144,13 +144,18 @@ def mask_warnings(observations: Observations, surface: Surface) -> tuple[str, ..
     if label is None:
         return ()
     voxel = abs(float(np.linalg.det(label.ijk_to_ras[:3, :3]))) / 1000.0
-    held, found = np.count_nonzero(label.array) * voxel, surface.volume() / 1000.0
+    held, found = np.count_nonzero(_inside(label)) * voxel, surface.volume() / 1000.0
     if abs(found - held) <= OFF_MASK * held:
         return ()
     return (
         f"The surface holds {found:.3g} ml, the mask '{label.name}' {held:.3g} ml: look where "
         "they differ, and check that the mask is one whole organ, and that of the prior.",
     )
+
+
+def _inside(mask: Volume) -> NDArray[np.bool_]:
+    """(K, J, I) what is labelled."""
+    return np.asarray(mask.array) > 0
 
 
 def open_ends(observations: Observations) -> tuple[str, ...]:

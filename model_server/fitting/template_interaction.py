@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
+from model_server.fitting.checks import check_mask_size
 from model_server.fitting.interrupt import apart
 from model_server.fitting.mask_parts import parts_of_organ
 from model_server.fitting.pose_prior import PosePrior, mirror_points
@@ -76,9 +77,14 @@ class Interaction:
 
 
 def interacted(prior: HasShape, observations: Observations) -> Observations:
-    """With those places alone of a mask to repair that the prior's shape explains best."""
+    """With those places alone of a mask to repair that the prior's shape explains best.
+
+    Raises:
+        ShapePriorError: see ``check_mask_size``.
+    """
     if observations.mask_noise is None or observations.label_map is None:
         return observations
+    check_mask_size(observations.label_map, prior.card)
     observations = parts_of_organ(observations, prior.card)
     label = observations.label_map
     assert label is not None

@@ -9,6 +9,7 @@ from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
+FLAT = 1e-12  # squared sine between two edges
 CANDIDATES = 10  # triangles whose centers are nearest; enough for meshes of even triangles
 
 
@@ -29,9 +30,11 @@ def closest_on_triangles(points: Array, corners: Array) -> Array:
         return np.einsum("...i,...i->...", x, y)
 
     uu, uv, vv, wu, wv = dot(u, u), dot(u, v), dot(v, v), dot(w, u), dot(w, v)
-    area = np.maximum(uu * vv - uv * uv, 1e-30)
+    area = uu * vv - uv * uv
+    flat = area <= FLAT * uu * vv  # of corners on a line or in a place: an edge has the point
+    area = np.maximum(area, 1e-30)
     s, t = (vv * wu - uv * wv) / area, (uu * wv - uv * wu) / area
-    inside = (s >= 0) & (t >= 0) & (s + t <= 1)
+    inside = (s >= 0) & (t >= 0) & (s + t <= 1) & ~flat
     # Else the closest point lies on one of the three edges.
     ab = np.clip(wu / np.maximum(uu, 1e-30), 0, 1)
     ac = np.clip(wv / np.maximum(vv, 1e-30), 0, 1)

@@ -11,6 +11,7 @@ from model_server.errors import ShapePriorError
 from model_server.geometry.polydata import to_polydata
 from model_server.observations import Volume
 from model_server.reconstruction import Surface
+from model_server.threads import fit_threads
 
 Array = NDArray[np.float64]
 SPLINE_PAD = 4  # empty voxels around a label, so that its spline closes at the border
@@ -52,7 +53,11 @@ def _away_from(mask: NDArray[np.bool_], spacing: Array) -> NDArray[np.float32]:
 
     image = sitk.GetImageFromArray(mask.view(np.uint8))
     image.SetSpacing([float(mm) for mm in spacing])
-    found = sitk.SignedMaurerDistanceMap(image, False, False, True)
+    distances = sitk.SignedMaurerDistanceMapImageFilter()
+    distances.SquaredDistanceOff()
+    distances.UseImageSpacingOn()
+    distances.SetNumberOfThreads(fit_threads())
+    found = distances.Execute(image)  # held, while its voxels are read
     return np.maximum(sitk.GetArrayViewFromImage(found), 0.0)
 
 

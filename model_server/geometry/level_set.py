@@ -11,6 +11,7 @@ from model_server.geometry.labels import oriented
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
+LEAST = 1e-4  # of the largest value: no node is nearer to zero
 
 
 def zero_level(field: Array, start: Array, step: Array | float) -> Surface:
@@ -36,6 +37,9 @@ def zero_level(field: Array, start: Array, step: Array | float) -> Surface:
     outside, parts = ndimage.label(field >= 0)
     if parts > 1:
         field = np.where((outside > 0) & (outside != outside[0, 0, 0]), -far, field)
+    # A node at zero makes triangles without area, and shells of no size.
+    least = LEAST * far
+    field = np.where(np.abs(field) < least, np.where(field < 0, -least, least), field)
     verts, faces, _, _ = measure.marching_cubes(field, 0.0)
     points = start + step * (verts - 1.0 + [part.start for part in box])
     return oriented(Surface(points.astype(np.float64), faces.astype(np.int32)))

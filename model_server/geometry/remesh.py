@@ -28,13 +28,14 @@ def remesh(surface: Surface, iterations: int = 5, most_triangles: int = MOST_TRI
     """
     import gpytoolbox
 
+    degenerate = ShapePriorError(
+        "The fitted surface is degenerate.",
+        "Check the annotations: they may be of different organs, or in other units than mm.",
+    )
     corners = surface.corners()
     edge = float(np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=2).mean())
     if not np.isfinite(edge) or edge <= 0.0:
-        raise ShapePriorError(
-            "The fitted surface is degenerate.",
-            "Check the annotations: they may be of different organs, or in other units than mm.",
-        )
+        raise degenerate
     # Of an area, so many triangles with even edges have edges of this length.
     area = (
         0.5
@@ -46,6 +47,8 @@ def remesh(surface: Surface, iterations: int = 5, most_triangles: int = MOST_TRI
     points, triangles = gpytoolbox.remesh_botsch(
         surface.points, surface.triangles, iterations, max(EDGE_SHARE * edge, least), True
     )
+    if not np.isfinite(points).all():  # as of triangles without area
+        raise degenerate
     return oriented(Surface(np.asarray(points), np.asarray(triangles, dtype=np.int32)))
 
 

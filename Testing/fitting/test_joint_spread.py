@@ -60,7 +60,7 @@ def test_a_field_is_as_uncertain_alone_as_together(drawn):
     state = settle(placed.form, placed.state, evidence_of(drawn))
     points = placed.form.shape(state).points[::40]
     covariance = placed.form.covariance(state, points)
-    assert np.diag(covariance) == pytest.approx(placed.form.spread(state, points) ** 2, rel=1e-6)
+    assert np.diag(covariance) == pytest.approx(placed.form.spread(state, points) ** 2, rel=1e-4)
     assert np.linalg.eigvalsh(covariance).min() > -1e-9 * covariance.max()
 
 

@@ -43,7 +43,7 @@ from model_server.threads import few_threads
 Array = NDArray[np.float64]
 DENSE_TRIANGLES = 30_000  # of a surface that is told to the voxel
 GUIDE_POINTS = 200  # samples of the quick look's surface
-SPREAD_POINTS = 256  # of it, at which its doubt is found
+SPREAD_POINTS = 200  # of it, at which its doubt is found
 
 
 def fit(
@@ -52,7 +52,8 @@ def fit(
     start: Reconstruction | None = None,
     settings: FitSettings = FitSettings(),
 ) -> Iterator[Reconstruction]:
-    """Yield the quick look, then the global, the local and the remeshed surface.
+    """Yield the quick look, then the global, the local and the remeshed surface; of a fit that goes
+    on from another, the last two.
 
     A prior without a quick look starts itself; one without a local stage yields one surface, of a
     mask that is to be repaired two: the shape, and the mended mask.
@@ -106,7 +107,9 @@ def _stages(
         else:
             run.begin_from(warm)
         run.solve_global()
-        if settings.local:
+        # A fit that goes on has shown a surface through what was drawn: that of the global stage
+        # alone, which is not yet, would look like a step back.
+        if settings.local and warm is None:
             yield run.reconstruction("global")
     run.solve_local()
     if settings.remesh:

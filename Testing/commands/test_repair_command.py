@@ -103,7 +103,7 @@ def _labels(truth: Truth) -> np.ndarray:
         ("empty", "is empty"),
         ("several", "several labels"),
         ("probabilities", "probabilities"),
-        ("other organ", "mean radius"),
+        ("other organ", "far more than any hippocampus"),
     ],
 )
 def test_bad_masks_are_refused(

@@ -11,7 +11,7 @@ from model_server.geometry.labels import oriented
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
-LEAST = 1e-4  # of the largest value: no node is nearer to zero
+LEAST = 1e-6  # of the largest value: no node is nearer to zero
 
 
 def zero_level(field: Array, start: Array, step: Array | float) -> Surface:

@@ -47,6 +47,7 @@ SURFACE_POINTS = 400  # of each case, at which doubts are judged
 PLAIN = 3  # steps of a U-Net that take as long as one with meshes
 TYPICAL = 4.9  # of 7 figures: one of a thousand known images is farther off
 MOST_JUDGED = 70  # training images, about, that tell what is known
+FEWEST_KNOWN = 2  # images, for figures to have a covariance
 SLACK = 1.25  # beyond the farthest validation case
 
 
@@ -349,6 +350,11 @@ def _familiar(
             known.append(figures)
         if progress:
             progress("judging images", (number + 1) / len(chosen), {})
+    if len(known) < FEWEST_KNOWN:
+        raise ShapePriorError(
+            f"What was trained sees the organ in {len(known)} of {len(chosen)} training images.",
+            "Train longer, or check that images and labels belong together.",
+        )
     mean = np.mean(known, axis=0)
     covariance = np.cov(np.array(known).T) + 1e-4 * np.eye(len(mean))
     inverse = np.linalg.inv(covariance)

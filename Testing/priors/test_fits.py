@@ -70,6 +70,12 @@ def test_stages_come_in_order_and_get_closer_to_the_outlines(stages):
     assert mean[-1] < 0.4
 
 
+def test_a_fit_that_goes_on_shows_nothing_that_leaves_the_outlines(dals, outlines, stages):
+    anew = list(dals.fit(outlines, stages[-1]))
+    assert [s.stage for s in anew] == ["local", "final"]
+    assert max(r.mean_mm for s in anew for r in s.residuals) < 0.4
+
+
 def test_three_outlines_find_the_shape(stages, truth):
     assert dice(stages[-1], truth) > 0.88
 

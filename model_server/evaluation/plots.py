@@ -31,7 +31,7 @@ def _save(figure: Any, path: Path, dpi: int = DPI) -> None:
 
 
 def _drawn(figure: Any, part: Path, dpi: int) -> None:
-    """A PNG with a palette: a plot has few colors, and the file is a third as large."""
+    """A PNG with a palette: a plot has few colors, and the file becomes much smaller."""
     from PIL import Image
 
     figure.savefig(part, dpi=dpi)

@@ -207,8 +207,8 @@ def covariance_of(places: Array, spread: float, length: float, normals: Array | 
 
 
 def matern(first: Array, second: Array, length: float) -> Single:
-    """(N, M) correlations of (N, 3) and (M, 3) places (Matern 3/2), exact to 1e-6: in double
-    precision exponentials take four times as long.
+    """(N, M) correlations of (N, 3) and (M, 3) places (Matern 3/2), in single precision, in
+    which exponentials are much faster.
 
     Squared distances are one product of matrices, |a|^2 - 2 ab + |b|^2.
     """

@@ -60,6 +60,9 @@ class AgentRecipe:
         coarse: regions that the agent reads; None to take what the labels need.
         fine: regions in which the refinement learns; None for those of the organ's reader.
         band_mm: in which it corrects.
+        view_step: canonical units between the voxels that the agent sees.
+        widths: channels of its encoders' levels ...
+        refine_widths: ... and of the refinement's.
         variation: of its images.
         training: of the agent.
         refinement: of the refinement.
@@ -69,6 +72,9 @@ class AgentRecipe:
     coarse: Frame | None = None
     fine: Frame | None = None
     band_mm: float = 8.0
+    view_step: float = 0.09
+    widths: tuple[int, ...] = (12, 24, 32, 48)
+    refine_widths: tuple[int, ...] = (16, 32, 64, 128)
     variation: Variation = field(default_factory=Variation)
     training: AgentTraining = field(default_factory=AgentTraining)
     refinement: RefineTraining = field(default_factory=RefineTraining)
@@ -80,7 +86,7 @@ RECIPES = {
         Frame((64, 52, 40), 2.5),
         Frame((112, 80, 48), 1.25),
         14.0,
-        Variation(shift_mm=8.0, bend_mm=1.5),
+        variation=Variation(shift_mm=8.0, bend_mm=1.5),
         refinement=RefineTraining(shift_mm=2.5, bend_mm=3.0, rate=1e-4),
     ),
     "hippocampus": AgentRecipe(
@@ -88,7 +94,11 @@ RECIPES = {
         Frame((56, 64, 52), 1.25),
         Frame((48, 64, 48), 1.0),
         6.0,
-        Variation(flip=True),
+        # Small: a view holds few voxels, and the file is bundled.
+        view_step=0.11,
+        widths=(8, 16, 16, 24),
+        refine_widths=(12, 24, 48),
+        variation=Variation(flip=True),
         refinement=RefineTraining(
             shift_mm=0.8, bend_mm=0.9, smooth_mm=1.2, stray_mm=6.0, rate=1e-4
         ),
@@ -189,7 +199,9 @@ def learned_agent(
     usual = float(np.mean([c.surface().rms_radius() for c in some])) / prior.rms_radius
     bank = bank_of(cases, recipe.coarse.spacing, NEAR * usual, Intensities())
     del cases
-    shape = AgentShape.around(prior.template(), recipe.coarse, usual, MODES)
+    shape = AgentShape.around(
+        prior.template(), recipe.coarse, usual, MODES, recipe.view_step, widths=recipe.widths
+    )
     agent = PoseAgent(shape, prior.template())
     trainer = AgentTrainer(
         agent,
@@ -239,7 +251,7 @@ def learned_refinement(
     cases = load_cases(split.training, recipe.fine, (Structure(prior.card.organ, ()),), progress)
     bare = PoseReader(replace(prior.card, hyperparameters={}), prior, laid_out(agent).eval())
     found = with_found(bare, split.training, cases, recipe.fine, progress)
-    network = RefineNetwork(RefineShape(recipe.fine.spacing, recipe.band_mm))
+    network = RefineNetwork(RefineShape(recipe.fine.spacing, recipe.band_mm, recipe.refine_widths))
     try:
         reader: Any = load_prior(f"{prior.card.organ}-{METHOD}", "cpu")
         network.start_from(reader.reader.network)

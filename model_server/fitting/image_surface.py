@@ -28,6 +28,9 @@ Array = NDArray[np.float64]
 MOST_DRAWN = 500  # places of annotations; their system grows with the cube of it
 HAND_MM = 0.25  # standard deviation of a drawn place
 MAD = 1.4826  # of a Gaussian: its standard deviation by its median absolute value
+# The shape was fitted to the image and shares its errors: what still lies between them is mostly
+# the shape's, and tells of less than all of them (chosen on validation cases).
+APART = 2.0
 BELIEVED = 4.0  # deviations between image and shape within which the image is followed
 AMPLITUDES = (0.7, 3.0)  # of the doubt, as annotations may find it to be
 MARGIN = 3  # voxels around image and shape
@@ -66,7 +69,7 @@ class FollowedImage:
         doubt, told = self._doubt(flat), reading.distance_at(flat)
         gap = told - fitted
         near = reading.known_at(flat) & (np.minimum(np.abs(told), np.abs(fitted)) < step)
-        shape_mm = self._shape_mm(gap[near], doubt[near])
+        shape_mm = self._shape_mm(gap[near])
         believed = BELIEVED * np.hypot(doubt, shape_mm)
         weight = self._weight(flat, doubt, shape_mm)
         field = fitted + weight * gap / (1.0 + (gap / believed) ** 4)
@@ -147,13 +150,12 @@ class FollowedImage:
         """(N,) mm: standard deviation of what the image says."""
         return np.asarray(self._amplitude * self.reading.doubt_at(points))
 
-    def _shape_mm(self, gap: Array, doubt: Array) -> float:
+    def _shape_mm(self, gap: Array) -> float:
         """Standard deviation of the fitted shape, mm, where image and shape are (N,) ``gap`` apart:
         an organ unlike all that the prior knows is farther from it than usual."""
         if not len(gap):
             return self.shape_mm
-        apart = MAD * float(np.median(np.abs(gap)))
-        return max(self.shape_mm, float(np.sqrt(max(apart**2 - np.median(doubt) ** 2, 0.0))))
+        return max(self.shape_mm, APART * MAD * float(np.median(np.abs(gap))))
 
     def _weight(self, points: Array, doubt: Array, shape_mm: float) -> Array:
         """(N,) share of the image in the surface at RAS places."""

@@ -115,6 +115,8 @@ class Look:
             )
         best = min(known, key=lambda seen: seen.strangeness)
         for _ in range(ROUNDS):
+            if best.reading.path:  # an agent has gone to the middle by itself
+                break
             middle = _middle(best.reading)
             if np.linalg.norm(middle - best.reading.center) <= SAME_MM:
                 break

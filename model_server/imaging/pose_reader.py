@@ -38,7 +38,7 @@ from model_server.reconstruction import Provenance, Reconstruction, Surface
 Array = NDArray[np.float64]
 Image = NDArray[np.float32]
 AGENT, REFINE = "agent.", "refine."  # of the names of weights
-COARSE = 2  # voxels of a reading between nodes at which the shape is decoded
+NODE_STEP = 0.08  # canonical units, about, between nodes at which the shape is decoded
 MARGIN_MM = 4.0  # around the band
 LEAST_SLOPE = 0.3  # of a decoded distance; 1 is a true one
 PLACED = STAGES[2:]  # what is left to find where annotations tell the place
@@ -280,26 +280,28 @@ class PoseReader:
     def _region(self, surface: Surface) -> Region:
         """The box around a surface in which it may be mended."""
         spacing = self.refine.shape.spacing if self.refine else 0.5 * self.frame.spacing
-        multiple = self.refine.shape.multiple if self.refine else COARSE
+        multiple = self.refine.shape.multiple if self.refine else 1
         margin = MARGIN_MM + (self.refine.shape.band_mm if self.refine else 0.0)
         low, high = surface.points.min(axis=0) - margin, surface.points.max(axis=0) + margin
         count = np.ceil((high - low) / spacing / multiple).astype(int) * multiple
         return Frame((int(count[0]), int(count[1]), int(count[2])), spacing).at(0.5 * (low + high))
 
     def decoded(self, step: PoseStep, region: Region) -> Image:
-        """(X, Y, Z) mm to a state's surface: decoded at every other voxel, as distances are smooth,
+        """(X, Y, Z) mm to a state's surface: decoded at some voxels, as distances are smooth,
         then made true."""
         places, latent = step.places, self._whole(step.latent)
-        coarse = [np.arange(-0.5, n + COARSE, COARSE) for n in region.frame.shape]
+        spacing = region.frame.spacing
+        every = max(1, round(NODE_STEP * self.agent.shape.usual / spacing))  # voxels
+        coarse = [np.arange(-0.5, n + every, every) for n in region.frame.shape]
         shape = tuple(len(axis) for axis in coarse)
         index = np.stack(np.meshgrid(*coarse, indexing="ij"), axis=-1).reshape(-1, 3)
         world = torch.tensor(region.to_ras(index), dtype=torch.float32)[None]
         canonical = places.invert(world)[0].double().numpy()
         found = apart(lambda: self.prior.distances(latent, canonical))
         field = (float(places.size[0]) * found).reshape(shape)
-        slope = np.gradient(field, COARSE * region.frame.spacing)
+        slope = np.gradient(field, every * spacing)
         field = field / np.maximum(np.sqrt(np.square(slope).sum(axis=0)), LEAST_SLOPE)
-        fine = np.stack(np.meshgrid(*[(np.arange(n) + 0.5) / COARSE for n in region.frame.shape],
+        fine = np.stack(np.meshgrid(*[(np.arange(n) + 0.5) / every for n in region.frame.shape],
                                     indexing="ij"))  # fmt: skip
         return np.asarray(ndimage.map_coordinates(field, fine, order=1, mode="nearest"), np.float32)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,13 +26,16 @@ from model_server.priors.latent_gaussian import LatentGaussian
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
+Kept = TypeVar("Kept")
 REACH, NODES, COARSE = 1.05, 65, 4  # of the grid for a zero level; nodes of it that are read first
 CHUNK = 16384  # points read at once
 LEAST_SLOPE = 0.2  # of the field; 1 is a distance
 TEMPLATE_TRIANGLES = 6000  # about
 FAR = 0.02  # canonical units: vertices that end farther from the surface did not find it
-MOST_FOLDED = 0.002  # share of triangles that may be folded, or did not find the surface
-KEPT = 3  # carried surfaces that are remembered
+MOST_FOLDED = 0.002  # share of triangles that may be folded, or did not find the surface, of a
+#                      surface that is shown ...
+MOST_LOST = 0.2  # ... and of one that tells places of the template
+KEPT = 3  # surfaces of each kind that are remembered
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,25 @@ class Carried:
     Attributes:
         surface: the template's triangles, canonical frame.
         error: (V,) how far its vertices are from the zero level, canonical units.
-        whole: whether the triangles are sound; else the zero level itself has to do.
+        sound: (T,) which triangles are neither folded nor off the surface.
     """
 
     surface: Surface
     error: Array
-    whole: bool
+    sound: NDArray[np.bool_]
+
+    @property
+    def whole(self) -> bool:
+        """Whether it can be shown; else the zero level itself has to do."""
+        return bool(self.sound.mean() >= 1.0 - MOST_FOLDED)
+
+    def places(self, template: Surface, points: Array) -> Array | None:
+        """(N, 3) canonical points near the surface -> of the template, through sound triangles;
+        None where too few are."""
+        if self.sound.mean() < 1.0 - MOST_LOST:
+            return None
+        triangles = self.surface.triangles[self.sound]
+        return carry_over(Surface(self.surface.points, triangles), template.points, points)
 
 
 class CarriedField(LatentGaussian, ABC):
@@ -71,6 +88,7 @@ class CarriedField(LatentGaussian, ABC):
         self.latent_mean, self.latent_root = latent_mean, latent_root
         self.rms_radius, self.device = rms_radius, device
         self._carried: dict[bytes, Carried] = {}
+        self._zeros: dict[bytes, Surface] = {}
 
     @abstractmethod
     def distances(self, latent: Array, points: Array) -> Array:
@@ -112,19 +130,19 @@ class CarriedField(LatentGaussian, ABC):
     # --- surfaces -----------------------------------------------------------------------------
 
     def zero(self, latent: Array) -> Surface:
-        """The zero level of a shape."""
-        return zero_surface(
-            lambda points: self.distances(latent, points),
-            lambda points: self.read(latent, 0, points),
-        )
+        """The zero level of a shape; the last few are remembered."""
+
+        def found() -> Surface:
+            return zero_surface(
+                lambda points: self.distances(latent, points),
+                lambda points: self.read(latent, 0, points),
+            )
+
+        return remembered(self._zeros, latent, found)
 
     def carried(self, latent: Array) -> Carried:
         """The template on a shape; the last few are remembered."""
-        key = latent.tobytes()
-        if key not in self._carried:
-            kept = list(self._carried.items())[1 - KEPT :]
-            self._carried = dict([*kept, (key, self._carry(latent))])
-        return self._carried[key]
+        return remembered(self._carried, latent, lambda: self._carry(latent))
 
     def _carry(self, latent: Array) -> Carried:
         points = self.to_shape(self.template.points, latent)
@@ -134,8 +152,7 @@ class CarriedField(LatentGaussian, ABC):
         across = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
         outward = reading.slope[surface.triangles].sum(axis=1)
         lost = (error > FAR)[surface.triangles].any(axis=1)
-        bad = ((across * outward).sum(axis=1) <= 0.0) | lost
-        return Carried(surface, error, bool(bad.mean() <= MOST_FOLDED))
+        return Carried(surface, error, ((across * outward).sum(axis=1) > 0.0) & ~lost)
 
     def moved(self, latent: Array, leftover: Kriging | None) -> tuple[Surface, Array] | None:
         """The carried template, moved by what is left over, and (V, 3) its vertices there; None
@@ -152,11 +169,20 @@ class CarriedField(LatentGaussian, ABC):
 
     def coordinates(self, latent: Array, template: int, points: Array) -> Array:
         """(N, 3) canonical points near the surface -> of the template: back through the carried
-        triangles, or by the field where they are folded."""
-        carried = self.carried(latent)
-        if carried.whole:
-            return carry_over(carried.surface, self.template.points, points)
-        return self.to_template(points, latent)
+        triangles, or by the field where too many of them are folded."""
+        places = self.carried(latent).places(self.template, points)
+        return self.to_template(points, latent) if places is None else places
+
+
+def remembered(kept: dict[bytes, Kept], latent: Array, make: Callable[[], Kept]) -> Kept:
+    """What was made for a latent, or is now; the last few are kept."""
+    key = latent.tobytes()
+    if key not in kept:
+        made = make()
+        while len(kept) >= KEPT:
+            kept.pop(next(iter(kept)), None)
+        kept[key] = made
+    return kept[key]
 
 
 def gap(reading: Reading) -> Array:

@@ -100,7 +100,7 @@ RECIPES = {
         refine_widths=(12, 24, 48),
         variation=Variation(flip=True),
         refinement=RefineTraining(
-            shift_mm=0.8, bend_mm=0.9, smooth_mm=1.2, stray_mm=6.0, rate=1e-4
+            steps=6000, patch=64, shift_mm=0.8, bend_mm=1.0, smooth_mm=1.2, stray_mm=6.0, rate=6e-4
         ),
     ),
 }

@@ -25,7 +25,7 @@ from model_server.imaging.readers import (
     reader_card,
 )
 from model_server.imaging.watching import watched
-from model_server.jobs.start import read_start
+from model_server.jobs.start import Box, read_start
 from model_server.observations import Observations, PointSet, Volume
 from model_server.pose import place_of_step
 from model_server.priors.registry import ZOO_VARIABLE, load_prior
@@ -102,13 +102,35 @@ def test_annotations_are_the_first_state(reader, ellipsoid_scan):
     np.testing.assert_allclose(start.places.translation[0], CENTER, atol=1e-3)
 
 
-def test_a_rough_box_is_a_start(reader, ellipsoid_scan):
+def test_a_rough_box_is_a_start(reader, ellipsoid_scan, tmp_path):
     low, high = CENTER - np.array([8.0, 22.0, 11.0]), CENTER + np.array([10.0, 20.0, 9.0])
-    start = reader.boxed(low, high)
-    first = next(iter(reader.walk(ellipsoid_scan, CENTER, start=start)))
+    path = tmp_path / "around.mrk.json"
+    flip = np.array([-1.0, -1.0, 1.0])  # files are LPS
+    roi = {
+        "type": "ROI",
+        "coordinateSystem": "LPS",
+        "center": (0.5 * (low + high) * flip).tolist(),
+        "size": (high - low).tolist(),
+        "orientation": np.diag(flip).ravel().tolist(),
+    }
+    path.write_text(json.dumps({"markups": [roi]}))
+    box = read_start(path, NAME)
+    assert isinstance(box, Box)
+    told = Observations(start=box.place(reader.prior.template()))
+    first = next(iter(reader.walk(ellipsoid_scan, CENTER, told)))
     points = reader.shown(first).surface.points
     np.testing.assert_allclose(points.min(axis=0), low, atol=1e-3)
     np.testing.assert_allclose(points.max(axis=0), high, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "markups", [[], [{"type": "ROI"}], [{"type": "ROI", "center": [0, 0, 0], "size": [0, 1, 1]}]]
+)
+def test_a_box_that_is_none_is_said_to_be(tmp_path, markups):
+    path = tmp_path / "around.mrk.json"
+    path.write_text(json.dumps({"markups": markups}))
+    with pytest.raises(ShapePriorError, match=r"around\.mrk"):
+        read_start(path, NAME)
 
 
 def turned(degrees: float, scale: tuple[float, float, float], shift: np.ndarray) -> np.ndarray:

@@ -39,7 +39,8 @@ def find(
     start: Annotated[
         Path | None,
         typer.Option(
-            help="Pose to go on from (JSON): a trajectory, one of its steps, or a 4 by 4 matrix."
+            help="Where to start (JSON): a ROI of 3D Slicer around the organ, a trajectory, one of "
+            "its steps, or a 4 by 4 matrix."
         ),
     ] = None,
     parts: Annotated[
@@ -64,7 +65,8 @@ def find(
     from model_server.io.dicom_outputs import DicomSources
     from model_server.io.outputs import check_outputs
     from model_server.jobs.found_parts import part_files, part_surfaces
-    from model_server.jobs.start import read_start
+    from model_server.jobs.landmarks import require_correspondences
+    from model_server.jobs.start import Box, read_start
     from model_server.priors.registry import files_of, prior_card
 
     paths = output_files or []
@@ -78,6 +80,8 @@ def find(
     others = [*([report] if report else []), *([trajectory] if trajectory else []), *files]
     check_outputs(paths, others, (image, start, *files_of(prior)), DicomSources(image=image))
     session = Session.opened(prior, [], None, None, device, image=image)
+    if isinstance(begin, Box):
+        begin = begin.place(require_correspondences(session.prior).template())
     session.observations = replace(session.observations, start=begin)
     with search_progress(image.name, quiet) as searching:
         session.look_at_image(searching)

@@ -21,7 +21,7 @@ from model_server.fitting.interrupt import apart, check
 from model_server.geometry.labels import oriented
 from model_server.imaging.intensities import Intensities
 from model_server.imaging.pose_agent import STAGES, AgentShape, PoseAgent, PoseStep, View
-from model_server.imaging.pose_steps import SCALES, Places
+from model_server.imaging.pose_steps import Places
 from model_server.imaging.prompts import PROMPTS, prompt_channels
 from model_server.imaging.reader import UNKNOWN_MM, Doubt, no_overlap
 from model_server.imaging.refine_network import RefineNetwork, RefineShape
@@ -182,19 +182,6 @@ class PoseReader:
         if start is None:
             return self.agent.walk(view, self.agent.mean_place(center))
         return self.agent.walk(view, start, PLACED if place_known else STAGES)
-
-    def boxed(self, low: Array, high: Array) -> Places:
-        """The place of the mean shape in a rough box from (3,) to (3,) RAS mm, for a start."""
-        points = self.prior.template().points
-        first, last = points.min(axis=0), points.max(axis=0)
-        least, most = (s * self.agent.shape.usual for s in SCALES)
-        scale = np.minimum(np.maximum((high - low) / (last - first), least), most)
-        shift = 0.5 * (low + high - scale * (first + last))
-        return Places(
-            torch.tensor(shift, dtype=torch.float32)[None],
-            torch.tensor(scale, dtype=torch.float32)[None],
-            torch.eye(3)[None],
-        )
 
     def _told_place(self, observations: Observations | None) -> Places | None:
         """Where to start, or the place that annotations tell; None where they tell too little."""

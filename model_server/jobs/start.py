@@ -3,19 +3,45 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from model_server.errors import ShapePriorError
 
 if TYPE_CHECKING:
     from model_server.observations import Array
+    from model_server.reconstruction import Surface
 
 MOST_BYTES = 2**24
+LEAST_MM = 1.0  # of a box along each axis
 
 
-def read_start(path: Path, prior: str) -> Array:
-    """(4, 4) canonical frame -> RAS mm: of a matrix, of one step, or of a trajectory's last one.
+@dataclass(frozen=True)
+class Box:
+    """A rough box around an organ, along the patient's axes.
+
+    Attributes:
+        low, high: (3,) RAS mm.
+    """
+
+    low: Array
+    high: Array
+
+    def place(self, template: Surface) -> Array:
+        """(4, 4) canonical frame -> RAS mm that fills it with a template."""
+        first, last = template.points.min(axis=0), template.points.max(axis=0)
+        scale = (self.high - self.low) / (last - first)
+        matrix = np.diag([*scale, 1.0])
+        matrix[:3, 3] = 0.5 * (self.low + self.high - scale * (first + last))
+        return matrix
+
+
+def read_start(path: Path, prior: str) -> Array | Box:
+    """(4, 4) canonical frame -> RAS mm: of a matrix, of one step, or of a trajectory's last one; or
+    the box around a region of interest (ROI) that 3D Slicer saved.
 
     Args:
         path: JSON.
@@ -34,11 +60,14 @@ def read_start(path: Path, prior: str) -> Array:
         reason = error.strerror if isinstance(error, OSError) else "it is no JSON"
         raise ShapePriorError(
             f"The start '{path.name}' cannot be read ({reason}).",
-            "Give a file that --trajectory wrote, or 4 by 4 numbers as JSON.",
+            "Give a file that --trajectory wrote, a ROI of 3D Slicer (.mrk.json), or "
+            "4 by 4 numbers as JSON.",
             "unreadable",
         ) from error
     if not isinstance(told, dict):
         return checked_place(told)
+    if "markups" in told:
+        return _box(told["markups"], path.name)
     if told.get("prior", prior) != prior:
         raise ShapePriorError(
             f"The start '{path.name}' is of the prior '{told['prior']}', not of '{prior}'.",
@@ -48,3 +77,33 @@ def read_start(path: Path, prior: str) -> Array:
     steps = told.get("steps")
     step = steps[-1] if isinstance(steps, list) and steps else told
     return place_of_step(step if isinstance(step, dict) else {})
+
+
+def _box(markups: object, name: str) -> Box:
+    """Around the one ROI among markups, as ``vtkMRMLMarkupsROIJsonStorageNode`` writes it: center,
+    size along its own axes, and these as the columns of nine numbers."""
+    from model_server.io.markups import TO_RAS
+
+    listed = markups if isinstance(markups, list) else []
+    boxes = [entry for entry in listed if isinstance(entry, dict) and entry.get("type") == "ROI"]
+    try:
+        (entry,) = boxes
+        to_ras = TO_RAS[str(entry.get("coordinateSystem", "LPS"))]
+        center = np.array(entry["center"], dtype=np.float64).reshape(3) * to_ras
+        size = np.array(entry["size"], dtype=np.float64).reshape(3)
+        given = entry.get("orientation") or np.diag(to_ras)  # of none: the patient's axes
+        axes = to_ras[:, None] * np.array(given, dtype=np.float64).reshape(3, 3)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _bad_box(name) from error
+    half = 0.5 * np.abs(axes) @ size
+    if not (np.isfinite(center).all() and np.isfinite(half).all() and (half > LEAST_MM / 2).all()):
+        raise _bad_box(name)
+    return Box(center - half, center + half)
+
+
+def _bad_box(name: str) -> ShapePriorError:
+    return ShapePriorError(
+        f"The start '{name}' holds no region of interest, or several, or an empty one.",
+        "Save one ROI that surrounds the organ as .mrk.json from 3D Slicer.",
+        "bad-start",
+    )

@@ -100,7 +100,7 @@ RECIPES = {
         refine_widths=(12, 24, 48),
         variation=Variation(flip=True),
         refinement=RefineTraining(
-            steps=6000, patch=64, shift_mm=0.8, bend_mm=1.0, smooth_mm=1.2, stray_mm=6.0, rate=6e-4
+            steps=5000, patch=40, shift_mm=0.8, bend_mm=1.0, smooth_mm=1.2, stray_mm=6.0, rate=6e-4
         ),
     ),
 }

@@ -209,6 +209,20 @@ def test_steps_are_written_as_the_command_writes_them(session, tmp_path):
     assert not (tmp_path / "none.trajectory.json").exists()
 
 
+def test_a_region_of_interest_that_slicer_saves_is_a_start(application, tmp_path):
+    roi = application.scene.AddNewNodeByClass("vtkMRMLMarkupsROINode")
+    matrix = np.array([[0.6, -0.8, 0, 10], [0.8, 0.6, 0, 20], [0, 0, 1, 30], [0, 0, 0, 1.0]])
+    roi.SetSize(8.0, 16.0, 24.0)
+    roi.SetAndObserveObjectToNodeMatrix(vtkMatrix(matrix))
+    storage = application.scene.AddNewNodeByClass("vtkMRMLMarkupsROIJsonStorageNode")
+    storage.SetFileName(str(tmp_path / "organ.mrk.json"))
+    assert storage.WriteData(roi)
+    bounds = np.empty(6)
+    roi.GetRASBounds(bounds)
+    box = read_start(tmp_path / "organ.mrk.json", NAME)
+    np.testing.assert_allclose(np.stack([box.low, box.high], axis=1).ravel(), bounds, atol=1e-3)
+
+
 def test_steps_go_with_their_surface(workspace, session):
     find(session)
     session.trajectory.show(1)

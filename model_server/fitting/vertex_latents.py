@@ -12,14 +12,22 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import linalg, sparse
+from scipy import sparse
 
+from model_server.fitting.arrays import (
+    Matrix,
+    beside,
+    factor_of,
+    fetched,
+    single,
+    solved,
+    solved_apart,
+)
 from model_server.fitting.interrupt import check
-from model_server.fitting.leftover import solved_apart
 from model_server.fitting.mesh_prior import Linear
 
 Array = NDArray[np.float64]
-Single = NDArray[np.float32]
+Indices = NDArray[np.int64]
 DEGREE = 15  # of the harmonics
 EIGENVALUE = 0.0083  # of the uniform Laplacian of a sphere of 2562 vertices, over l (l + 1)
 
@@ -70,12 +78,14 @@ def _legendre(height: Array, order: int) -> Iterator[tuple[int, Array]]:
 class VertexLatents:
     """The process, given residuals that are linear in it.
 
+    It is asked and answers in NumPy's arrays, but for what is known of the nodes.
+
     Attributes:
         harmonics: at the nodes.
         felt: (N, M) the harmonics where the residuals are.
         by_latent: (N, K) change of residuals by their latents.
-        factor: (N, N) lower Cholesky factor of the residuals' covariance, noise included: in single
-            precision, as that is no small part of it.
+        factor: (N, N) lower Cholesky factor of the residuals' covariance, noise included, on the
+            device that computes: in single precision, as noise is no small part of it.
         spread: variance of a latent component.
         linear: the decoder, as the residuals are linear in it.
     """
@@ -83,7 +93,7 @@ class VertexLatents:
     harmonics: Harmonics
     felt: Array
     by_latent: Array
-    factor: Single
+    factor: Matrix
     spread: float
     linear: Linear
 
@@ -95,25 +105,38 @@ class VertexLatents:
         by_latent: Array,
         linear: Linear,
         spread: float,
-        noise: Array,
+        variance: Array,
+        alike: Indices,
+        covariance: Matrix,
     ) -> VertexLatents:
-        """Given residuals with (N, N) covariance ``noise`` about what the process makes of them;
-        ``hold`` (N, nodes) says at which nodes they are."""
+        """Given residuals about what the process makes of them.
+
+        Args:
+            harmonics: at the nodes.
+            hold: (N, nodes) at which of them the residuals are.
+            by_latent: (N, K) change of residuals by their latents.
+            linear: the decoder.
+            spread: variance of a latent component.
+            variance: (N,) of each residual's own noise, mm^2.
+            alike: (D,) which residuals share more than that ...
+            covariance: (D, D) mm^2 ... on the device that shall compute.
+        """
         felt = np.asarray(hold @ harmonics.values)
         check()
-        gram = _times(felt * (spread * harmonics.variance), felt.T)
-        gram *= _times(by_latent, by_latent.T)
+        here, own = beside(covariance, felt), beside(covariance, by_latent)
+        weight, which = beside(covariance, harmonics.variance), beside(covariance, alike)
+        gram = _times(here * (spread * weight), here.T)
+        gram *= _times(own, own.T)
         check()
-        gram += noise
-        factor = linalg.cholesky(gram, lower=True, overwrite_a=True, check_finite=False)
+        gram[which[:, None], which] += covariance
+        factor = factor_of(gram, beside(gram, variance))
         return cls(harmonics, felt, by_latent, factor, spread, linear)
 
     def moved(self, start: Array, target: Array) -> Array:
         """(nodes, K) latents, expected at ``start`` (nodes, K), where residuals shall be ``target``
         (N,) apart from there."""
-        right = target.astype(np.float32)
-        solved = linalg.cho_solve((self.factor, True), right, check_finite=False)
-        pulled = self.felt.T @ (self.by_latent * solved[:, None])
+        found = fetched(solved(self.factor, target))
+        pulled = self.felt.T @ (self.by_latent * found[:, None])
         part = self.spread * self.harmonics.variance[:, None] * pulled
         return np.asarray(start + self.harmonics.values @ part)
 
@@ -124,20 +147,24 @@ class VertexLatents:
 
     def covariance(self, nodes: NDArray[np.int64], by_latent: Array) -> Array:
         """(M, M) the same between M nodes; ``by_latent`` (M, K) is theirs."""
-        values = self.harmonics.values[nodes]
-        among = self.spread * ((values * self.harmonics.variance) @ values.T)
-        return np.asarray(among * (by_latent @ by_latent.T))
+        values = beside(self.factor, self.harmonics.values[nodes])
+        own = beside(self.factor, by_latent)
+        weight = beside(self.factor, self.spread * self.harmonics.variance)
+        return fetched(((values * weight) @ values.T) * (own @ own.T))
 
-    def known(self, by_latent: Array) -> Single:
-        """(N, nodes) whose squares are what residuals tell of each node."""
+    def known(self, by_latent: Array) -> Matrix:
+        """(N, nodes) whose squares are what residuals tell of each node, on the device."""
         check()
         weighted = self.harmonics.values * (self.spread * self.harmonics.variance)
-        shared = _times(self.felt, weighted.T)
-        shared *= _times(self.by_latent, by_latent.T)
+        shared = self._times(self.felt, weighted.T)
+        shared *= self._times(self.by_latent, by_latent.T)
         check()
         return solved_apart(self.factor, shared)
 
+    def _times(self, first: Array, second: Array) -> Matrix:
+        return _times(beside(self.factor, first), beside(self.factor, second))
 
-def _times(first: Array, second: Array) -> Single:
+
+def _times(first: Matrix, second: Matrix) -> Matrix:
     """Their product in single precision: what is found by it is smooth, and noise is added."""
-    return np.asarray(first.astype(np.float32) @ second.astype(np.float32))
+    return single(first) @ single(second)

@@ -1,8 +1,7 @@
 """The CPU and a GPU find the same surfaces, by the same source on NumPy's arrays and torch's.
 
-A decoder that is linearized is not continuous: where rounding switches one of its ReLUs, a node's
-Jacobian changes by a hundredth, and the surface by up to a thousandth of a millimeter. That is no
-matter of the device's algebra; none of the annotations here is such a case.
+A linearized decoder is not continuous: where rounding switches one of its ReLUs, a node's Jacobian
+jumps, and the surface by as much as is allowed here. The annotations below are no such case.
 """
 
 from __future__ import annotations

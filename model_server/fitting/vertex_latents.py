@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,16 +48,22 @@ class Harmonics:
     @classmethod
     def at(cls, places: Array, power: int, smoothness: float) -> Harmonics:
         """At unit vectors (N, 3); (L^p + epsilon)^-1 of Eq. 4, scaled to unit variance."""
-        around = np.arctan2(places[:, 1], places[:, 0])
-        columns, variance = [], []
-        for order in range(DEGREE + 1):
-            turns = [np.cos(order * around)] + ([np.sin(order * around)] if order else [])
-            for degree, part in _legendre(places[:, 2], order):
-                energy = (EIGENVALUE * degree * (degree + 1)) ** power + smoothness
-                columns += [part * turn for turn in turns]
-                variance += [1.0 / energy] * len(turns)
-        found = np.array(variance)
-        return cls(np.column_stack(columns), found / found.sum())
+        return _harmonics(np.asarray(places, dtype=np.float64).tobytes(), power, smoothness)
+
+
+@lru_cache(maxsize=8)  # those of a prior's nodes, in all of its fits
+def _harmonics(places: bytes, power: int, smoothness: float) -> Harmonics:
+    x, y, height = np.frombuffer(places).reshape(-1, 3).T
+    around = np.arctan2(y, x)
+    columns, variance = [], []
+    for order in range(DEGREE + 1):
+        turns = [np.cos(order * around)] + ([np.sin(order * around)] if order else [])
+        for degree, part in _legendre(height, order):
+            energy = (EIGENVALUE * degree * (degree + 1)) ** power + smoothness
+            columns += [part * turn for turn in turns]
+            variance += [1.0 / energy] * len(turns)
+    found = np.array(variance)
+    return Harmonics(np.column_stack(columns), found / found.sum())
 
 
 def _legendre(height: Array, order: int) -> Iterator[tuple[int, Array]]:

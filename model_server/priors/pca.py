@@ -179,8 +179,9 @@ class PcaPrior(FieldPrior):
     def load(
         cls, folder: Path, card: PriorCard, device: str = "cpu", quick: PcaPrior | None = None
     ) -> PcaPrior:
-        """Read ``weights.safetensors``; the PCA starts itself. As the quick look of another prior it
-        is loaded for the CPU: its matrices there have a hundred rows.
+        """Read ``weights.safetensors``; the PCA starts itself.
+
+        As the quick look of another prior it computes on the CPU: its matrices have a hundred rows.
 
         Raises:
             ShapePriorError: CUDA was asked for and there is none.

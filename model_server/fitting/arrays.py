@@ -103,6 +103,6 @@ def solved_apart(factor: Matrix, right: Matrix) -> Matrix:
             overwrite_b=True,
             check_finite=False,
         )
-    columns = single(beside(factor, right)).reshape(len(factor), -1)
+    columns = beside(factor, single(right)).reshape(len(factor), -1)
     found = library(factor).linalg.solve_triangular(single(factor), columns, upper=False)
     return found.reshape(right.shape)

@@ -89,7 +89,7 @@ class _Scale:
         places = sent(form.device, seen.canonical[heard][shared])
         covariance = left.alike(places, places, form.rms_radius)
         covariance *= float((left.spread * unit) ** 2)
-        factor = factor_of(covariance, sent(form.device, 1.0 / weight[heard][shared]))
+        factor = factor_of(covariance, 1.0 / weight[heard][shared])
         return cls(heard, root, shared, factor)
 
     def __call__(self, values: Array) -> Array:

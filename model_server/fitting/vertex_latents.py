@@ -130,13 +130,12 @@ class VertexLatents:
         """
         felt = np.asarray(hold @ harmonics.values)
         check()
-        here, own = beside(covariance, felt), beside(covariance, by_latent)
-        weight, which = beside(covariance, harmonics.variance), beside(covariance, alike)
-        gram = _times(here * (spread * weight), here.T)
-        gram *= _times(own, own.T)
+        gram = _times(covariance, felt * (spread * harmonics.variance), felt.T)
+        gram *= _times(covariance, by_latent, by_latent.T)
         check()
+        which = beside(covariance, alike)
         gram[which[:, None], which] += covariance
-        factor = factor_of(gram, beside(gram, variance))
+        factor = factor_of(gram, variance)
         return cls(harmonics, felt, by_latent, factor, spread, linear)
 
     def moved(self, start: Array, target: Array) -> Array:
@@ -163,15 +162,13 @@ class VertexLatents:
         """(N, nodes) whose squares are what residuals tell of each node, on the device."""
         check()
         weighted = self.harmonics.values * (self.spread * self.harmonics.variance)
-        shared = self._times(self.felt, weighted.T)
-        shared *= self._times(self.by_latent, by_latent.T)
+        shared = _times(self.factor, self.felt, weighted.T)
+        shared *= _times(self.factor, self.by_latent, by_latent.T)
         check()
         return solved_apart(self.factor, shared)
 
-    def _times(self, first: Array, second: Array) -> Matrix:
-        return _times(beside(self.factor, first), beside(self.factor, second))
 
-
-def _times(first: Matrix, second: Matrix) -> Matrix:
-    """Their product in single precision: what is found by it is smooth, and noise is added."""
-    return single(first) @ single(second)
+def _times(place: Matrix, first: Array, second: Array) -> Matrix:
+    """Their product beside ``place``, in single precision: what is found by it is smooth, and noise
+    is added."""
+    return beside(place, single(first)) @ beside(place, single(second))

@@ -3,7 +3,7 @@
 What grows with the square of the annotations, or with annotations times nodes of a mesh, is made
 and kept where the prior computes: kernels, their factors, and what is solved with them. Points,
 sections and normal equations stay NumPy's: they are thousands of operations on few numbers, each of
-which takes a GPU longer to begin than a CPU to do (``Testing/benchmarks/array_operations.py``
+which takes a GPU about as long to begin as a CPU to do (``Testing/benchmarks/array_operations.py``
 counts them). So vectors go to the matrices and come back, and matrices stay.
 
 Of NumPy and torch only those functions are called by the code of both that mean the same in both.

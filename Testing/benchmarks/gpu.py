@@ -3,9 +3,12 @@
     python Testing/benchmarks/gpu.py [--device cpu] [--profile]
 
 The bundled case, its three outlines drawn again and again with other jitter. Each device is
-measured in a process of its own, by the clock, after everything was used once. Surfaces of both are
-compared vertex by vertex, before they are remeshed. ``--device cpu`` measures the CPU alone;
-without a GPU nothing else can be, and the command says so (exit code 2). Writes gpu.md, gpu.json.
+measured in a process of its own, by the clock, after everything was used once. Many cases are
+fitted one after another, and at once in processes that share the device, as those of
+``fit-cohort --workers`` do. Surfaces of both are compared vertex by vertex before they are
+remeshed. ``--device cpu`` measures the CPU alone; without a GPU nothing else can be, and the
+command says so (exit code 2). ``--profile`` shows what a GPU does with a fit, by torch's profiler;
+with ``--device cpu``, what one would have to do (``array_operations.py``). Writes gpu.md, gpu.json.
 
 Not called cuda.py: of a script's folder, Python would take it for NVIDIA's package of that name.
 """
@@ -14,15 +17,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from array_operations import PROFILED, tables
 from common import HERE, RESULTS, console, load, number, show, verdict
 from speed import peak_mb
 
@@ -30,6 +36,7 @@ from model_server.evaluation.metrics import Truth
 from model_server.evaluation.protocols import find_protocol
 from model_server.evaluation.results import machine
 from model_server.imaging.look import Look
+from model_server.interrupts import worker_pool
 from model_server.io.volumes import read_volume
 from model_server.io.writing import make_folder, write_text
 from model_server.observations import Observations
@@ -45,8 +52,9 @@ AGREE_MM = 1e-3
 PREVIEW = FitSettings(local=False, remesh=False, uncertainty=False)
 UNMESHED = FitSettings(remesh=False)
 # Of the first prior, on an H100: seconds.
-FINAL, PREVIEWED, BATCH = "final surface", "preview while dragging", "cases, one after another"
-BARS = {FINAL: 0.040, PREVIEWED: 0.008, BATCH: 0.4}
+FINAL, PREVIEWED = "final surface", "preview while dragging"
+IN_TURN, AT_ONCE = "cases, one after another", "cases at once"
+BARS = {FINAL: 0.040, PREVIEWED: 0.008, AT_ONCE: 0.4}
 
 
 @dataclass(frozen=True)
@@ -95,22 +103,39 @@ def last(
     return found
 
 
+kept = lru_cache(maxsize=None)(load)  # what a process has loaded
+
+
+def fitted(name: str, device: str, drawn: Observations) -> None:
+    """One case, in a process of several."""
+    last(kept(name, device), drawn)
+
+
+def at_once(
+    name: str, device: str, drawn: Sequence[Observations], workers: int, repeats: int
+) -> float:
+    """Seconds of all cases in so many processes, each of which has loaded the prior."""
+    with worker_pool(workers) as pool:
+        return timed(lambda: list(pool.map(partial(fitted, name, device), drawn)), repeats)
+
+
 def fits(
-    name: str, prior: ShapePrior, drawn: Sequence[Observations], repeats: int
+    name: str, device: str, drawn: Sequence[Observations], workers: int, repeats: int
 ) -> dict[str, float]:
     """Seconds of all that is done with a prior."""
+    prior = kept(name, device)
     found = last(prior, drawn[0])
     return {
         f"{name}: first surface": timed(lambda: next(prior.fit(drawn[0])), repeats),
         f"{name}: {FINAL}": timed(lambda: last(prior, drawn[0]), repeats),
         f"{name}: {PREVIEWED}": timed(lambda: last(prior, drawn[1], found, PREVIEW), repeats),
-        # As ``fit-cohort`` fits them: a fit on the GPU is one case's.
-        f"{name}: {len(drawn)} {BATCH}": timed(lambda: [last(prior, d) for d in drawn], 1),
+        f"{name}: {len(drawn)} {IN_TURN}": timed(lambda: [last(prior, d) for d in drawn], 1),
+        f"{name}: {len(drawn)} {AT_ONCE}": at_once(name, device, drawn, workers, repeats),
     }
 
 
 def measured(
-    device: str, priors: Sequence[str], reader: str | None, batch: int, repeats: int
+    device: str, priors: Sequence[str], reader: str | None, batch: int, workers: int, repeats: int
 ) -> Measured:
     """All figures of one device.
 
@@ -118,8 +143,9 @@ def measured(
         device: "cpu" or "cuda".
         priors: names.
         reader: of images, or None.
-        batch: cases fitted one after another.
-        repeats: of everything but those.
+        batch: cases that are many.
+        workers: processes that fit them at once.
+        repeats: of everything, but of those one after another.
     """
     import torch
 
@@ -130,9 +156,9 @@ def measured(
     drawn = [protocol.observations(truth, "bundled", repeat) for repeat in range(max(batch, 2))]
     seconds, surfaces = {}, {}
     for name in priors:
-        prior = load(name, device)
-        seconds |= fits(name, prior, drawn, repeats)
-        surfaces[name] = last(prior, drawn[0], None, UNMESHED).surface.points.tolist()
+        seconds |= fits(name, device, drawn, workers, repeats)
+        found = last(kept(name, device), drawn[0], None, UNMESHED)
+        surfaces[name] = found.surface.points.tolist()
     if reader is not None:
         read: Any = load(reader, device)
         assert truth.image is not None
@@ -153,17 +179,15 @@ def measured(
 
 
 def profiled(device: str, name: str) -> str:
-    """Where one final surface's time goes, by torch's own profiler, as a table."""
+    """Where one final surface's time goes on a GPU, by torch's own profiler, as a table."""
     from torch.profiler import ProfilerActivity, profile
 
     truth = Truth.from_label(read_volume(EXAMPLE / "truth.nii.gz"))
     drawn, prior = find_protocol("outlines").observations(truth, "bundled"), load(name, device)
     last(prior, drawn)
-    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
-    with profile(activities=kinds) as found:
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
         last(prior, drawn)
-    by = "self_cuda_time_total" if device == "cuda" else "self_cpu_time_total"
-    table: str = found.key_averages().table(sort_by=by, row_limit=25)
+    table: str = found.key_averages().table(sort_by="self_cuda_time_total", row_limit=25)
     return table
 
 
@@ -174,6 +198,7 @@ def in_process(device: str, chosen: argparse.Namespace) -> Measured:
     """Measure a device in a process of its own."""
     words = [sys.executable, str(HERE / "gpu.py"), "--measure", device, "--device", device]
     words += ["--batch", str(chosen.batch), "--repeats", str(chosen.repeats)]
+    words += ["--workers", str(chosen.workers)]
     words += ["--priors", *chosen.priors]
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
     return Measured(**json.loads(done.stdout.splitlines()[-1]))
@@ -222,6 +247,7 @@ def reported(cpu: Measured, gpu: Measured | None, chosen: argparse.Namespace) ->
     where = machine("cuda" if gpu else "cpu", cpu.threads)
     found = f"{cpu.name}, {where['cores']} cores, {cpu.threads} threads"
     found += f"; {gpu.name}" if gpu else "; no GPU"
+    found += f"; cases at once in {chosen.workers} processes"
     write_text(path, f"{found}; {where['date']}; commit {where['commit']}\n")
     header = ["what", "CPU", gpu.name if gpu else "GPU", "times faster"]
     show(f"GPU against CPU: {found}", header, rows_of(cpu, gpu), path)
@@ -239,7 +265,8 @@ def arguments() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__)
     found.add_argument("--device", default="cuda", choices=["cpu", "cuda"], help="cuda: both")
     found.add_argument("--priors", nargs="+", default=list(PRIORS))
-    found.add_argument("--batch", type=int, default=64, help="cases fitted one after another")
+    found.add_argument("--batch", type=int, default=64, help="cases that are many")
+    found.add_argument("--workers", type=int, default=os.cpu_count(), help="that fit them at once")
     found.add_argument("--repeats", type=int, default=REPEATS)
     found.add_argument("--profile", action="store_true", help="where the time of a fit goes")
     found.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
@@ -259,8 +286,10 @@ def main() -> int:
         )
         return NO_GPU
     if chosen.measure:
-        found = measured(chosen.measure, chosen.priors, READER, chosen.batch, chosen.repeats)
-        print(json.dumps(asdict(found)))
+        many = (chosen.batch, chosen.workers, chosen.repeats)
+        print(json.dumps(asdict(measured(chosen.measure, chosen.priors, READER, *many))))
+    elif chosen.profile and chosen.device == "cpu":
+        tables(chosen.priors[0], PROFILED, chosen.output / "array_operations.md")
     elif chosen.profile:
         print(profiled(chosen.device, chosen.priors[0]))
     else:

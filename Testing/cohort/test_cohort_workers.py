@@ -76,6 +76,12 @@ def test_ray_fits_a_cohort_and_survives_a_death(ray_cluster, folder, monkeypatch
     assert "Ray could not fit this case" in outcomes[1].error
 
 
+def test_many_cases_of_a_cluster_share_a_gpu(folder):
+    on_cpu, on_gpu = (on_ray._task_options(Settings(folder, device=d)) for d in ("cpu", "cuda"))
+    assert "num_gpus" not in on_cpu
+    assert on_gpu["num_gpus"] * on_ray.CASES_PER_GPU == 1.0
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "nowhere.invalid:6379"])
 def test_a_cluster_that_does_not_answer_is_refused_soon(folder, monkeypatch, address):
     ray = pytest.importorskip("ray", reason="ray is not installed: pip install '.[cluster]'")

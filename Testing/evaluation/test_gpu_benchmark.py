@@ -26,7 +26,7 @@ def benchmark() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def cpu(benchmark):
-    return benchmark.measured("cpu", [PRIOR], READER, batch=2, repeats=1)
+    return benchmark.measured("cpu", [PRIOR], READER, batch=3, workers=2, repeats=1)
 
 
 def test_everything_is_measured(cpu):
@@ -34,7 +34,8 @@ def test_everything_is_measured(cpu):
         f"{PRIOR}: first surface",
         f"{PRIOR}: final surface",
         f"{PRIOR}: preview while dragging",
-        f"{PRIOR}: 2 cases, one after another",
+        f"{PRIOR}: 3 cases, one after another",
+        f"{PRIOR}: 3 cases at once",
         f"{READER}: reading of an image",
     ]
     assert all(seconds > 0.0 for seconds in cpu.seconds.values())
@@ -65,6 +66,28 @@ def test_the_cpu_alone_is_a_table_too(benchmark, cpu, tmp_path, monkeypatch):
     kept = json.loads((tmp_path / "gpu.json").read_text())
     assert kept["gpu"] is None
     assert kept["cpu"]["seconds"] == cpu.seconds
+
+
+def test_of_the_cpu_a_profile_counts_what_a_gpu_would_have_to_do(benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "PROFILED", ["outlines"])
+    words = ["gpu.py", "--device", "cpu", "--profile", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    assert benchmark.main() == 0
+    lines = (tmp_path / "array_operations.md").read_text().splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+    decoder, matrices, points = (dict(zip(rows[0], row, strict=True)) for row in rows[2:])
+    assert [part["part"] for part in (decoder, matrices, points)] == [
+        "decoder",
+        "large matrices",
+        "points",
+    ]
+    # Few operations on many numbers, and many on few.
+    assert int(decoder["operations"]) < int(matrices["operations"]) < int(points["operations"])
+    assert int(points["numbers (median)"]) < int(decoder["numbers (median)"])
+    assert int(points["waits for a number"]) > 0
+    assert sum(int(part["share"].strip(" %")) for part in (decoder, matrices, points)) in range(
+        98, 103
+    )
 
 
 def test_without_a_gpu_it_says_so(benchmark, monkeypatch, capsys):

@@ -15,6 +15,7 @@ from model_server.errors import ShapePriorError
 from model_server.service.cluster import imported_ray
 
 ANSWER_S = 10.0  # within which a cluster has to answer
+CASES_PER_GPU = 8  # a fit is on its GPU for a part of the time
 
 
 def on_ray(cases: Sequence[Case], settings: Settings, address: str, workers: int) -> Outcomes:
@@ -63,7 +64,7 @@ def _task_options(settings: Settings) -> dict[str, Any]:
 
     options: dict[str, Any] = {"num_cpus": 1, "max_retries": 1}
     if settings.device == "cuda":
-        options["num_gpus"] = 1  # Ray hides the GPUs from tasks that ask for none
+        options["num_gpus"] = 1 / CASES_PER_GPU  # Ray hides the GPUs from tasks that ask for none
     if ZOO_VARIABLE in os.environ:
         zoo = str(Path(os.environ[ZOO_VARIABLE]).absolute())
         options["runtime_env"] = {"env_vars": {ZOO_VARIABLE: zoo}}

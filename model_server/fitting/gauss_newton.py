@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import linalg
 
+from model_server.fitting.arrays import Matrix, factor_of, fetched, sent, single, solved_apart
 from model_server.fitting.interrupt import check
-from model_server.fitting.leftover import Kriging, Leftover, covariance_of, solved_apart
+from model_server.fitting.leftover import Kriging, Leftover, covariance_of
 from model_server.fitting.model import ROBUST, FitState, Form, Seen
 from model_server.fitting.terms import Evidence
 
@@ -66,14 +66,14 @@ class _Scale:
         heard: (N,) those that count at all.
         root: (H,) of the weights of those heard.
         shared: (H,) which of them have a covariance.
-        factor: (S, S) lower Cholesky factor of it, noise included: in single precision, as that
-            is no small part of it.
+        factor: (S, S) lower Cholesky factor of it, noise included, on the form's device: in single
+            precision, as noise is no small part of it.
     """
 
     heard: NDArray[np.bool_]
     root: Array
     shared: NDArray[np.bool_]
-    factor: NDArray[np.float32]
+    factor: Matrix
 
     @classmethod
     def of(cls, form: Form, state: FitState, seen: Seen, noise: float) -> _Scale:
@@ -86,18 +86,17 @@ class _Scale:
             weight, heard = _thinned(weight, heard, seen.drawn)
         root = np.sqrt(weight[heard])
         shared = seen.drawn[heard] & (left.spread > 0.0)
-        places = seen.canonical[heard][shared]
+        places = sent(form.device, seen.canonical[heard][shared])
         covariance = left.alike(places, places, form.rms_radius)
-        covariance *= np.float32((left.spread * unit) ** 2)
-        covariance[np.diag_indices(len(places))] += 1.0 / weight[heard][shared]
-        factor = linalg.cholesky(covariance, lower=True, overwrite_a=True, check_finite=False)
+        covariance *= float((left.spread * unit) ** 2)
+        factor = factor_of(covariance, 1.0 / weight[heard][shared])
         return cls(heard, root, shared, factor)
 
     def __call__(self, values: Array) -> Array:
         """(N, ...) residuals or their changes -> (H, ...) scaled."""
         values = values[self.heard]
         scaled = values * self.root.reshape(-1, *[1] * (values.ndim - 1))
-        scaled[self.shared] = solved_apart(self.factor, values[self.shared])
+        scaled[self.shared] = fetched(solved_apart(self.factor, values[self.shared]))
         return np.asarray(scaled)
 
     def energy(self, residuals: Array) -> float:
@@ -108,7 +107,7 @@ class _Scale:
     def volume(self) -> float:
         """Log determinant of the covariance: what ``energy`` leaves out."""
         alone = np.log(self.root[~self.shared]).sum()
-        return float(2.0 * (np.log(np.diag(self.factor)).sum() - alone))
+        return float(2.0 * (np.log(fetched(self.factor.diagonal())).sum() - alone))
 
 
 def _thinned(
@@ -229,16 +228,17 @@ def _left_over(
     every = np.flatnonzero(heard)
     chosen = every[:: -(-len(every) // most)]
     share = radius / unit  # canonical units
-    places, values = seen.canonical[chosen], share * seen.residuals[chosen]
-    by_shape = share * form.jacobian(state, seen)[chosen] if variance else None
-    doubt = share**2 / weight[chosen]
+    given = [seen.canonical, share * seen.residuals, share**2 / weight, seen.normals,
+             share * form.jacobian(state, seen) if variance else None]  # fmt: skip
+    places, values, doubt, normals, by_shape = (
+        None if rows is None else sent(form.device, rows[chosen]) for rows in given
+    )
     spread, length = left.spread * radius, left.length * radius
-    normals = None if seen.normals is None else seen.normals[chosen]
     among = covariance_of(places, spread, length, normals)
-    single = among.astype(np.float32)  # enough to tell who contradicts whom
+    roughly = single(among)  # enough to tell who contradicts whom
     for _ in range(CONTRADICTED):
         check()
-        found = Kriging.of(places, values, doubt, spread, length, None, normals, single)
+        found = Kriging.of(places, values, doubt, spread, length, None, normals, roughly)
         doubt = doubt * (1.0 + (found.missed(doubt) / ROBUST) ** 2 / doubt)
     check()
     return Kriging.of(places, values, doubt, spread, length, by_shape, normals, among)

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import linalg
 
+from model_server.fitting.arrays import (
+    Matrix,
+    beside,
+    double,
+    factor_of,
+    fetched,
+    library,
+    single,
+    solved,
+    solved_apart,
+)
 from model_server.fitting.interrupt import check
 from model_server.priors.card import PriorCard
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
-Single = NDArray[np.float32]
 NAMES = ("spread", "length", "noise")  # in a card
 DENSE = 2.0  # lengths between parallel contours, at most, for them to tell what lies between
 MOST_PAIRS = 4_000_000  # of points and places, at once
@@ -56,8 +64,8 @@ class Leftover:
             return self
         return replace(self, spread=max(self.spread, self.dense))
 
-    def alike(self, first: Array, second: Array, rms_radius: float) -> Single:
-        """(N, M) correlations between canonical places (N, 3) and (M, 3)."""
+    def alike(self, first: Matrix, second: Matrix, rms_radius: float) -> Matrix:
+        """(N, M) correlations between canonical places (N, 3) and (M, 3), where these are."""
         return matern(first, second, self.length * rms_radius)
 
 
@@ -68,6 +76,9 @@ class Kriging:
     Of a field it is a distance. Of a mesh it is a displacement, alike in every direction, of which
     the part along the surface's normals is known at the places; a mesh moved by it stays smooth and
     does not fold as it would along its own normals.
+
+    What it is made of stays on the device on which it was made; it is asked and answers in NumPy's
+    arrays, but for those matrices that are kept there.
 
     Attributes:
         places: (N, 3).
@@ -80,72 +91,70 @@ class Kriging:
         normals: (N, 3) along which a displacement is known; None of a distance.
     """
 
-    places: Array
-    solved: Array
-    factor: Array
+    places: Matrix
+    solved: Matrix
+    factor: Matrix
     spread: float
     length: float
-    by_shape: Array | None = None
-    normals: Array | None = None
+    by_shape: Matrix | None = None
+    normals: Matrix | None = None
 
     @classmethod
     def of(
         cls,
-        places: Array,
-        values: Array,
-        variance: Array,
+        places: Matrix,
+        values: Matrix,
+        variance: Matrix,
         spread: float,
         length: float,
-        jacobian: Array | None = None,
-        normals: Array | None = None,
-        among: NDArray[np.floating[Any]] | None = None,
+        jacobian: Matrix | None = None,
+        normals: Matrix | None = None,
+        among: Matrix | None = None,
     ) -> Kriging:
         """Given (N,) values at (N, 3) places, each with a variance of its own (N,).
 
         ``jacobian`` (N, P) says how the values change by what else explains them; of a
         displacement, ``normals`` (N, 3) are unit vectors along which it was measured. ``among``
         (N, N) is the values' covariance without their variances, where it is known; what is solved
-        has its precision.
+        has its precision. All are on the device that shall compute.
         """
         if among is None:
             among = covariance_of(places, spread, length, normals)
-        covariance = among.copy()
-        covariance[np.diag_indices(len(places))] += variance
         check()
-        factor = linalg.cholesky(covariance, lower=True, overwrite_a=True, check_finite=False)
-        by_shape = None if jacobian is None else linalg.cho_solve((factor, True), jacobian)
-        solved = linalg.cho_solve((factor, True), values.astype(factor.dtype))
-        return cls(places, solved, factor, spread, length, by_shape, normals)
+        factor = factor_of(among, variance, keep=True)
+        by_shape = None if jacobian is None else solved(factor, jacobian)
+        return cls(places, solved(factor, values), factor, spread, length, by_shape, normals)
 
     def reach(self) -> float:
         """The most it moves anything, about."""
-        return float(np.abs(self.at(self.places)).max(initial=0.0))
+        return float(np.abs(self.at(fetched(self.places))).max(initial=0.0))
 
     def at(self, points: Array) -> Array:
         """(M,) expected values at (M, 3) points."""
         parts = []
         for part in np.array_split(points, max(1, len(points) * len(self.places) // MOST_PAIRS)):
             check()
-            parts.append(self.kernel(part) @ self.solved.astype(np.float32))
+            parts.append(fetched(self.kernel(part) @ single(self.solved)))
         return np.concatenate(parts).astype(np.float64)
 
-    def missed(self, variance: Array) -> Array:
-        """(N,) by how much it does not reach the values, whose variances (N,) these were."""
+    def missed(self, variance: Matrix) -> Matrix:
+        """(N,) by how much it does not reach the values, whose variances (N,) these were; where
+        these are."""
         return variance * self.solved
 
     def displaced(self, points: Array) -> Array:
         """(M, 3) points, moved."""
         assert self.normals is not None
-        moved = self.kernel(points) @ (self.solved[:, None] * self.normals).astype(np.float32)
-        return np.asarray(points + moved)
+        moved = self.kernel(points) @ single(self.solved[:, None] * self.normals)
+        return np.asarray(points + fetched(moved))
 
-    def kernel(self, points: Array, normals: Array | None = None) -> Single:
+    def kernel(self, points: Array, normals: Array | None = None) -> Matrix:
         """(M, N) covariances of points (M, 3), along ``normals`` (M, 3) of a displacement, and the
-        places."""
-        found = matern(points, self.places, self.length)
-        found *= np.float32(self.spread**2)
+        places; where these are."""
+        found = matern(beside(self.places, points), self.places, self.length)
+        found *= float(self.spread**2)
         if normals is not None and self.normals is not None:
-            found *= normals.astype(np.float32) @ self.normals.T.astype(np.float32)
+            found *= single(beside(self.places, normals)) @ single(self.normals.T)
         return found
 
     def rows(self, points: Array, jacobian: Array, normals: Array | None = None) -> Array:
@@ -154,8 +163,8 @@ class Kriging:
         (M, 3)."""
         if self.by_shape is None:
             return jacobian
-        explained = self.kernel(points, normals) @ self.by_shape.astype(np.float32)
-        return np.asarray(jacobian - explained)
+        explained = self.kernel(points, normals) @ single(self.by_shape)
+        return np.asarray(jacobian - fetched(explained))
 
     def variance(self, points: Array, normals: Array | None = None) -> Array:
         """(M,) variances at (M, 3) points, of a displacement along ``normals`` (M, 3)."""
@@ -164,63 +173,54 @@ class Kriging:
         for part in np.array_split(np.arange(len(points)), parts):
             check()
             along = None if normals is None else normals[part]
-            told.append((self.known(points[part], along) ** 2).sum(axis=0))
+            told.append(fetched((self.known(points[part], along) ** 2).sum(axis=0)))
         return np.maximum(self.spread**2 - np.concatenate(told).astype(np.float64), 0.0)
 
     def covariance(self, points: Array, normals: Array | None = None) -> Array:
         """(M, M) covariances of the values at (M, 3) points, of a displacement along ``normals``
         (M, 3)."""
         known = self.known(points, normals)
-        return self.among(points, normals) - known.T @ known
+        return fetched(self.among(points, normals) - known.T @ known)
 
-    def among(self, points: Array, normals: Array | None = None) -> Array:
-        """(M, M) the same before any value was given."""
-        along = normals if self.normals is not None else None
-        return covariance_of(points, self.spread, self.length, along)
+    def among(self, points: Array, normals: Array | None = None) -> Matrix:
+        """(M, M) the same before any value was given, where the places are."""
+        along = None
+        if normals is not None and self.normals is not None:
+            along = beside(self.places, normals)
+        return covariance_of(beside(self.places, points), self.spread, self.length, along)
 
-    def known(self, points: Array, normals: Array | None = None) -> Single:
-        """(N, M) whose squares are what the values tell of each of (M, 3) points."""
+    def known(self, points: Array, normals: Array | None = None) -> Matrix:
+        """(N, M) whose squares are what the values tell of each of (M, 3) points, where the places
+        are."""
         return solved_apart(self.factor, self.kernel(points, normals).T)
 
 
-def solved_apart(factor: NDArray[np.floating[Any]], right: NDArray[Any]) -> Single:
-    """(N, M) L^-1 R of a lower Cholesky factor (N, N): single precision is enough for a variance,
-    and twice as fast."""
-    single = np.asfortranarray(right, dtype=np.float32)
-    found = linalg.solve_triangular(
-        factor.astype(np.float32, copy=False),
-        single,
-        lower=True,
-        overwrite_b=True,
-        check_finite=False,
-    )
-    return np.asarray(found)
-
-
-def covariance_of(places: Array, spread: float, length: float, normals: Array | None) -> Array:
-    """(N, N) of a process at (N, 3) places, of a displacement along ``normals`` (N, 3)."""
-    found = matern(places, places, length).astype(np.float64)
-    found *= spread**2
+def covariance_of(places: Matrix, spread: float, length: float, normals: Matrix | None) -> Matrix:
+    """(N, N) of a process at (N, 3) places, of a displacement along ``normals`` (N, 3); where these
+    are."""
+    found = double(matern(places, places, length))
+    found *= float(spread**2)
     if normals is not None:
         found *= normals @ normals.T
     return found
 
 
-def matern(first: Array, second: Array, length: float) -> Single:
-    """(N, M) correlations of (N, 3) and (M, 3) places (Matern 3/2), in single precision, in
-    which exponentials are much faster.
+def matern(first: Matrix, second: Matrix, length: float) -> Matrix:
+    """(N, M) correlations of (N, 3) and (M, 3) places (Matern 3/2), where these are, in single
+    precision, in which exponentials are much faster.
 
     Squared distances are one product of matrices, |a|^2 - 2 ab + |b|^2.
     """
-    middle, unit = second.sum(axis=0) / max(len(second), 1), np.sqrt(3.0) / length
+    xp = library(second)
+    middle, unit = second.sum(axis=0) / max(len(second), 1), float(np.sqrt(3.0) / length)
     a, b = (first - middle) * unit, (second - middle) * unit
-    long, short = (np.einsum("ni,ni->n", v, v)[:, None] for v in (a, b))
-    left = np.concatenate([-2.0 * a, long, np.ones_like(long)], axis=1)
-    right = np.concatenate([b, np.ones_like(short), short], axis=1)
-    away = (left @ right.T).astype(np.float32)
-    np.maximum(away, 0.0, out=away)
-    np.sqrt(away, out=away)
-    found = np.exp(-away)
+    long, short = (xp.einsum("ni,ni->n", v, v)[:, None] for v in (a, b))
+    left = xp.concatenate([-2.0 * a, long, xp.ones_like(long)], axis=1)
+    right = xp.concatenate([b, xp.ones_like(short), short], axis=1)
+    away = single(left @ right.T)
+    xp.clip(away, 0.0, None, out=away)
+    xp.sqrt(away, out=away)
+    found = xp.exp(-away)
     away += 1.0
     found *= away
     return found

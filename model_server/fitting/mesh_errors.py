@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from model_server.fitting.arrays import Matrix, beside, fetched, library
 from model_server.fitting.model import FitState
 from model_server.fitting.vertex_latents import VertexLatents
 
@@ -16,7 +17,8 @@ Indices = NDArray[np.int64]
 
 class NodeErrors:
     """Laplace: the errors of pose and latent, of the nodes' own latents, and of what is left over,
-    added. What the annotations tell of all nodes is found once.
+    added. What the annotations tell of all nodes is found once, and kept on the device that found
+    it.
 
     Args:
         state: of the fit.
@@ -44,10 +46,11 @@ class NodeErrors:
         if self.global_ is not None:
             found += np.einsum("nk,nk->n", self.rows @ self.global_, self.rows)
         for before, told, unit in self._parts():
-            found += unit * np.maximum(before - np.einsum("rn,rn->n", told, told), 0.0)
+            known = fetched(library(told).einsum("rn,rn->n", told, told))
+            found += unit * np.maximum(before - known, 0.0)
         return np.maximum(found, 0.0)
 
-    def _parts(self) -> Iterator[tuple[Array | float, NDArray[np.float32], float]]:
+    def _parts(self) -> Iterator[tuple[Array | float, Matrix, float]]:
         """Variance before anything was told, what was told of it, mm^2 of its unit."""
         if self.system is not None and self.told is not None:
             yield self.system.variance(self.by_latent), self.told, 1.0
@@ -61,10 +64,11 @@ class NodeErrors:
         if self.global_ is not None:
             found += rows @ self.global_ @ rows.T
         if self.system is not None and self.told is not None:
-            told = self.told[:, nodes]
-            found += self.system.covariance(nodes, self.by_latent[nodes]) - told.T @ told
+            told = self.told[:, beside(self.told, nodes)]
+            found += self.system.covariance(nodes, self.by_latent[nodes])
+            found -= fetched(told.T @ told)
         if self.left is not None and self.left_told is not None:
-            told = self.left_told[:, nodes]
+            told = self.left_told[:, beside(self.left_told, nodes)]
             among = self.left.among(self.places[nodes], self.normals[nodes])
-            found += self.area * (among - told.T @ told)
+            found += self.area * fetched(among - told.T @ told)
         return found

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.spatial import cKDTree
 
+from model_server.fitting.arrays import sent
 from model_server.fitting.attachment import Attachment, attach_points
 from model_server.fitting.interrupt import check
 from model_server.fitting.leftover import Leftover
@@ -358,24 +359,18 @@ class MeshForm:
         check()
         harmonics = Harmonics.at(self._sphere(), chosen.power, chosen.smoothness)
         spread = chosen.local_spread**2 / strength
-        noise = self._local_noise(state, seen, keep, step * weight[keep])
-        system = VertexLatents.of(harmonics, hold, by_latent, linear, spread, noise)
+        # Of what was drawn, shapes leave something over that is alike where it is near.
+        drawn = np.flatnonzero(seen.drawn[keep])
+        places = sent(self.device, seen.canonical[keep[drawn]])
+        left = self.leftover.alike(places, places, self.rms_radius)
+        left *= float((self.leftover.spread * self.unit(state)) ** 2)
+        noise = 1.0 / (step * weight[keep])
+        system = VertexLatents.of(harmonics, hold, by_latent, linear, spread, noise, drawn, left)
         start = spread * self._quality_start(state, seen.surface, linear.jacobian, harmonics)
         felt = hold @ (local - start)
         target = (by_latent * felt).sum(axis=1) - seen.residuals[keep]
         self.system = system
         return replace(state, local=system.moved(start, target))
-
-    def _local_noise(
-        self, state: FitState, seen: MeshSeen, keep: NDArray[np.int64], weight: Array
-    ) -> Array:
-        """(N, N) covariance, mm^2, of residuals about what the latents make of them: noise, and of
-        what was drawn what shapes leave over."""
-        drawn, places = np.flatnonzero(seen.drawn[keep]), seen.canonical[keep]
-        noise = np.diag(1.0 / weight)
-        alike = self.leftover.alike(places[drawn], places[drawn], self.rms_radius)
-        noise[drawn[:, None], drawn] += (self.leftover.spread * self.unit(state)) ** 2 * alike
-        return noise
 
     def _quality_start(
         self, state: FitState, surface: Surface, jacobian: Array, harmonics: Harmonics

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from model_server.fitting.arrays import HOST
 from model_server.fitting.field_form import FieldSettings, Reading
 from model_server.fitting.leftover import Kriging
 from model_server.fitting.pose_prior import KINDS, PosePrior
@@ -24,6 +25,7 @@ from model_server.geometry.level_set import inside_box, zero_level
 from model_server.priors.base import FieldPrior
 from model_server.priors.card import PriorCard, read_weights
 from model_server.priors.carried_modes import CarriedModes
+from model_server.priors.device import choose_device, computes_on_cpu
 from model_server.priors.schema import (
     ONE,
     Entry,
@@ -152,14 +154,21 @@ class PcaPrior(FieldPrior):
         modes: the Gaussian of fields.
         pose_prior: learned with it.
         rms_radius: RMS radius of the canonical shapes.
+        device: that computes with the large matrices of a fit.
     """
 
     finishes = False
 
     def __init__(
-        self, card: PriorCard, modes: SdfModes, pose_prior: PosePrior, rms_radius: float
+        self,
+        card: PriorCard,
+        modes: SdfModes,
+        pose_prior: PosePrior,
+        rms_radius: float,
+        device: str = HOST,
     ) -> None:
         self.card = card
+        self.device = device
         self.modes = modes
         self.pose_prior = pose_prior
         self.rms_radius = rms_radius
@@ -170,12 +179,20 @@ class PcaPrior(FieldPrior):
     def load(
         cls, folder: Path, card: PriorCard, device: str = "cpu", quick: PcaPrior | None = None
     ) -> PcaPrior:
-        """Read ``weights.safetensors``; the PCA always runs on the CPU and starts itself."""
-        del device, quick
+        """Read ``weights.safetensors``; the PCA starts itself.
+
+        As the quick look of another prior it computes on the CPU: its matrices have a hundred rows.
+
+        Raises:
+            ShapePriorError: CUDA was asked for and there is none.
+        """
+        del quick
+        where = HOST if computes_on_cpu(device) else str(choose_device(device))
         weights = read_weights(folder, card)
         check_weights(card, weights, schema_of(weights))
         pose_prior = PosePrior.from_arrays(weights)
-        found = cls(card, unpack_modes(weights), pose_prior, float(weights["rms_radius"][0]))
+        radius = float(weights["rms_radius"][0])
+        found = cls(card, unpack_modes(weights), pose_prior, radius, where)
         found.modes.surface(found.latent_mean)  # fields that are no shape are found here
         return found
 

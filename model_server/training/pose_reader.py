@@ -97,10 +97,10 @@ RECIPES = {
         # Small: a view holds few voxels, and the file is bundled.
         view_step=0.11,
         widths=(8, 16, 16, 24),
-        refine_widths=(12, 24, 48),
+        refine_widths=(16, 24, 48),
         variation=Variation(flip=True),
         refinement=RefineTraining(
-            steps=5000, patch=40, shift_mm=0.8, bend_mm=1.0, smooth_mm=1.2, stray_mm=6.0, rate=6e-4
+            steps=4000, patch=40, shift_mm=0.8, bend_mm=1.0, smooth_mm=1.2, stray_mm=6.0, rate=6e-4
         ),
     ),
 }

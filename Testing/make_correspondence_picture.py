@@ -23,7 +23,7 @@ from model_server.priors.protocol import FitSettings  # noqa: E402
 from model_server.priors.registry import load_prior  # noqa: E402
 from model_server.reconstruction import Surface  # noqa: E402
 
-PICTURE = ROOT / "Resources" / "Documentation" / "correspondences.jpg"
+PICTURE = ROOT / "Resources" / "Documentation" / "correspondences.webp"
 PRIORS = ("hippocampus-dals", "hippocampus-atlas")
 LANDMARKS = 8
 # The patient is seen from the left: anterior to the left, superior up.
@@ -79,7 +79,7 @@ def main() -> None:
         paint(column[1], fit.surface, part_colors(fit.parts), moved)
         column[0].set_title(f"{name}: template", fontsize=9)
         column[1].set_title("fit of three outlines", fontsize=9)
-    figure.savefig(PICTURE, dpi=100, pil_kwargs={"quality": 85})
+    figure.savefig(PICTURE, dpi=100, pil_kwargs={"quality": 60, "method": 6})
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ sys.path.insert(0, str(REPOSITORY / "Testing" / "ShapePriorBrowser"))
 from chromium import VIEWS, Person, openedPage, servedExample, whyNot  # noqa: E402
 
 PICTURES = REPOSITORY / "Resources" / "Documentation" / "tutorial"
-WIDTH = 1200
-QUALITY = 85
+WIDTH = 1000
+QUALITY = 45
 TURN = 0.35  # of the 3D view's width: about 70 degrees
 STEPS_BACK = 2  # of the wheel: from the side it is longer than the view
 
@@ -38,7 +38,7 @@ def main() -> int:
             _work(Person(page, shots))
         PICTURES.mkdir(parents=True, exist_ok=True)
         for shot in sorted(shots.glob("step-*.png")):
-            _keep(shot, PICTURES / f"{shot.stem}.jpg")
+            _keep(shot, PICTURES / f"{shot.stem}.webp")
     return 0
 
 
@@ -126,7 +126,7 @@ def _keep(shot: Path, place: Path) -> None:
     picture = Image.open(shot).convert("RGB")
     height = round(picture.height * WIDTH / picture.width)
     small = picture.resize((WIDTH, height), Image.Resampling.LANCZOS)
-    small.save(place, quality=QUALITY, optimize=True)
+    small.save(place, quality=QUALITY, method=6)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
 from model_server.imaging.intensities import Intensities
-from model_server.imaging.region import Frame, on_voxels, read_region
+from model_server.imaging.region import Frame, on_voxels, read_image, read_region
 from model_server.observations import Volume
 
 CENTER = np.array([20.0, -35.0, 12.0])
@@ -109,3 +111,35 @@ def test_voxels_of_the_same_size_are_read_as_they_are() -> None:
     assert np.isin(values[known > 0], volume.array).mean() > 0.99
     other = ramp(np.array([1.0, 1.0, 3.0]), np.eye(3))
     assert np.allclose(on_voxels(FRAME.at(CENTER), other).center, CENTER)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_that_got_lost_are_read_as_what_lies_between(axis: int) -> None:
+    volume = ramp(np.array([1.0, 1.0, 2.0]), np.eye(3))
+    array = volume.array.copy()
+    lost: list[slice | list[int]] = [slice(None)] * 3
+    lost[axis] = [20, 21, 30]
+    array[tuple(lost)] = array.min()
+    region = FRAME.at(CENTER)
+    values, known = read_image(replace(volume, array=array), region)
+    wanted, _ = read_region(volume, region)
+    assert known.all()
+    np.testing.assert_allclose(values, wanted, atol=0.5)
+
+
+def test_many_lost_slices_in_a_row_are_not_known() -> None:
+    volume = ramp(np.ones(3), np.eye(3))
+    array = volume.array.copy()
+    array[40:50] = 0.0
+    region = FRAME.at(CENTER)
+    values, known = read_image(replace(volume, array=array), region)
+    height = volume.to_ijk(region.points())[..., 2]
+    gone = (height > 39.5) & (height < 49.5)
+    np.testing.assert_array_equal(known < 0.5, gone)
+    assert not values[gone].any()
+
+
+def test_an_empty_image_is_no_loss_of_slices() -> None:
+    volume = ramp(np.ones(3), np.eye(3))
+    _, known = read_image(replace(volume, array=np.zeros_like(volume.array)), FRAME.at(CENTER))
+    assert known.all(), "there is an image, and it shows nothing"

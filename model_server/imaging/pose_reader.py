@@ -25,7 +25,7 @@ from model_server.imaging.pose_steps import Places
 from model_server.imaging.prompts import PROMPTS, prompt_channels
 from model_server.imaging.reader import UNKNOWN_MM, Doubt, no_overlap
 from model_server.imaging.refine_network import RefineNetwork, RefineShape
-from model_server.imaging.region import Frame, Region, on_voxels, read_region
+from model_server.imaging.region import Frame, Region, on_voxels, read_image
 from model_server.imaging.voxel_network import laid_out
 from model_server.imaging.watching import watcher
 from model_server.observations import Observations, Volume
@@ -172,7 +172,7 @@ class PoseReader:
             ShapePriorError: (no-overlap) the image does not reach there.
         """
         region = self.frame.at(center)
-        values, known = read_region(image, region)
+        values, known = read_image(image, region)
         if not known.any():
             raise no_overlap(image)
         normal = self.intensities.normalized(values, known)
@@ -224,7 +224,7 @@ class PoseReader:
         check()
         region = on_voxels(self._region(surface), image)
         distance = self.decoded(last, region)
-        values, known = read_region(image, region)
+        values, known = read_image(image, region)
         normal = self.intensities.normalized(values, known)
         prompts = np.zeros((PROMPTS, *values.shape), dtype=np.float32)
         if observations is not None:

@@ -19,7 +19,7 @@ from model_server.imaging.files import unpack_network
 from model_server.imaging.intensities import Intensities
 from model_server.imaging.meshnet import LEVEL, MeshNet, MeshNetShape, Voxels
 from model_server.imaging.prompts import PROMPTS, prompt_channels
-from model_server.imaging.region import Frame, Region, on_voxels, read_region
+from model_server.imaging.region import Frame, Region, on_voxels, read_image
 from model_server.observations import Observations, Volume
 from model_server.priors.card import PriorCard, read_weights
 from model_server.priors.device import choose_device
@@ -132,7 +132,7 @@ class ImageReader:
             ShapePriorError: (no-overlap) the image does not reach there.
         """
         region = on_voxels(self.frame.at(center), image)
-        values, known = read_region(image, region)
+        values, known = read_image(image, region)
         if not known.any():
             raise no_overlap(image)
         check()

@@ -14,6 +14,7 @@ Array = NDArray[np.float64]
 Image = NDArray[np.float32]
 BLUR = 0.4  # of the region's voxels in a volume's: finer volumes are blurred before they are read
 SAME = 1e-3  # of a voxel: axes and spacings that differ by less are the same
+MOST_LOST_MM = 6.0  # of slices in a row: more cannot be guessed from their neighbors
 LEAST_BLUR = 0.3  # voxels; less does nothing
 
 
@@ -91,7 +92,16 @@ def on_voxels(region: Region, volume: Volume) -> Region:
     return Region(region.frame, region.center + nearest - region.origin)
 
 
-def read_region(volume: Volume, region: Region, order: int = 1) -> tuple[Image, Image]:
+def read_image(image: Volume, region: Region) -> tuple[Image, Image]:
+    """As ``read_region``; slices that got lost, in which all values are the same, are read as what
+    lies between their neighbors, or where more than ``MOST_LOST_MM`` of them got lost in a row are
+    not known."""
+    return read_region(image, region, mend=True)
+
+
+def read_region(
+    volume: Volume, region: Region, order: int = 1, mend: bool = False
+) -> tuple[Image, Image]:
     """A volume's values in a region, and where there are any.
 
     Only the part of the volume that the region touches is converted, so that a large CT costs no
@@ -101,6 +111,7 @@ def read_region(volume: Volume, region: Region, order: int = 1) -> tuple[Image, 
         volume: any orientation, spacing and type.
         region: see there.
         order: 1 linear, 0 nearest.
+        mend: whether slices may have got lost; see ``read_image``.
 
     Returns:
         (X, Y, Z) values, 0 outside the volume; and 1 inside it, 0 outside.
@@ -108,19 +119,60 @@ def read_region(volume: Volume, region: Region, order: int = 1) -> tuple[Image, 
     ijk = volume.to_ijk(region.points().reshape(-1, 3))
     size = np.array(volume.shape[::-1])
     inside = ((ijk > -0.5) & (ijk < size - 0.5)).all(axis=1)
-    values = np.zeros(len(ijk), dtype=np.float32)
+    values, known = (np.zeros(len(ijk), dtype=np.float32) for _ in range(2))
     if inside.any():
         low = np.maximum(np.floor(ijk[inside].min(axis=0)).astype(int) - 2, 0)
         high = np.minimum(np.ceil(ijk[inside].max(axis=0)).astype(int) + 3, size)
         box = tuple(slice(a, b) for a, b in zip(low[::-1], high[::-1], strict=True))
         part = _finite(volume.array[box])
+        at = (ijk[inside] - low).T[::-1]
+        known[inside] = 1.0
+        if mend:
+            part, lost = _mended(part, volume.spacing[::-1])
+            known[inside] = ~_within(lost, at)
         blur = _blur(volume, region) if order else np.zeros(3)
         if blur.any():
             part = ndimage.gaussian_filter(part, blur[::-1])
-        at = (ijk[inside] - low).T[::-1]
         values[inside] = ndimage.map_coordinates(part, at, order=order, mode="nearest")
     shape = region.frame.shape
-    return values.reshape(shape), inside.reshape(shape).astype(np.float32)
+    return (values * known).reshape(shape), known.reshape(shape)
+
+
+def _mended(part: Image, spacing: Array) -> tuple[Image, list[NDArray[np.bool_]]]:
+    """Values with what lies between in place of lost slices, and for each axis which slices of it
+    stay lost; ``spacing`` (3,) mm is along the array's axes."""
+    lost = []
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        kept = np.flatnonzero(part.max(axis=others) > part.min(axis=others))
+        every = np.arange(part.shape[axis])
+        gone = np.zeros(len(every), dtype=bool)
+        lost.append(gone)
+        if len(kept) < 2 or kept[-1] - kept[0] + 1 == len(kept):
+            continue
+        for before, after in zip(kept[:-1], kept[1:], strict=True):
+            if (after - before - 1) * spacing[axis] > MOST_LOST_MM:
+                gone[before + 1 : after] = True
+            elif after > before + 1:
+                part = _between(part, axis, int(before), int(after))
+    return part, lost
+
+
+def _between(part: Image, axis: int, before: int, after: int) -> Image:
+    """With the slices between two others a linear mixture of these."""
+    found = np.moveaxis(part, axis, 0).copy()
+    share = (np.arange(before + 1, after) - before)[:, None, None] / (after - before)
+    found[before + 1 : after] = (1.0 - share) * found[before] + share * found[after]
+    return np.moveaxis(found, 0, axis)
+
+
+def _within(lost: list[NDArray[np.bool_]], at: Array) -> NDArray[np.bool_]:
+    """(N,) whether places (3, N), voxels along the array's axes, lie in a slice that is lost."""
+    found = np.zeros(at.shape[1], dtype=bool)
+    for gone, places in zip(lost, at, strict=True):
+        if gone.any():
+            found |= gone[np.clip(np.round(places).astype(int), 0, len(gone) - 1)]
+    return found
 
 
 def _finite(part: NDArray[np.generic]) -> Image:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 SCALE = ".scale"  # after the name of a packed array: (rows,) float32
 LEVELS = 127
-LEAST = 4_000  # values of an array that is worth it
+LEAST = 1_000  # values of an array that is worth it
 NARROW = 5  # values in a row; the scale of fewer takes what int8 saves
 
 Arrays = dict[str, NDArray[Any]]

@@ -168,20 +168,25 @@ def _is_word(text: str) -> bool:
     return 0 < len(text.strip()) <= LONGEST_WORD and text.isprintable()
 
 
-def read_weights(folder: Path, card: PriorCard) -> dict[str, NDArray[Any]]:
+def read_weights(folder: Path, card: PriorCard, as_stored: bool = False) -> dict[str, NDArray[Any]]:
     """Read the weights, and what was added to them later, refusing files whose checksums are not
     the card's.
+
+    Args:
+        folder: of the prior.
+        card: of it.
+        as_stored: whether arrays stay in eight bits with their scales, to be stored again.
 
     Raises:
         ShapePriorError: a file is damaged or missing.
     """
-    found = _read(folder / WEIGHTS_FILE, card, card.checksum)
+    found = _read(folder / WEIGHTS_FILE, card, card.checksum, as_stored)
     if ADDED in card.hyperparameters:
-        found |= _read(folder / ADDED_FILE, card, card.hyperparameters[ADDED])
+        found |= _read(folder / ADDED_FILE, card, card.hyperparameters[ADDED], as_stored)
     return found
 
 
-def _read(path: Path, card: PriorCard, checksum: str) -> dict[str, NDArray[Any]]:
+def _read(path: Path, card: PriorCard, checksum: str, as_stored: bool) -> dict[str, NDArray[Any]]:
     from safetensors.numpy import load
 
     try:
@@ -200,7 +205,7 @@ def _read(path: Path, card: PriorCard, checksum: str) -> dict[str, NDArray[Any]]
             "bad-prior",
         )
     try:
-        return unpacked(load(blob))
+        return dict(load(blob)) if as_stored else unpacked(load(blob))
     except Exception as error:  # safetensors' own error, or that of a type numpy has not
         raise ShapePriorError(
             f"The weights of '{card.name}' are no safetensors file ({type(error).__name__}).",

@@ -30,7 +30,7 @@ from model_server.priors.card import (
     read_weights,
     save_prior,
 )
-from model_server.priors.dissm import DissmPrior
+from model_server.priors.dissm import READER_WEIGHTS, DissmPrior
 from model_server.priors.registry import load_prior
 from model_server.training.image_cases import ImageCase, Structure, image_of, load_cases
 from model_server.training.image_reader import judged, recipe_of, unfinished
@@ -317,14 +317,14 @@ def finish(
     told |= judged(reader, told, split, surfaces, progress, MOST_JUDGED)
     card = replace(prior.card, hyperparameters=prior.card.hyperparameters | {OWN_READER: told})
     source = folder if (folder / CARD_FILE).is_file() else None
-    weights = _weights_of(prior, source) | pack_reader(agent, refine)
-    return save_prior(folder, card, packed(weights))
+    weights = _weights_of(prior, source) | packed(pack_reader(agent, refine))
+    return save_prior(folder, card, weights)
 
 
 def _weights_of(prior: DissmPrior, folder: Path | None) -> dict[str, Any]:
-    """The arrays of a prior's file, without those of a reader before."""
+    """The arrays of a prior's file as they stand there, without those of a reader before."""
     from model_server.priors.registry import prior_folders
 
     found = folder or prior_folders()[prior.card.name]
-    weights = read_weights(found, read_card(found))
-    return {name: value for name, value in weights.items() if name not in prior.reader_weights}
+    weights = read_weights(found, read_card(found), as_stored=True)
+    return {k: value for k, value in weights.items() if not k.startswith(READER_WEIGHTS)}

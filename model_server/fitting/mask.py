@@ -19,6 +19,7 @@ from model_server.observations import ScanEdge, Volume
 Array = NDArray[np.float64]
 PAD = 8  # voxels around the mask, so that vertices outside still feel it
 TIE_BLUR = 0.5  # voxels
+LEAP = 0.4  # voxels by which distances of voxels are too far, as balls of any size have it
 AT_EDGE = 0.1  # voxels by which the border of a mask's volume may miss the scan's edge
 
 
@@ -71,9 +72,9 @@ class MaskField:
         if even.any():  # of blocks half of which is inside, neighbors tell
             inside |= even & (ndimage.gaussian_filter(self.shares, TIE_BLUR) > 0.5)
         away = distance_field(inside, self.spacing)
-        # It is half a voxel too far beside the border, where it leaps from inside to outside: so it
-        # is of the mask's own voxels, by which biases are learned.
-        leap = 0.5 * (float(self.spacing.mean()) - self.own_mm)
+        # It leaps from inside to outside, and is as much too far: so it is of the mask's own voxels,
+        # by which biases are learned.
+        leap = LEAP * (float(self.spacing.mean()) - self.own_mm)
         if leap > 1e-6:
             away = np.sign(away) * np.maximum(np.abs(away) - leap, 0.0)
         return away + self.inward_mm

@@ -88,8 +88,10 @@ class MaskField:
     @property
     def volume(self) -> float:
         """Mm3 inside."""
-        voxel = abs(float(np.linalg.det(self.ijk_to_ras[:3, :3])))
-        return float(np.count_nonzero(self.distance < 0) * voxel)
+        held = self.shares
+        if self.inward_mm:
+            held = np.clip(0.5 - self.distance / self.spacing.mean(), 0.0, 1.0)
+        return float(held.sum(dtype=np.float64) * self.spacing.prod())
 
     @property
     def spacing(self) -> Array:

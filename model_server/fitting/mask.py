@@ -72,7 +72,7 @@ class MaskField:
         if even.any():  # of blocks half of which is inside, neighbors tell
             inside |= even & (ndimage.gaussian_filter(self.shares, TIE_BLUR) > 0.5)
         away = distance_field(inside, self.spacing)
-        # It leaps from inside to outside, and is as much too far: so it is of the mask's own voxels,
+        # It leaps from inside to outside and is as much too far: as it is of the mask's own voxels,
         # by which biases are learned.
         leap = LEAP * (float(self.spacing.mean()) - self.own_mm)
         if leap > 1e-6:

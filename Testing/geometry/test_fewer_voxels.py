@@ -70,8 +70,8 @@ def test_distances_are_those_of_the_fine_mask() -> None:
         gap = coarse.distance_at(points) - fine.distance_at(points)
         assert abs(gap.mean()) < (0.3 if off else 0.1)
         assert np.abs(gap).max() < 1.9
-    assert coarse.volume == pytest.approx(fine.volume, rel=0.01)
-    assert coarse.smaller(2.0).volume == pytest.approx(fine.smaller(2.0).volume, rel=0.03)
+    assert coarse.volume() == pytest.approx(fine.volume(), rel=0.01)
+    assert coarse.smaller(2.0).volume() == pytest.approx(fine.smaller(2.0).volume(), rel=0.03)
     inward = coarse.inward(CENTER + RADIUS * directions)
     assert -(inward * directions).sum(axis=1).min() > 0.9
 

@@ -85,12 +85,15 @@ class MaskField:
         # Sobel of a unit slope is 32: 2 across the difference, 16 for the smoothing weights.
         return np.stack([ndimage.sobel(self.distance, axis=axis) / 32.0 for axis in (2, 1, 0)])
 
-    @property
-    def volume(self) -> float:
-        """Mm3 inside."""
+    def volume(self, edges: Sequence[ScanEdge] = ()) -> float:
+        """Mm3 inside, no farther than the edges of the scan."""
         held = self.shares
         if self.inward_mm:
             held = np.clip(0.5 - self.distance / self.spacing.mean(), 0.0, 1.0)
+        if edges:
+            index = np.argwhere(held > 0.0)
+            ends = self.ijk_to_ras[:3, :3], self.ijk_to_ras[:3, 3]
+            held = held[tuple(index.T)][~beyond(edges, index[:, ::-1] @ ends[0].T + ends[1])]
         return float(held.sum(dtype=np.float64) * self.spacing.prod())
 
     @property
@@ -129,6 +132,11 @@ class MaskField:
         """(3, N) voxel indices, k first, of RAS places."""
         inverse = np.linalg.inv(self.ijk_to_ras)
         return np.asarray((points @ inverse[:3, :3].T + inverse[:3, 3])[:, ::-1].T)
+
+
+def beyond(edges: Sequence[ScanEdge], places: Array) -> NDArray[np.bool_]:
+    """(N,) which of RAS places (N, 3) the scan does not show."""
+    return np.asarray(np.max([edge.beyond(places) for edge in edges], axis=0) > 0.0)
 
 
 Pairs = list[tuple[int, int]]

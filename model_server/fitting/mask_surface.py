@@ -7,6 +7,7 @@ it elsewhere, is a hole, a leak or a missing end: there the fitted surface stays
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,11 +15,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from model_server.fitting.interrupt import apart, check
-from model_server.fitting.mask import MaskField
+from model_server.fitting.mask import MaskField, beyond
 from model_server.geometry.labels import distance_field, level_that_holds, oriented, voxelize
 from model_server.geometry.level_set import zero_level
 from model_server.geometry.mask_border import cut_to_labels
-from model_server.observations import Volume
+from model_server.observations import ScanEdge, Volume
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
@@ -62,11 +63,11 @@ class Together:
         spacing = mask.spacing
         return cls(grid, step, wanted, fitted, (float(spacing.max()), float(spacing.min())))
 
-    def holding(self, volume: float) -> Together:
-        """With a mask that holds so many mm3: between thick slices an interpolated distance loses
-        what is thin."""
-        level = level_that_holds(self.wanted, volume / self.step**3)
-        return replace(self, wanted=self.wanted - level)
+    def holding(self, volume: float, edges: Sequence[ScanEdge] = ()) -> Together:
+        """With a mask that holds so many mm3 within the scan: between thick slices an interpolated
+        distance loses what is thin."""
+        known = self.wanted.ravel()[~beyond(edges, self.places())] if edges else self.wanted
+        return replace(self, wanted=self.wanted - level_that_holds(known, volume / self.step**3))
 
     def places(self) -> Array:
         """(N, 3) RAS mm of all nodes, in the order of ``wanted.ravel()``."""

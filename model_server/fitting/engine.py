@@ -175,7 +175,8 @@ def place(model: FitModel, observations: Observations, settings: FitSettings) ->
 def _likely(model: FitModel, observations: Observations, settings: FitSettings) -> Observations:
     """With the likely parts of a label map alone."""
     if observations.mask_noise is not None:
-        return parts_of_organ(observations, model.card)
+        chosen = observations.mask_points is not None  # see ``template_interaction``
+        return observations if chosen else parts_of_organ(observations, model.card)
     quick = model.quick or model
 
     def judge(label: Volume) -> Judged:

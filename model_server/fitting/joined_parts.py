@@ -31,8 +31,9 @@ def joined(field: Array, step: float) -> Array:
         check()
         cost = step + np.maximum(field, 0.0)
         ways = MCP_Geometric(cost)
-        costs, _ = ways.find_costs(np.argwhere(_main(field)))
-        there = np.argwhere(numbers == number)
+        there = _border(numbers == number)
+        # The first end that is reached is the nearest.
+        costs, _ = ways.find_costs(_border(_main(field)), there, find_all_ends=False)
         end = there[int(np.argmin(costs[tuple(there.T)]))]
         way = np.ones(field.shape, dtype=bool)
         way[tuple(np.array(ways.traceback(tuple(end))).T)] = False
@@ -47,3 +48,8 @@ def _main(field: Array) -> NDArray[np.bool_]:
     """The largest part inside."""
     numbers, _ = ndimage.label(field < 0)
     return np.asarray(numbers == 1 + int(np.argmax(np.bincount(numbers.ravel())[1:])))
+
+
+def _border(inside: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """(N, 3) nodes inside beside one that is not: ways begin and end there."""
+    return np.argwhere(inside & ~ndimage.binary_erosion(inside))

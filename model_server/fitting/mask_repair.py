@@ -21,7 +21,7 @@ from scipy import ndimage
 from model_server.fitting.interrupt import check
 from model_server.fitting.joined_parts import LEAST_PART, joined
 from model_server.fitting.leftover import Kriging
-from model_server.fitting.mask import MaskField
+from model_server.fitting.mask import MaskField, beyond
 from model_server.fitting.mask_surface import Together
 from model_server.geometry.sampling import spread_vertices
 from model_server.observations import MaskNoise, ScanEdge
@@ -58,13 +58,14 @@ class RepairedMask:
 
     def followed(self, surface: Surface) -> Surface:
         """One closed surface, RAS mm; the given one where nothing is left of it."""
-        together = Together.of(self.mask, surface).holding(self.mask.volume)
+        edges = self.noise.edges
+        together = Together.of(self.mask, surface).holding(self.mask.volume(edges), edges)
         # A bound by the usual gap between both cuts off what networks see and priors do not know.
         field = bounded(together.wanted, together.fitted, FARTHEST * surface.rms_radius())
         check()
         spread = min(self.noise.spread_mm, MOST_SPREAD * surface.rms_radius())
         field = np.minimum(field, _filled(together, spread))
-        field = _within(together, field, self.noise.edges)
+        field = _within(together, field, edges)
         check()
         field = joined(field, together.step)
         if len(self.drawn):
@@ -151,5 +152,5 @@ def _within(together: Together, field: Array, edges: Sequence[ScanEdge]) -> Arra
     if not edges:
         return field
     places = together.places()
-    beyond = np.max([edge.beyond(places) for edge in edges], axis=0).reshape(field.shape)
-    return np.where(beyond > 0.0, together.fitted, field)
+    unseen = beyond(edges, places).reshape(field.shape)
+    return np.where(unseen, together.fitted, field)

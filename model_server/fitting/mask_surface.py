@@ -7,16 +7,19 @@ it elsewhere, is a hole, a leak or a missing end: there the fitted surface stays
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from model_server.fitting.interrupt import check
-from model_server.fitting.mask import MaskField
+from model_server.fitting.interrupt import apart, check
+from model_server.fitting.mask import MaskField, beyond
 from model_server.geometry.labels import distance_field, level_that_holds, oriented, voxelize
 from model_server.geometry.level_set import zero_level
+from model_server.geometry.mask_border import cut_to_labels
+from model_server.observations import ScanEdge, Volume
 from model_server.reconstruction import Surface
 
 Array = NDArray[np.float64]
@@ -50,9 +53,9 @@ class Together:
     def of(cls, mask: MaskField, surface: Surface) -> Together:
         """On nodes around both."""
         check()
+        apart(lambda: mask.distance)
         grid, shape, step = _grid(surface, mask)
-        wanted = mask.distance_at(_places(grid, shape)).reshape(shape[::-1]).transpose(2, 1, 0)
-        wanted = ndimage.gaussian_filter(wanted, MASK_BLUR)
+        wanted = ndimage.gaussian_filter(_on_grid(mask, grid, shape), MASK_BLUR)
         check()
         inside = voxelize(surface, grid, shape)
         fitted = ndimage.gaussian_filter(distance_field(inside, np.full(3, step)), SURFACE_BLUR)
@@ -60,11 +63,11 @@ class Together:
         spacing = mask.spacing
         return cls(grid, step, wanted, fitted, (float(spacing.max()), float(spacing.min())))
 
-    def holding(self, volume: float) -> Together:
-        """With a mask that holds so many mm3: between thick slices an interpolated distance loses
-        what is thin."""
-        level = level_that_holds(self.wanted, volume / self.step**3)
-        return replace(self, wanted=self.wanted - level)
+    def holding(self, volume: float, edges: Sequence[ScanEdge] = ()) -> Together:
+        """With a mask that holds so many mm3 within the scan: between thick slices an interpolated
+        distance loses what is thin."""
+        known = self.wanted.ravel()[~beyond(edges, self.places())] if edges else self.wanted
+        return replace(self, wanted=self.wanted - level_that_holds(known, volume / self.step**3))
 
     def places(self) -> Array:
         """(N, 3) RAS mm of all nodes, in the order of ``wanted.ravel()``."""
@@ -102,20 +105,35 @@ class FollowedMask:
         return together.level(together.believed(BELIEVED)) or surface
 
 
-def _places(grid: Array, shape: tuple[int, int, int]) -> Array:
-    """(N, 3) RAS mm of nodes (K, J, I)."""
-    nodes = np.stack(np.meshgrid(*[np.arange(n) for n in shape[::-1]], indexing="ij"), axis=-1)
-    return np.asarray(nodes.reshape(-1, 3) @ grid[:3, :3].T + grid[:3, 3])
+def _on_grid(mask: MaskField, grid: Array, shape: tuple[int, int, int]) -> Array:
+    """(K, J, I) mm, trilinear, of nodes along the mask's axes."""
+    inverse = np.linalg.inv(mask.ijk_to_ras)
+    scale = np.diag(inverse[:3, :3] @ grid[:3, :3])
+    start = inverse[:3, :3] @ grid[:3, 3] + inverse[:3, 3]
+    return np.asarray(
+        ndimage.affine_transform(
+            mask.distance, scale[::-1], start[::-1], shape, order=1, mode="nearest"
+        )
+    )
+
+
+def node_mm(label: Volume) -> float:
+    """Mm between nodes of the grid on which a mask is followed, at the least."""
+    label = cut_to_labels(label)
+    return float(np.cbrt((np.array(label.shape[::-1]) * label.spacing).prod() / MOST_NODES))
 
 
 def _grid(surface: Surface, mask: MaskField) -> tuple[Array, tuple[int, int, int], float]:
     """(4, 4) nodes -> RAS mm, along the mask's axes, (K, J, I) nodes and mm between them."""
     inverse = np.linalg.inv(mask.ijk_to_ras)
     of_surface = surface.points @ inverse[:3, :3].T + inverse[:3, 3]
-    of_mask = np.argwhere(mask.distance < 0)[:, ::-1]
-    ends = np.concatenate([of_surface, of_mask]) if len(of_mask) else of_surface
+    inside = mask.distance < 0
+    ends = [of_surface.min(axis=0), of_surface.max(axis=0)]
+    if inside.any():
+        along = [np.flatnonzero(inside.any(axis=others)) for others in ((0, 1), (0, 2), (1, 2))]
+        ends += [np.array([there[end] for there in along]) for end in (0, -1)]
     # On voxel centers, where steps allow: between them a mask's corners would be cut.
-    low, high = np.floor(ends.min(axis=0)), ends.max(axis=0)
+    low, high = np.floor(np.min(ends, axis=0)), np.max(ends, axis=0)
     extent = (high - low) * mask.spacing
     step = max(float(mask.spacing.min()), float(np.cbrt(extent.prod() / MOST_NODES)))
     grid = mask.ijk_to_ras.copy()

@@ -21,7 +21,9 @@ from model_server.fitting.checks import check_mask_size
 from model_server.fitting.interrupt import apart
 from model_server.fitting.mask_parts import parts_of_organ
 from model_server.fitting.pose_prior import PosePrior, mirror_points
+from model_server.geometry.fewer_voxels import overview
 from model_server.geometry.labels import surface_from_label
+from model_server.geometry.mask_border import cut_to_labels
 from model_server.geometry.sampling import sample_surface
 from model_server.observations import Observations, Volume
 from model_server.priors.card import PriorCard
@@ -84,6 +86,7 @@ def interacted(prior: HasShape, observations: Observations) -> Observations:
     """
     if observations.mask_noise is None or observations.label_map is None:
         return observations
+    observations = replace(observations, label_map=cut_to_labels(observations.label_map))
     check_mask_size(observations.label_map, prior.card)
     observations = parts_of_organ(observations, prior.card)
     label = observations.label_map
@@ -95,15 +98,15 @@ def interacted(prior: HasShape, observations: Observations) -> Observations:
 
 
 def _digest(label: Volume) -> bytes:
-    found = hashlib.blake2b(np.ascontiguousarray(label.array).tobytes(), digest_size=16)
-    found.update(f"{label.array.shape}{label.array.dtype}".encode())
+    found = hashlib.blake2b(np.packbits(np.asarray(label.array) > 0).data, digest_size=16)
+    found.update(str(label.array.shape).encode())
     found.update(np.ascontiguousarray(label.ijk_to_ras).tobytes())
     return found.digest()
 
 
 def _confirmed(prior: HasShape, observations: Observations, label: Volume) -> Array:
     """(K, 3) RAS mm, the best places; of paired organs by the side that fits better."""
-    initial = apart(lambda: surface_from_label(label, whole=True, keep_volume=True))
+    initial = apart(lambda: surface_from_label(overview(label), whole=True, keep_volume=True))
     shape, found = prior.registered(), []
     for mirrored in (False, True) if prior.card.mirrors else (False,):
         points = mirror_points(initial.points) if mirrored else initial.points

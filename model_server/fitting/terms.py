@@ -28,13 +28,14 @@ from model_server.fitting.image_surface import FollowedImage
 from model_server.fitting.interrupt import apart
 from model_server.fitting.mask import MaskField
 from model_server.fitting.mask_repair import RepairedMask
-from model_server.fitting.mask_surface import FollowedMask
+from model_server.fitting.mask_surface import FollowedMask, node_mm
 from model_server.fitting.pose_prior import mirror_edge, mirror_points
+from model_server.geometry.fewer_voxels import overview
 from model_server.geometry.labels import surface_from_label
 from model_server.geometry.level_set import zero_level
 from model_server.geometry.loops import loop_length
 from model_server.geometry.sampling import sample_surface
-from model_server.observations import MaskNoise, Observations
+from model_server.observations import MaskNoise, Observations, Volume
 from model_server.reading import ImageReading
 from model_server.reconstruction import Surface
 
@@ -423,22 +424,8 @@ def evidence_of(observations: Observations) -> Evidence:
     if len(clicks):
         terms.append(ClickTerm(clicks))
     if observations.label_map is not None:
-        label = observations.label_map
         noise = observations.mask_noise
-        repairs = noise is not None
-        sampled = observations.mask_points
-        if sampled is None:
-            surface = apart(lambda: surface_from_label(label, whole=True, keep_volume=repairs))
-            sampled = sample_surface(surface, MASK_SAMPLES, np.random.default_rng(0))
-        edges = () if noise is None else noise.edges
-        for edge in edges:  # where the scan ends, the organ does not
-            within = edge.beyond(sampled) < -float(label.spacing.max())
-            sampled = sampled[within] if within.any() else sampled
-        field = apart(lambda: MaskField.of(label, edges))
-        if noise is not None and noise.bias_mm:
-            sampled, field = field.shrunk(noise.bias_mm, sampled)
-            noise = replace(noise, bias_mm=0.0, spread_mm=noise.spread_mm + max(noise.bias_mm, 0))
-        terms.append(LabelMapTerm(sampled, field, noise))
+        terms.append(_mask_term(observations.label_map, noise, observations.mask_points))
     for sets, side in ((observations.inside, -1), (observations.outside, 1)):
         if sets:
             terms.append(SideTerm(np.concatenate([s.points for s in sets]), side))
@@ -453,3 +440,21 @@ def _spacing(observations: Observations) -> float:
     drawn = sum(loop_length(loop) for outline in observations.outlines for loop in outline.loops)
     usual = observations.extent_mm() / SAMPLES_PER_EXTENT
     return float(max(usual, drawn / MOST_SAMPLES, 1e-3))
+
+
+def _mask_term(label: Volume, noise: MaskNoise | None, believed: Array | None) -> LabelMapTerm:
+    """Of a label map; ``believed`` (N, 3) are places of its border, RAS mm, None for all."""
+    seen, edges = overview(label), () if noise is None else noise.edges
+    sampled = believed
+    if sampled is None:
+        surface = apart(lambda: surface_from_label(seen, None, True, noise is not None))
+        sampled = sample_surface(surface, MASK_SAMPLES, np.random.default_rng(0))
+    for edge in edges:  # where the scan ends, the organ does not
+        within = edge.beyond(sampled) < -float(seen.spacing.max())
+        sampled = sampled[within] if within.any() else sampled
+    field = MaskField.of(label, edges, node_mm(label))
+    if noise is not None and noise.bias_mm:
+        sampled = sampled + noise.bias_mm * MaskField.of(seen, edges).inward(sampled)
+        field = field.smaller(noise.bias_mm)
+        noise = replace(noise, bias_mm=0.0, spread_mm=noise.spread_mm + max(noise.bias_mm, 0))
+    return LabelMapTerm(sampled, field, noise)

@@ -113,9 +113,10 @@ def surface_from_label(
 
 
 def level_that_holds(field: Array, nodes: float) -> float:
-    """The level of a field below which so many of its nodes lie."""
+    """The level of a field below which so many of its nodes lie, halfway to the next: of distances
+    of voxels it lies between them."""
     count = int(np.clip(round(nodes), 1, field.size - 2))
-    return float(np.partition(field, count, axis=None)[count])
+    return float(np.partition(field, (count - 1, count), axis=None)[count - 1 : count + 1].mean())
 
 
 def spline_surface(label: Volume, count: int = 64) -> Surface:

@@ -71,7 +71,11 @@ class MaskBorder:
 
 def cut_to_labels(label: Volume) -> Volume:
     """A label volume without its empty border; as it is where nothing is labeled."""
-    inside = np.asarray(label.array) > 0
+    array = np.asarray(label.array)
+    faces = (np.moveaxis(array, axis, 0)[end] for axis in range(3) for end in (0, -1))
+    if array.size and all((face > 0).any() for face in faces):
+        return label
+    inside = array > 0
     box = []
     for others in ((1, 2), (0, 2), (0, 1)):
         along = np.flatnonzero(inside.any(axis=others))

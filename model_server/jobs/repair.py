@@ -125,15 +125,18 @@ def changes_of(
         shape: the prior's own, RAS mm: see ``shape_of``.
         cut: sides on which the scan ends.
     """
+    from model_server.geometry.fewer_voxels import overview
     from model_server.geometry.labels import surface_from_label
-    from model_server.geometry.mask_border import MaskBorder
+    from model_server.geometry.mask_border import MaskBorder, cut_to_labels
 
+    mask = cut_to_labels(mask)  # of a whole scan, most is empty
+    seen = overview(mask)
     before, after, voxel = _both(mask, surface)
     both, added = np.count_nonzero(before & after), np.count_nonzero(after & ~before)
     removed = np.count_nonzero(before & ~after)
     dice = 2.0 * both / max(2 * both + added + removed, 1)
-    explained = overlap(mask, shape)
-    border = surface_from_label(mask, whole=True, keep_volume=True)
+    explained = overlap(seen, shape)
+    border = surface_from_label(seen, whole=True, keep_volume=True)
     gaps, moved = _gaps(border, surface), MaskBorder.of(mask).distance_to(surface.points)
     changes = Changes(
         volume_before_ml=round((both + removed) * voxel, 3),

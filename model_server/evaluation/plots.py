@@ -142,7 +142,7 @@ def _from_zero(axis: Any, values: Sequence[float]) -> None:
 
 def _spread(axis: Any, counts: Sequence[float]) -> None:
     """Counts of very different size stand at equal ratios, each with its own tick."""
-    if counts and counts[-1] > WIDE * counts[0]:
+    if counts and counts[-1] > WIDE * counts[0] > 0:
         axis.set_xscale("log")
         axis.set_xticks(counts, [f"{n:g}" if n < 10_000 else f"{n / 1000:g}k" for n in counts])
         axis.set_xticks([], minor=True)

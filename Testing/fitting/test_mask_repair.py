@@ -153,6 +153,17 @@ def test_a_mask_of_something_else_is_beyond_repair(truth: Truth) -> None:
     assert same.warnings("mask") == ()
 
 
+def test_a_mask_that_was_changed_much_is_to_be_looked_at(truth: Truth) -> None:
+    """As of two organs under one label, of which one was kept."""
+    array = np.asarray(truth.label.array) > 0
+    both = np.concatenate([array, array], axis=0)
+    changes, _ = changes_of(replace(truth.label, array=both), truth.surface, truth.surface)
+    assert not changes.beyond_repair
+    assert changes.dice == pytest.approx(2 / 3, abs=0.05)
+    (told,) = changes.warnings("mask")
+    assert "one organ" in told
+
+
 @pytest.mark.parametrize("seed", [2, 14])
 def test_a_speckled_mask_is_repaired(seed: int) -> None:
     """Its border passes through nodes, which once left triangles without area."""

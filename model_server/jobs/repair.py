@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 BEYOND_REPAIR = 0.55  # Dice of a mask with the prior's shape; chosen by beyond_repair.py
+LEAST_LIKE = 0.75  # Dice of a mask with the repaired surface; less is worth a look
 SAMPLES = 10_000  # of each surface, for distances
 SOURCE_FORMAT = "shape-prior repair source"
 
@@ -65,6 +66,12 @@ class Changes:
                 f"The mask '{name}' is beyond repair: it overlaps the prior's shape by a Dice of "
                 f"{self.shape_dice:.2f} only. Check that it is of the organ of the prior, or "
                 "outline the organ on a few slices."
+            )
+        elif self.dice < LEAST_LIKE:
+            told.append(
+                f"The repair changed the mask '{name}' much ({self.added_ml:.3g} ml added, "
+                f"{self.removed_ml:.3g} ml removed): check that it holds one organ alone, and look "
+                "where they differ."
             )
         if self.extended_beyond:
             told.append(

@@ -93,9 +93,10 @@ def _box(markups: object, name: str) -> Box:
         size = np.array(entry["size"], dtype=np.float64).reshape(3)
         given = entry.get("orientation") or np.diag(to_ras)  # of none: the patient's axes
         axes = to_ras[:, None] * np.array(given, dtype=np.float64).reshape(3, 3)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _bad_box(name) from error
-    half = 0.5 * np.abs(axes) @ size
+    with np.errstate(invalid="ignore"):  # what is infinite is refused below
+        half = 0.5 * np.abs(axes) @ size
     if not (np.isfinite(center).all() and np.isfinite(half).all() and (half > LEAST_MM / 2).all()):
         raise _bad_box(name)
     return Box(center - half, center + half)

@@ -129,6 +129,7 @@ def test_a_rough_box_is_a_start(reader, ellipsoid_scan, tmp_path):
         [],
         [{"type": "ROI"}],
         [{"type": "ROI", "center": [0, 0, 0], "size": [0, 1, 1]}],
+        [{"type": "ROI", "center": [0, 0, 0], "size": [1e6, 1e6, 1e6]}],
         [{"type": "ROI", "center": [10**400, 0, 0], "size": [9, 9, 9]}],
     ],
 )

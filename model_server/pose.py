@@ -85,7 +85,7 @@ def checked_place(matrix: object) -> Array:
     """
     try:
         found = np.array(matrix, dtype=np.float64)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise _bad_start() from error
     if found.shape != (4, 4) or not np.isfinite(found).all():
         raise _bad_start()
@@ -105,7 +105,7 @@ def place_of_step(step: Mapping[str, Any]) -> Array:
         matrix = np.eye(4)
         matrix[:3, :3] = np.array(step["rotation"], dtype=np.float64).reshape(3, 3) * scale
         matrix[:3, 3] = np.array(step["translation_mm"], dtype=np.float64).reshape(3)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _bad_start() from error
     return checked_place(matrix)
 

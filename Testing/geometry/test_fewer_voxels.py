@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from model_server.errors import ShapePriorError
 from model_server.fitting.mask import MaskField, scan_edges
 from model_server.fitting.mask_parts import Parts, parts_of_organ
 from model_server.geometry.fewer_voxels import (
@@ -112,3 +113,12 @@ def test_parts_know_their_sizes_and_gaps() -> None:
     (note,) = noted.notes
     (off,) = re.findall(r"(\d+) mm off", note)
     assert float(off) == pytest.approx(43.0, abs=1.5)
+
+
+def test_a_mask_thinner_than_blocks_is_named_as_such() -> None:
+    """It is not empty, as was said."""
+    sheet = np.zeros((200, 200, 200), dtype=np.uint8)
+    j, i = np.mgrid[40:160, 40:160]
+    sheet[(i + j) // 2, j, i] = 1
+    with pytest.raises(ShapePriorError, match="thinner than"):
+        overview(Volume(sheet, np.diag([0.5, 0.5, 0.5, 1.0]), "sheet"))

@@ -124,7 +124,14 @@ def test_a_rough_box_is_a_start(reader, ellipsoid_scan, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "markups", [[], [{"type": "ROI"}], [{"type": "ROI", "center": [0, 0, 0], "size": [0, 1, 1]}]]
+    "markups",
+    [
+        [],
+        [{"type": "ROI"}],
+        [{"type": "ROI", "center": [0, 0, 0], "size": [0, 1, 1]}],
+        [{"type": "ROI", "center": [0, 0, 0], "size": [1e6, 1e6, 1e6]}],
+        [{"type": "ROI", "center": [10**400, 0, 0], "size": [9, 9, 9]}],
+    ],
 )
 def test_a_box_that_is_none_is_said_to_be(tmp_path, markups):
     path = tmp_path / "around.mrk.json"

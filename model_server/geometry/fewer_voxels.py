@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from model_server.errors import ShapePriorError
 from model_server.geometry.mask_border import cut_to_labels
 from model_server.observations import Volume
 
@@ -43,16 +44,27 @@ def block_shares(inside: NDArray[np.bool_], blocks: NDArray[np.int64]) -> NDArra
 
 def in_fewer_voxels(label: Volume, edge: float) -> Volume:
     """A label map cut to its content, in voxels of at most so many mm where its own are finer: each
-    is labeled where more than half of it is."""
+    is labeled where more than half of it is.
+
+    Raises:
+        ShapePriorError: (thin-mask) nothing is, though something is labeled.
+    """
     label = cut_to_labels(label)
     blocks = blocks_of(label.spacing, edge)
     if (blocks == 1).all():
         return label
     shares = block_shares(np.asarray(label.array) > 0, blocks)
+    inside = shares > 0.5
+    if shares.any() and not inside.any():
+        raise ShapePriorError(
+            f"The mask '{label.name}' is thinner than {edge:.1f} mm everywhere, no organ's shape.",
+            "Segment the organ with all that is inside it.",
+            "thin-mask",
+        )
     geometry = label.ijk_to_ras.copy()
     geometry[:3, :3] *= blocks
     geometry[:3, 3] = label.to_ras(np.asarray(0.5 * (blocks - 1.0), dtype=np.float64))
-    return replace(label, array=(shares > 0.5).astype(np.uint8), ijk_to_ras=geometry)
+    return replace(label, array=inside.astype(np.uint8), ijk_to_ras=geometry)
 
 
 def overview(label: Volume) -> Volume:

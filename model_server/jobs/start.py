@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from model_server.reconstruction import Surface
 
 MOST_BYTES = 2**24
-LEAST_MM = 1.0  # of a box along each axis
+LEAST_MM, MOST_MM = 1.0, 1000.0  # of a box along each axis
 
 
 @dataclass(frozen=True)
@@ -93,17 +93,19 @@ def _box(markups: object, name: str) -> Box:
         size = np.array(entry["size"], dtype=np.float64).reshape(3)
         given = entry.get("orientation") or np.diag(to_ras)  # of none: the patient's axes
         axes = to_ras[:, None] * np.array(given, dtype=np.float64).reshape(3, 3)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _bad_box(name) from error
-    half = 0.5 * np.abs(axes) @ size
-    if not (np.isfinite(center).all() and np.isfinite(half).all() and (half > LEAST_MM / 2).all()):
+    with np.errstate(invalid="ignore"):  # what is infinite is refused below
+        half = 0.5 * np.abs(axes) @ size
+    sound = (half > LEAST_MM / 2) & (half < MOST_MM / 2)
+    if not (np.isfinite(center).all() and sound.all()):
         raise _bad_box(name)
     return Box(center - half, center + half)
 
 
 def _bad_box(name: str) -> ShapePriorError:
     return ShapePriorError(
-        f"The start '{name}' holds no region of interest, or several, or an empty one.",
+        f"The start '{name}' holds no region of interest, several, or one of no organ's size.",
         "Save one ROI that surrounds the organ as .mrk.json from 3D Slicer.",
         "bad-start",
     )

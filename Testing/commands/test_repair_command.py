@@ -39,6 +39,28 @@ def truth() -> Truth:
     return Truth.from_label(read_volume(example_case().truth))
 
 
+def test_a_mask_that_the_scan_cuts_becomes_a_label_map_within_the_scan(
+    shape_prior: Run, truth: Truth, tmp_path: Path
+) -> None:
+    there = np.flatnonzero(np.asarray(truth.label.array).any(axis=(0, 2)))
+    middle = int(there[0] + 0.7 * (there[-1] - there[0]))
+    array = np.asarray(truth.label.array)[:, :middle].astype(np.uint8)
+    cut = replace(truth.label, array=array)
+    mask, found = written(tmp_path / "cut.nii.gz", cut), tmp_path / "found.nii.gz"
+    done = shape_prior(
+        "repair", "--prior", "hippocampus-pca", "--mask", mask, "--output", found,
+        "--output", tmp_path / "found.stl",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "scan cuts the mask" in done.stderr.replace("\n", " ")
+    kept = read_volume(found)
+    assert kept.array.shape == cut.array.shape
+    surface, _ = read_surface(tmp_path / "found.stl")
+    inside, known = np.asarray(kept.array) > 0, array > 0
+    assert 2.0 * (inside & known).sum() / (inside.sum() + known.sum()) > 0.95
+    assert kept.to_ijk(surface.points)[:, 1].max() > middle + 1.0, "the surface goes on"
+
+
 def test_a_mask_becomes_a_surface_a_label_map_and_a_report(
     shape_prior: Run, truth: Truth, tmp_path: Path
 ) -> None:

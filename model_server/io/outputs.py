@@ -88,6 +88,7 @@ def write_outputs(
     names: Mapping[int, str] | None = None,
     surfaces: Mapping[Path, Surface] | None = None,
     dicom: DicomSources = DicomSources(),
+    cut: bool = False,
 ) -> None:
     """Write a result in every format that was asked for; all files appear, or none.
 
@@ -100,11 +101,13 @@ def write_outputs(
         names: of the parts, where the result has parts.
         surfaces: bare ones that belong to the result, RAS mm.
         dicom: what results in DICOM refer to.
+        cut: whether it is known, and told, that the shape goes on beyond the reference: labelmaps
+            hold what lies within.
 
     Raises:
         ShapePriorError: the reference does not contain the shape, or a file cannot be written.
     """
-    if reference is not None:
+    if reference is not None and not cut:
         require_contains(reference, reconstruction.surface)
     jobs = {
         path: dicom.writer(reconstruction, format_of(path), organ, reference)

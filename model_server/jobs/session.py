@@ -218,7 +218,9 @@ class Session:
         reference = self.reference if voxels or not self.implied else None
         names = part_names(card)
         dicom = replace(self.dicom or DicomSources(), side=_side(card, result))
-        write_outputs(result, paths, reference, card.organ, others, names, surfaces, dicom)
+        noise = self.observations.mask_noise
+        cut = noise is not None and bool(noise.edges)  # the scan's edge, as the warning says
+        write_outputs(result, paths, reference, card.organ, others, names, surfaces, dicom, cut)
         return content
 
     def _trajectory(self) -> dict[str, Any]:

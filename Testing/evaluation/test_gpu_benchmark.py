@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -15,13 +16,14 @@ PRIOR, READER = "hippocampus-pca", "hippocampus-meshnet"
 
 
 @pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
+def benchmark() -> Iterator[ModuleType]:
+    """Importable as long as it is used: its worker processes import it, too."""
     folder = Path(__file__).resolve().parent.parent / "benchmarks"
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         import gpu
 
-        return gpu
+        yield gpu
 
 
 @pytest.fixture(scope="module")

@@ -140,20 +140,18 @@ def read_region(
 
 def _mended(part: Image, spacing: Array) -> tuple[Image, list[NDArray[np.bool_]]]:
     """Values with what lies between in place of lost slices, and for each axis which slices of it
-    stay lost; ``spacing`` (3,) mm is along the array's axes."""
+    are not to be guessed; ``spacing`` (3,) mm is along the array's axes."""
     lost = []
     for axis in range(3):
         others = tuple(a for a in range(3) if a != axis)
         kept = np.flatnonzero(part.max(axis=others) > part.min(axis=others))
-        every = np.arange(part.shape[axis])
-        gone = np.zeros(len(every), dtype=bool)
+        gone = np.zeros(part.shape[axis], dtype=bool)
         lost.append(gone)
         if len(kept) < 2 or kept[-1] - kept[0] + 1 == len(kept):
             continue
         for before, after in zip(kept[:-1], kept[1:], strict=True):
-            if (after - before - 1) * spacing[axis] > MOST_LOST_MM:
-                gone[before + 1 : after] = True
-            elif after > before + 1:
+            gone[before + 1 : after] = (after - before - 1) * spacing[axis] > MOST_LOST_MM
+            if after > before + 1:
                 part = _between(part, axis, int(before), int(after))
     return part, lost
 

@@ -46,6 +46,12 @@ def test_a_sure_image_is_followed() -> None:
     assert abs(np.median(radii(found)) - RADIUS) < 0.15
 
 
+def test_an_image_far_from_the_shape_is_believed_more_than_the_shape() -> None:
+    """The shape was fitted to the image: what it could not follow is its own fault."""
+    found = followed(ball_reading(CENTER, RADIUS, doubt=2.0), np.empty((0, 3)), RADIUS - 3.0)
+    assert abs(np.median(radii(found)) - RADIUS) < 0.35
+
+
 def test_an_unsure_image_is_not() -> None:
     found = followed(ball_reading(CENTER, RADIUS, doubt=8.0), np.empty((0, 3)), RADIUS - 1.0)
     assert abs(np.median(radii(found)) - (RADIUS - 1.0)) < 0.25

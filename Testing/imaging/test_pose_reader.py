@@ -13,6 +13,7 @@ from pose_readers import MODALITY, NAME
 
 from model_server.errors import ShapePriorError
 from model_server.fitting.interrupt import Interrupted, stop_when
+from model_server.imaging.look import Look
 from model_server.imaging.pose_reader import PoseReader
 from model_server.imaging.readers import (
     Looks,
@@ -183,6 +184,22 @@ def test_one_that_sees_all_at_once_starts_nowhere(ellipsoid_scan):
         found_in(meshnet, look, start=np.eye(4))
     with pytest.raises(ShapePriorError, match="step by step"):
         observed(meshnet, look, "scan", Observations(start=np.eye(4)))
+
+
+def test_an_agent_is_sent_off_once(reader, ellipsoid_scan, monkeypatch):
+    """It goes to the organ's middle by itself: no second region has to be read."""
+    away = Volume(ellipsoid_scan.array, ellipsoid_scan.ijk_to_ras, "scan")
+    read, centers = type(reader).read, []
+
+    def counted(self, image, center, *more, **named):
+        centers.append(center)
+        found = read(self, image, center, *more, **named)
+        distance = np.roll(found.distance, 8, axis=1)  # as if it had ended off the middle
+        return replace(found, distance=distance)
+
+    monkeypatch.setattr(type(reader), "read", counted)
+    Look(reader, away).find()
+    assert len(centers) == 1
 
 
 def test_a_fit_hears_it(prior, ellipsoid_scan):
